@@ -1,1 +1,23 @@
-//! TODO
+//! Ground floor: what every other crate may use and what knows nobody.
+//!
+//! - [`Failure`]: the one error type that can reach a user, with its class and its text.
+//! - [`clock`]: clocks that can be stopped or driven by hand, and timers on them.
+//! - [`rank`]: a non-poisoning mutex whose lock order is checked in debug builds.
+//! - [`notice`]: the never-blocking queue from lower layers to the control plane.
+
+#![deny(unsafe_code)]
+
+pub mod clock;
+pub mod failure;
+pub mod notice;
+pub mod rank;
+
+pub use failure::{Class, Failure, Result};
+pub use rank::{Mutex, MutexGuard};
+
+/// One kibibyte, mebibyte and gibibyte in bytes.
+pub const KIB: u64 = 1 << 10;
+/// See [`KIB`].
+pub const MIB: u64 = 1 << 20;
+/// See [`KIB`].
+pub const GIB: u64 = 1 << 30;
