@@ -1,0 +1,223 @@
+use crate::{HostPage, PAGE_SIZE};
+use base::{Result, bail};
+use bitflags::bitflags;
+use rustix::mm::{MapFlags, ProtFlags};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+bitflags! {
+    /// Who wants to hear of the next write to a page. An engine may cache "this page is
+    /// freely writable" only while a page has no watch.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Watch: u8 {
+        /// Instructions were decoded from this page: a write bumps [`RamBlock::code_version`].
+        const CODE = 1;
+        /// Migration: a write sets the page's bit in the migration dirty bitmap.
+        const MIGRATION = 2;
+        /// Display: likewise in the display dirty bitmap.
+        const DISPLAY = 4;
+    }
+}
+
+/// Host memory behind guest RAM or ROM. A `Copy` handle.
+///
+/// Blocks are never unmapped while the process lives; [`RamBlock::discard`] gives the
+/// memory itself back to the host. This is what makes [`HostPage`] safe to hand out.
+#[derive(Clone, Copy)]
+pub struct RamBlock(&'static Inner);
+
+struct Inner {
+    name: String,
+    len: u64,
+    host: usize,
+    memfd: OwnedFd,
+    watch: Vec<AtomicU8>,
+    code_version: Vec<AtomicU32>,
+    dirty_migration: Vec<AtomicU64>,
+    dirty_display: Vec<AtomicU64>,
+}
+
+fn zeroed<T: Default>(count: usize) -> Vec<T> {
+    (0..count).map(|_| T::default()).collect()
+}
+
+impl RamBlock {
+    /// Allocates `len` bytes (rounded up to pages) of zeroed, lazily populated memory.
+    pub fn new(name: &str, len: u64) -> Result<RamBlock> {
+        let Some(len) = len.checked_next_multiple_of(PAGE_SIZE).filter(|&len| len > 0 && len < 1 << 46)
+        else {
+            bail!("cannot set up guest memory '{name}': invalid size {len}");
+        };
+        let cannot = |e: rustix::io::Errno| {
+            base::Failure::os(format!("cannot set up guest memory '{name}'"), &e.into())
+        };
+        let memfd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(cannot)?;
+        rustix::fs::ftruncate(&memfd, len).map_err(cannot)?;
+        // SAFETY: a new shared mapping at an address of the kernel's choice.
+        let host = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len as usize,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                &memfd,
+                0,
+            )
+        }
+        .map_err(cannot)? as usize;
+        let pages = (len / PAGE_SIZE) as usize;
+        Ok(RamBlock(Box::leak(Box::new(Inner {
+            name: name.to_string(),
+            len,
+            host,
+            memfd,
+            watch: zeroed(pages),
+            code_version: zeroed(pages),
+            dirty_migration: zeroed(pages.div_ceil(64)),
+            dirty_display: zeroed(pages.div_ceil(64)),
+        }))))
+    }
+
+    pub fn name(self) -> &'static str {
+        &self.0.name
+    }
+
+    /// Length in bytes, a multiple of the page size.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(self) -> u64 {
+        self.0.len
+    }
+
+    /// The memory file, to share with another process.
+    pub fn memfd(self) -> BorrowedFd<'static> {
+        self.0.memfd.as_fd()
+    }
+
+    /// Host address of the first byte (for KVM slots and code generators).
+    pub fn host_address(self) -> usize {
+        self.0.host
+    }
+
+    /// The page that holds byte `offset`. Panics past the end.
+    #[inline]
+    pub fn page(self, offset: u64) -> HostPage {
+        assert!(offset < self.0.len);
+        let at = self.0.host + (offset & !(PAGE_SIZE - 1)) as usize;
+        // SAFETY: page aligned, inside a mapping that is never removed.
+        unsafe { HostPage::new(at as *mut u8) }
+    }
+
+    /// Copies out; panics past the end. No watch is concerned.
+    pub fn read(self, offset: u64, to: &mut [u8]) {
+        assert!(to.len() as u64 <= self.0.len && offset <= self.0.len - to.len() as u64);
+        // SAFETY: in bounds of a mapping that is never removed; races only tear bytes.
+        unsafe { std::ptr::copy((self.0.host + offset as usize) as *const u8, to.as_mut_ptr(), to.len()) }
+    }
+
+    /// Copies in and tells the watchers; panics past the end.
+    pub fn write(self, offset: u64, from: &[u8]) {
+        assert!(from.len() as u64 <= self.0.len && offset <= self.0.len - from.len() as u64);
+        // SAFETY: in bounds of a mapping that is never removed.
+        unsafe { std::ptr::copy(from.as_ptr(), (self.0.host + offset as usize) as *mut u8, from.len()) }
+        self.note_write(offset, from.len() as u64);
+    }
+
+    /// The watches on the page that holds `offset`.
+    #[inline(always)]
+    pub fn watch(self, offset: u64) -> Watch {
+        Watch::from_bits_retain(self.0.watch[(offset / PAGE_SIZE) as usize].load(Ordering::Acquire))
+    }
+
+    /// The watch byte itself, for engines that test it on each store.
+    #[inline(always)]
+    pub fn watch_cell(self, offset: u64) -> &'static AtomicU8 {
+        &self.0.watch[(offset / PAGE_SIZE) as usize]
+    }
+
+    /// Sets watches on the page that holds `offset`. The caller makes engines drop what they
+    /// cached about the page's writability.
+    pub fn set_watch(self, offset: u64, watch: Watch) {
+        self.0.watch[(offset / PAGE_SIZE) as usize].fetch_or(watch.bits(), Ordering::AcqRel);
+    }
+
+    /// Counts writes to a page since it first held decoded code; see [`Watch::CODE`].
+    #[inline(always)]
+    pub fn code_version(self, offset: u64) -> u32 {
+        self.0.code_version[(offset / PAGE_SIZE) as usize].load(Ordering::Acquire)
+    }
+
+    /// The version cell itself, for engines that test it at each block entry.
+    #[inline(always)]
+    pub fn code_version_cell(self, offset: u64) -> &'static AtomicU32 {
+        &self.0.code_version[(offset / PAGE_SIZE) as usize]
+    }
+
+    /// Tells the watchers that `len` bytes from `offset` were written. Call *after* the write.
+    #[inline]
+    pub fn note_write(self, offset: u64, len: u64) {
+        if len == 0 {
+            return;
+        }
+        let last = (offset + len - 1) / PAGE_SIZE;
+        for page in offset / PAGE_SIZE..=last {
+            if self.0.watch[page as usize].load(Ordering::Acquire) != 0 {
+                self.note_page(page as usize);
+            }
+        }
+    }
+
+    #[cold]
+    fn note_page(self, page: usize) {
+        // CODE stays set (until an engine clears it): every write counts.
+        let seen = self.0.watch[page].fetch_and(Watch::CODE.bits(), Ordering::AcqRel);
+        let seen = Watch::from_bits_retain(seen);
+        let bit = 1u64 << (page % 64);
+        if seen.contains(Watch::CODE) {
+            self.0.code_version[page].fetch_add(1, Ordering::AcqRel);
+        }
+        if seen.contains(Watch::MIGRATION) {
+            self.0.dirty_migration[page / 64].fetch_or(bit, Ordering::AcqRel);
+        }
+        if seen.contains(Watch::DISPLAY) {
+            self.0.dirty_display[page / 64].fetch_or(bit, Ordering::AcqRel);
+        }
+    }
+
+    /// Drops the CODE watch of a page (an engine has dropped all code decoded from it).
+    pub fn clear_code_watch(self, offset: u64) {
+        self.0.watch[(offset / PAGE_SIZE) as usize].fetch_and(!Watch::CODE.bits(), Ordering::AcqRel);
+    }
+
+    /// Takes the dirty bits (64 pages from page `64 * word`) of one watch and clears them.
+    pub fn take_dirty(self, watch: Watch, word: usize) -> u64 {
+        let map = if watch == Watch::DISPLAY { &self.0.dirty_display } else { &self.0.dirty_migration };
+        map.get(word).map_or(0, |bits| bits.swap(0, Ordering::AcqRel))
+    }
+
+    /// Gives whole pages back to the host; they read as zero afterwards.
+    pub fn discard(self, offset: u64, len: u64) -> Result<()> {
+        if offset % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 || offset > self.0.len || len > self.0.len - offset
+        {
+            bail!("cannot discard {len} bytes at {offset} of '{}'", self.0.name);
+        }
+        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&self.0.memfd, flags, offset, len)
+            .map_err(|e| base::Failure::from(std::io::Error::from(e)))?;
+        self.note_write(offset, len);
+        Ok(())
+    }
+}
+
+impl PartialEq for RamBlock {
+    fn eq(&self, other: &Self) -> bool {
+        std::ptr::eq(self.0, other.0)
+    }
+}
+
+impl Eq for RamBlock {}
+
+impl std::fmt::Debug for RamBlock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RamBlock({}, {:#x})", self.0.name, self.0.len)
+    }
+}
