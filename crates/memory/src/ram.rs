@@ -196,7 +196,10 @@ impl RamBlock {
 
     /// Gives whole pages back to the host; they read as zero afterwards.
     pub fn discard(self, offset: u64, len: u64) -> Result<()> {
-        if offset % PAGE_SIZE != 0 || len % PAGE_SIZE != 0 || offset > self.0.len || len > self.0.len - offset
+        if !offset.is_multiple_of(PAGE_SIZE)
+            || !len.is_multiple_of(PAGE_SIZE)
+            || offset > self.0.len
+            || len > self.0.len - offset
         {
             bail!("cannot discard {len} bytes at {offset} of '{}'", self.0.name);
         }

@@ -1,0 +1,107 @@
+//! What other threads ask of one vCPU.
+
+use base::Mutex;
+use bitflags::bitflags;
+use std::sync::Condvar;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, Ordering};
+use std::sync::{Mutex as StdMutex, PoisonError};
+use std::time::Duration;
+
+bitflags! {
+    /// Reasons for a vCPU to look up from its code.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Request: u32 {
+        /// The interrupt controller may have a vector (a hint: ask [`crate::LocalApic`]).
+        const INTERRUPT = 1;
+        const NMI = 2;
+        const INIT = 4;
+        const SIPI = 8;
+        /// Leave [`crate::Vcpu::run`] with [`crate::Exit::Asked`].
+        const EXIT = 16;
+        /// The memory map or a page's watches changed: drop derived translations.
+        const FLUSH = 32;
+        const SMI = 64;
+        const MCE = 128;
+    }
+}
+
+type Kicker = Box<dyn Fn() + Send + Sync>;
+
+/// The mailbox of one vCPU. `post` may be called from any thread, with any lock held.
+#[derive(Default)]
+pub struct Link {
+    requests: AtomicU32,
+    sipi_vector: AtomicU8,
+    waiting: AtomicBool,
+    park: StdMutex<()>,
+    wake: Condvar,
+    kicker: Mutex<Option<Kicker>>,
+    kicks: AtomicBool,
+}
+
+impl Link {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Asks; wakes a halted vCPU and makes a running one look within a block.
+    pub fn post(&self, request: Request) {
+        let old = self.requests.fetch_or(request.bits(), Ordering::SeqCst);
+        if self.waiting.load(Ordering::SeqCst) {
+            drop(self.park.lock().unwrap_or_else(PoisonError::into_inner));
+            self.wake.notify_all();
+        }
+        if old & request.bits() != request.bits()
+            && self.kicks.load(Ordering::Acquire)
+            && let Some(kick) = &*self.kicker.lock()
+        {
+            kick();
+        }
+    }
+
+    /// Posts a start-up IPI.
+    pub fn post_sipi(&self, vector: u8) {
+        self.sipi_vector.store(vector, Ordering::Release);
+        self.post(Request::SIPI);
+    }
+
+    pub fn sipi_vector(&self) -> u8 {
+        self.sipi_vector.load(Ordering::Acquire)
+    }
+
+    /// What is asked now. Engines poll [`Link::cell`] against zero at block boundaries.
+    #[inline(always)]
+    pub fn requests(&self) -> Request {
+        Request::from_bits_retain(self.requests.load(Ordering::Acquire))
+    }
+
+    /// The request word itself, for generated code.
+    pub fn cell(&self) -> &AtomicU32 {
+        &self.requests
+    }
+
+    /// Takes (clears) the given requests; returns those that were set.
+    pub fn take(&self, which: Request) -> Request {
+        Request::from_bits_retain(self.requests.fetch_and(!which.bits(), Ordering::SeqCst)) & which
+    }
+
+    /// Waits until one of `which` is asked, at most `limit`.
+    pub fn wait(&self, which: Request, limit: Option<Duration>) {
+        let mut guard = self.park.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.store(true, Ordering::SeqCst);
+        if self.requests.load(Ordering::SeqCst) & which.bits() == 0 {
+            guard = match limit {
+                Some(limit) => self.wake.wait_timeout(guard, limit).unwrap_or_else(PoisonError::into_inner).0,
+                None => self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+        self.waiting.store(false, Ordering::SeqCst);
+        drop(guard);
+    }
+
+    /// What interrupts a vCPU inside the host kernel (KVM: a signal and `immediate_exit`).
+    pub fn set_kicker(&self, kick: impl Fn() + Send + Sync + 'static) {
+        *self.kicker.lock() = Some(Box::new(kick));
+        self.kicks.store(true, Ordering::Release);
+    }
+}
