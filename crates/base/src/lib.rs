@@ -2,6 +2,7 @@
 //!
 //! - [`Failure`]: the one error type that can reach a user, with its class and its text.
 //! - [`clock`]: clocks that can be stopped or driven by hand, and timers on them.
+//! - [`fd`]: inherited descriptors and descriptor sets.
 //! - [`rank`]: a non-poisoning mutex whose lock order is checked in debug builds.
 //! - [`notice`]: the never-blocking queue from lower layers to the control plane.
 
@@ -9,6 +10,7 @@
 
 pub mod clock;
 pub mod failure;
+pub mod fd;
 pub mod notice;
 pub mod rank;
 

@@ -1,1 +1,19 @@
-//! TODO
+//! What a user can ask for, as plain data: made by the command line, by QMP and by
+//! configuration files alike, and carried out by the crates above.
+//!
+//! Devices, objects and block nodes stay trees of keys ([`Tree`]) because only the owning
+//! crate knows their keys; everything else is typed.
+
+#![forbid(unsafe_code)]
+
+pub mod chardev;
+pub mod id;
+pub mod size;
+pub mod socket;
+
+pub use chardev::{Chardev, ChardevKind};
+pub use id::{id_wellformed, nearest};
+pub use socket::SocketAddress;
+
+/// A tree of keys: JSON objects, arrays and scalars.
+pub type Tree = serde_json::Map<String, serde_json::Value>;
