@@ -1,0 +1,87 @@
+use crate::pci::PciBus;
+use crate::{Bus, Device, IrqLine, MsiSink, Power};
+use base::clock::Clock;
+use base::notice::Notices;
+use base::{Result, fail};
+use memory::{AddressSpace, Dma};
+use std::any::Any;
+use std::sync::Arc;
+
+/// The machine's clocks.
+#[derive(Clone)]
+pub struct Clocks {
+    /// Stops with the machine; the guest's time.
+    pub virtual_: Clock,
+    /// Host monotonic time.
+    pub realtime: Clock,
+    /// Wall-clock time (ns since 1970).
+    pub host: Clock,
+}
+
+/// Back ends by name.
+pub trait Backends: Send + Sync {
+    /// A user-created object (`rng-random`, `iothread`), to be downcast by its type.
+    fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>>;
+}
+
+/// The handles every device of one machine shares.
+#[derive(Clone)]
+pub struct Services {
+    pub memory: Arc<AddressSpace>,
+    pub ports: Arc<AddressSpace>,
+    pub clocks: Clocks,
+    /// ISA interrupts 0-15, then the I/O APIC's own pins 16-23 (global system interrupts).
+    pub irqs: Arc<[IrqLine]>,
+    pub msi: Arc<dyn MsiSink>,
+    pub power: Arc<dyn Power>,
+    pub notices: Notices,
+    pub backends: Arc<dyn Backends>,
+}
+
+/// What one device gets when it is created.
+pub struct Wiring<'a> {
+    pub services: &'a Services,
+    /// The bus it was put on; downcast with [`Wiring::bus`].
+    pub bus: Arc<dyn Bus>,
+    /// The user's id, if any.
+    pub id: Option<&'a str>,
+    /// Its place in the object tree (`/machine/peripheral/<id>`, `/machine/unattached/device[3]`).
+    pub qom_path: String,
+    /// Plugged into a running machine.
+    pub hotplugged: bool,
+}
+
+impl Wiring<'_> {
+    /// The bus as the concrete type the device needs.
+    pub fn bus<T: Any + Send + Sync>(&self) -> Result<Arc<T>> {
+        self.bus
+            .clone()
+            .as_any()
+            .downcast::<T>()
+            .map_err(|_| fail!("Bus '{}' is of another kind", self.bus.name()))
+    }
+
+    /// The PCI bus it sits on.
+    pub fn pci_bus(&self) -> Result<Arc<PciBus>> {
+        self.bus()
+    }
+
+    /// A global system interrupt; past the last one a line that leads nowhere.
+    pub fn irq(&self, number: usize) -> IrqLine {
+        self.services.irqs.get(number).cloned().unwrap_or_else(IrqLine::unconnected)
+    }
+
+    /// Guest memory for a device that may always access it (not a PCI bus master).
+    pub fn dma(&self) -> Dma {
+        Dma::new(self.services.memory.clone(), true)
+    }
+
+    pub fn clock(&self) -> &Clock {
+        &self.services.clocks.virtual_
+    }
+}
+
+/// Convenience for `create` functions.
+pub fn device(device: impl Device) -> Result<Arc<dyn Device>> {
+    Ok(Arc::new(device))
+}
