@@ -8,11 +8,13 @@
 
 pub mod chardev;
 pub mod id;
+pub mod machine;
 pub mod size;
 pub mod socket;
 
 pub use chardev::{Chardev, ChardevKind};
 pub use id::{id_wellformed, nearest};
+pub use machine::{Accel, MachineKind, MachineSpec};
 pub use socket::SocketAddress;
 
 /// A tree of keys: JSON objects, arrays and scalars.
