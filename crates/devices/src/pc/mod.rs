@@ -1,0 +1,18 @@
+//! The PC's classic devices: interrupt controllers, timers, keyboard controller, ports.
+//!
+//! Each device is made by `new` (typed configuration, lines and clocks), attached to an
+//! address space by `map`, and never calls a line back into itself: lines lead to interrupt
+//! controllers, whose locks rank above all devices'.
+
+mod range;
+
+use device::Model;
+pub use range::{Range, byte_range};
+
+/// The models of this folder.
+pub fn models() -> Vec<&'static Model> {
+    Vec::new()
+}
+
+#[cfg(test)]
+mod tests;
