@@ -94,11 +94,7 @@ impl FlatView {
                 match &range.target {
                     Target::Ram { block, offset }
                     | Target::Rom { block, offset }
-                    | Target::RomDevice { block, offset, .. } => {
-                        let mut bytes = [0; 8];
-                        block.read(offset + by, &mut bytes[..usize::from(size)]);
-                        u64::from_le_bytes(bytes)
-                    }
+                    | Target::RomDevice { block, offset, .. } => ram_load(*block, offset + by, size),
                     Target::Io { handler, offset } => io_read(&**handler, offset + by, size) & mask,
                 }
             }
@@ -116,7 +112,7 @@ impl FlatView {
                 let by = address - range.start;
                 match &range.target {
                     Target::Ram { block, offset } => {
-                        block.write(offset + by, &value.to_le_bytes()[..usize::from(size)]);
+                        ram_store(*block, offset + by, size, value);
                     }
                     Target::Rom { .. } => {}
                     Target::RomDevice { handler, offset, .. } | Target::Io { handler, offset } => {
@@ -205,6 +201,35 @@ impl FlatView {
             done += usize::from(size);
         }
     }
+}
+
+/// Aligned accesses are single-copy atomic: ring indices are read while a vCPU writes them.
+fn ram_load(block: RamBlock, at: u64, size: u8) -> u64 {
+    let (page, within) = (block.page(at), (at % PAGE_SIZE) as usize);
+    match size {
+        1 => page.load::<u8>(within).into(),
+        2 if at.is_multiple_of(2) => page.load::<u16>(within).into(),
+        4 if at.is_multiple_of(4) => page.load::<u32>(within).into(),
+        8 if at.is_multiple_of(8) => page.load::<u64>(within),
+        _ => {
+            let mut bytes = [0; 8];
+            block.read(at, &mut bytes[..usize::from(size)]);
+            u64::from_le_bytes(bytes)
+        }
+    }
+}
+
+/// See [`ram_load`].
+fn ram_store(block: RamBlock, at: u64, size: u8, value: u64) {
+    let (page, within) = (block.page(at), (at % PAGE_SIZE) as usize);
+    match size {
+        1 => page.store(within, value as u8),
+        2 if at.is_multiple_of(2) => page.store(within, value as u16),
+        4 if at.is_multiple_of(4) => page.store(within, value as u32),
+        8 if at.is_multiple_of(8) => page.store(within, value),
+        _ => return block.write(at, &value.to_le_bytes()[..usize::from(size)]),
+    }
+    block.note_write(at, size.into());
 }
 
 fn io_read(handler: &dyn Handler, offset: u64, size: u8) -> u64 {

@@ -1,18 +1,8 @@
-//! PCI buses and functions (PCI Local Bus 3.0, PCI-to-PCI bridge 1.2, PCI Express base 3.0).
-
 use crate::{Bus, BusKind, Device};
 use base::{Mutex, Result, bail};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-/// One PCI function. Configuration space is little endian; `size` is 1, 2 or 4 and the
-/// access does not cross a doubleword.
-pub trait PciFunction: Send + Sync {
-    /// Offsets up to 255 (4095 on PCI Express).
-    fn config_read(&self, offset: u16, size: u8) -> u32;
-    fn config_write(&self, offset: u16, size: u8, value: u32);
-}
 
 /// Routes (slot, pin 0-3 = INTA-INTD, level) of a root bus to interrupts, or of a secondary
 /// bus to its bridge's parent.
@@ -25,9 +15,13 @@ pub struct PciBus {
     functions: Mutex<BTreeMap<u8, Arc<dyn Device>>>,
     /// Reserved while a device is being created.
     reserved: Mutex<BTreeMap<u8, String>>,
+    wires: Mutex<Wires>,
+}
+
+struct Wires {
     route: IntxRoute,
-    /// Wired-OR level counts of each (slot, pin).
-    levels: Mutex<BTreeMap<(u8, u8), BTreeMap<u8, bool>>>,
+    /// Functions that drive each (slot, pin) high, one bit a function.
+    levels: BTreeMap<(u8, u8), u8>,
 }
 
 /// slot << 3 | function.
@@ -50,9 +44,20 @@ impl PciBus {
             express,
             functions: Mutex::new(BTreeMap::new()),
             reserved: Mutex::new(BTreeMap::new()),
-            route,
-            levels: Mutex::new(BTreeMap::new()),
+            wires: Mutex::new(Wires { route, levels: BTreeMap::new() }),
         })
+    }
+
+    /// Replaces the interrupt routing (the ISA bridge that routes is itself on the bus).
+    /// Wires that are high are told to the new route.
+    pub fn set_route(&self, route: IntxRoute) {
+        let mut wires = self.wires.lock();
+        wires.route = route;
+        for (&(slot, pin), &levels) in &wires.levels {
+            if levels != 0 {
+                (wires.route)(slot, pin, true);
+            }
+        }
     }
 
     pub fn is_express(&self) -> bool {
@@ -75,7 +80,17 @@ impl PciBus {
                     owner.unwrap_or_default()
                 );
             }
-            Some(at) => at,
+            Some(at) => {
+                let first = functions.get(&(at & !7)).and_then(|d| d.pci().map(|f| f.config_read(0x0e, 1)));
+                if at & 7 != 0 && first.is_some_and(|header| header & 0x80 == 0) {
+                    bail!(
+                        "PCI: single function device can't be populated in function {:x}.{:x}",
+                        at >> 3,
+                        at & 7
+                    );
+                }
+                at
+            }
             None => match (0..32)
                 .map(|slot| devfn(slot, 0))
                 .find(|&at| (at..at + 7).chain([at | 7]).all(|f| !taken(f)))
@@ -88,6 +103,7 @@ impl PciBus {
         Ok(at)
     }
 
+    /// Puts a created function at the place it reserved.
     pub fn attach(&self, at: u8, device: Arc<dyn Device>) {
         self.reserved.lock().remove(&at);
         self.functions.lock().insert(at, device);
@@ -96,6 +112,11 @@ impl PciBus {
     pub fn detach(&self, at: u8) {
         self.reserved.lock().remove(&at);
         self.functions.lock().remove(&at);
+    }
+
+    /// Gives up a reservation that was not followed by [`PciBus::attach`].
+    pub fn release(&self, at: u8) {
+        self.reserved.lock().remove(&at);
     }
 
     pub fn function(&self, at: u8) -> Option<Arc<dyn Device>> {
@@ -122,18 +143,35 @@ impl PciBus {
     }
 
     /// Drives an interrupt pin (0 = INTA) of a function; levels of functions that share a
-    /// wire are ORed.
+    /// wire are ORed. The route is called under the wires' lock, so that two threads cannot
+    /// deliver their changes in the wrong order.
     pub fn set_intx(&self, at: u8, pin: u8, level: bool) {
-        let slot = at >> 3;
-        let mut levels = self.levels.lock();
-        let wire = levels.entry((slot, pin)).or_default();
-        let before = wire.values().any(|&high| high);
-        wire.insert(at, level);
-        let after = wire.values().any(|&high| high);
-        drop(levels);
+        let (slot, bit) = (at >> 3, 1 << (at & 7));
+        let mut wires = self.wires.lock();
+        let wire = wires.levels.entry((slot, pin)).or_default();
+        let before = *wire != 0;
+        *wire = if level { *wire | bit } else { *wire & !bit };
+        let after = *wire != 0;
         if before != after {
-            (self.route)(slot, pin, after);
+            (wires.route)(slot, pin, after);
         }
+    }
+
+    /// The bus with this number: this one (`own` is its number) or one behind a bridge on it.
+    pub fn find_bus(self: &Arc<Self>, own: u8, number: u8) -> Option<Arc<PciBus>> {
+        if own == number {
+            return Some(self.clone());
+        }
+        self.functions().into_iter().find_map(|(_, device)| {
+            let function = device.pci()?;
+            let below = function.secondary_bus()?;
+            let secondary = function.config_read(0x19, 1) as u8;
+            let subordinate = function.config_read(0x1a, 1) as u8;
+            if secondary == 0 || !(secondary..=subordinate).contains(&number) {
+                return None;
+            }
+            below.find_bus(secondary, number)
+        })
     }
 }
 
