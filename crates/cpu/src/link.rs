@@ -11,14 +11,17 @@ bitflags! {
     /// Reasons for a vCPU to look up from its code.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub struct Request: u32 {
-        /// The interrupt controller may have a vector (a hint: ask [`crate::LocalApic`]).
+        /// The interrupt controller may have a vector: a hint that the engine takes (clears)
+        /// when it asks [`crate::LocalApic`]; it asks again whenever the guest comes to accept
+        /// interrupts (STI, POPF, IRET, MOV CR8, end of a shadow), so no hint is lost and a
+        /// halted vCPU with interrupts off does not spin.
         const INTERRUPT = 1;
         const NMI = 2;
         const INIT = 4;
         const SIPI = 8;
         /// Leave [`crate::Vcpu::run`] with [`crate::Exit::Asked`].
         const EXIT = 16;
-        /// The memory map or a page's watches changed: drop derived translations.
+        /// The memory map, a page's watches or A20 changed: drop derived translations.
         const FLUSH = 32;
         const SMI = 64;
         const MCE = 128;
@@ -37,6 +40,7 @@ pub struct Link {
     wake: Condvar,
     kicker: Mutex<Option<Kicker>>,
     kicks: AtomicBool,
+    a20_masked: AtomicBool,
 }
 
 impl Link {
@@ -97,6 +101,16 @@ impl Link {
         }
         self.waiting.store(false, Ordering::SeqCst);
         drop(guard);
+    }
+
+    /// Opens or masks address line 20. The caller then posts [`Request::FLUSH`], on which
+    /// engines read [`Link::a20`] again.
+    pub fn set_a20(&self, enabled: bool) {
+        self.a20_masked.store(!enabled, Ordering::SeqCst);
+    }
+
+    pub fn a20(&self) -> bool {
+        !self.a20_masked.load(Ordering::SeqCst)
     }
 
     /// What interrupts a vCPU inside the host kernel (KVM: a signal and `immediate_exit`).

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod entropy;
 mod irq;
 mod model;
 pub mod pci;
@@ -15,6 +16,7 @@ mod power;
 mod props;
 mod wiring;
 
+pub use entropy::{Entropy, EntropySource};
 pub use irq::{IrqLine, MsiMessage, MsiSink};
 pub use model::{Bus, BusKind, Model};
 pub use power::{Notice, Power, ResetCause, ShutdownCause, WatchdogAction};
@@ -67,6 +69,11 @@ pub trait Device: Send + Sync + Any {
     /// Names and types of [`Device::dynamic_property`].
     fn dynamic_properties(&self) -> &'static [(&'static str, &'static str)] {
         &[]
+    }
+
+    /// Sets a property that may change while the device lives; `None`: it has no such one.
+    fn set_dynamic_property(&self, _name: &str, _value: &Value) -> Option<base::Result<()>> {
+        None
     }
 
     /// The PCI function, if this is one.

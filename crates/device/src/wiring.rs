@@ -1,5 +1,5 @@
 use crate::pci::PciBus;
-use crate::{Bus, Device, IrqLine, MsiSink, Power};
+use crate::{Bus, IrqLine, MsiSink, Power};
 use base::clock::Clock;
 use base::notice::Notices;
 use base::{Result, fail};
@@ -79,9 +79,4 @@ impl Wiring<'_> {
     pub fn clock(&self) -> &Clock {
         &self.services.clocks.virtual_
     }
-}
-
-/// Convenience for `create` functions.
-pub fn device(device: impl Device) -> Result<Arc<dyn Device>> {
-    Ok(Arc::new(device))
 }

@@ -1,1 +1,32 @@
-//! TODO
+//! The assembly: boards (`pc`, `q35`, `none`), the builder, the one list of models, the
+//! run-state machine and the vCPU threads.
+//!
+//! Everything above (control plane, debugger, migration) reaches a machine through
+//! [`Machine`]; nothing here knows QMP.
+
+#![forbid(unsafe_code)]
+
+mod board;
+mod builder;
+mod devices;
+mod machine;
+mod memory;
+mod notice;
+mod objects;
+mod qtest_engine;
+mod requests;
+pub mod runstate;
+mod vcpu;
+
+pub use board::Board;
+pub use builder::{Host, build};
+pub use devices::{Devices, Entry};
+pub use machine::Machine;
+pub use memory::{Memory, Rom};
+pub use notice::{Cause, Notice};
+pub use objects::{ObjectType, Objects, Secret};
+pub use runstate::RunState;
+pub use vcpu::VcpuHandle;
+
+#[cfg(test)]
+mod tests;

@@ -120,7 +120,10 @@ impl VcpuHandle {
 
     /// Runs `job` on the vCPU's thread at an instruction boundary and waits for its result.
     /// Works while the machine runs and while it is stopped.
-    pub fn with<R: Send + 'static>(&self, job: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static) -> Result<R> {
+    pub fn with<R: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static,
+    ) -> Result<R> {
         let (sender, result) = mpsc::channel();
         self.jobs.lock().push_back(Box::new(move |vcpu| {
             let _ = sender.send(job(vcpu));

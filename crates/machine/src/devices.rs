@@ -1,0 +1,379 @@
+//! The machine's devices: created from models, kept in creation order, shown in the object
+//! tree.
+
+use base::{Failure, Mutex, Result, bail, fail};
+use device::{Bus, BusKind, Device, Model, Props, Services, Wiring};
+use qom::{Object, PropertyInfo, Tree};
+use serde_json::{Map, Value};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// One device of the machine.
+pub struct Entry {
+    /// Absolute path in the object tree.
+    pub path: String,
+    pub id: Option<String>,
+    pub props: Props,
+    /// Name of the bus it sits on.
+    pub bus: Option<String>,
+    pub device: Arc<dyn Device>,
+    pub hotplugged: bool,
+}
+
+impl Entry {
+    pub fn model(&self) -> &'static Model {
+        self.device.model()
+    }
+}
+
+/// All devices and buses of a machine and the models it knows.
+pub struct Devices {
+    models: Vec<&'static Model>,
+    services: Services,
+    tree: Arc<Tree>,
+    globals: Vec<(String, String, String)>,
+    entries: Mutex<Vec<Arc<Entry>>>,
+    buses: Mutex<Vec<Arc<dyn Bus>>>,
+    /// Set once the board is complete: what comes later is hot-plugged.
+    complete: AtomicBool,
+}
+
+impl Devices {
+    pub(crate) fn new(
+        models: Vec<&'static Model>,
+        services: Services,
+        tree: Arc<Tree>,
+        globals: Vec<(String, String, String)>,
+    ) -> Self {
+        Devices {
+            models,
+            services,
+            tree,
+            globals,
+            entries: Mutex::default(),
+            buses: Mutex::default(),
+            complete: AtomicBool::new(false),
+        }
+    }
+
+    /// Every model this build knows, user-creatable or not.
+    pub fn models(&self) -> &[&'static Model] {
+        &self.models
+    }
+
+    pub fn model(&self, name: &str) -> Option<&'static Model> {
+        self.models.iter().copied().find(|model| model.answers_to(name))
+    }
+
+    /// All devices in order of creation.
+    pub fn entries(&self) -> Vec<Arc<Entry>> {
+        self.entries.lock().clone()
+    }
+
+    pub fn buses(&self) -> Vec<Arc<dyn Bus>> {
+        self.buses.lock().clone()
+    }
+
+    /// A device by its id or path.
+    pub fn find(&self, id: &str) -> Option<Arc<Entry>> {
+        self.entries.lock().iter().find(|e| e.id.as_deref() == Some(id) || e.path == id).cloned()
+    }
+
+    /// Calls `act` on each device in order of creation.
+    pub fn each(&self, act: impl Fn(&dyn Device)) {
+        for entry in self.entries() {
+            act(&*entry.device);
+        }
+    }
+
+    pub(crate) fn set_complete(&self) {
+        self.complete.store(true, Ordering::Release);
+    }
+
+    /// Takes in a device that the board made itself.
+    pub(crate) fn adopt(&self, device: Arc<dyn Device>, bus: Option<&str>) -> Arc<Entry> {
+        let path = self.tree.free_path("/machine/unattached", "device");
+        self.enter(Entry {
+            path,
+            id: None,
+            props: Props::default(),
+            bus: bus.map(str::to_string),
+            device,
+            hotplugged: false,
+        })
+    }
+
+    pub(crate) fn add_bus(&self, bus: Arc<dyn Bus>) {
+        self.buses.lock().push(bus);
+    }
+
+    /// Creates a board device from its model on a given bus.
+    pub(crate) fn make(
+        &self,
+        name: &str,
+        bus: &Arc<dyn Bus>,
+        given: Map<String, Value>,
+    ) -> Result<Arc<Entry>> {
+        let model = self.model(name).ok_or_else(|| fail!("unknown board device '{name}'"))?;
+        let path = self.tree.free_path("/machine/unattached", "device");
+        self.create(model, bus.clone(), None, path, &given)
+    }
+
+    /// Creates a device as `-device` and `device_add` ask: `driver`, `id`, `bus` and the
+    /// model's properties.
+    pub fn add(&self, asked: &Map<String, Value>) -> Result<Arc<Entry>> {
+        let mut given = asked.clone();
+        let text = |value: Value| value.as_str().map(str::to_string).ok_or(());
+        let driver = given.shift_remove("driver").ok_or_else(|| fail!("Parameter 'driver' is missing"))?;
+        let driver =
+            text(driver).map_err(|()| fail!("Invalid parameter type for 'driver', expected: string"))?;
+        let id = given.shift_remove("id").map(text).transpose();
+        let id = id.map_err(|()| fail!("Invalid parameter type for 'id', expected: string"))?;
+        let bus = given.shift_remove("bus").map(text).transpose();
+        let bus = bus.map_err(|()| fail!("Invalid parameter type for 'bus', expected: string"))?;
+        let model = self.user_model(&driver)?;
+        let hotplug = self.complete.load(Ordering::Acquire);
+        if hotplug && !model.hotpluggable {
+            bail!("Device '{}' can not be hotplugged", model.name);
+        }
+        if let Some(id) = &id {
+            if !spec::id_wellformed(id) {
+                bail!("Parameter 'id' expects an identifier");
+            }
+            if self.find(id).is_some() {
+                bail!("Duplicate device ID '{id}'");
+            }
+        }
+        let bus = self.choose_bus(model, bus.as_deref())?;
+        let path = match &id {
+            Some(id) => format!("/machine/peripheral/{id}"),
+            None => self.tree.free_path("/machine/peripheral-anon", "device"),
+        };
+        self.create(model, bus, id, path, &given)
+    }
+
+    /// The model behind a `driver=` name, or the customary error.
+    pub fn user_model(&self, driver: &str) -> Result<&'static Model> {
+        let model = self.model(driver).ok_or_else(|| {
+            let failure = fail!("'{driver}' is not a valid device model name");
+            let names = self.models.iter().map(|model| model.name);
+            match spec::nearest(driver, names) {
+                Some(near) => failure.hint(format!("the nearest model is '{near}'")),
+                None => failure,
+            }
+        })?;
+        if !model.user_creatable {
+            bail!("Parameter 'driver' expects a pluggable device type");
+        }
+        Ok(model)
+    }
+
+    fn choose_bus(&self, model: &Model, wanted: Option<&str>) -> Result<Arc<dyn Bus>> {
+        let buses = self.buses();
+        if let Some(name) = wanted {
+            let bus = buses.iter().find(|bus| bus.name() == name).or_else(|| {
+                // `bus=ID` means the first bus of that device.
+                self.find(name).and_then(|entry| {
+                    let own = entry.device.buses();
+                    let first = own.first()?.name();
+                    buses.iter().find(|bus| bus.name() == first)
+                })
+            });
+            let bus = bus.ok_or_else(|| fail!("Bus '{name}' not found"))?;
+            if bus.kind() != model.bus {
+                bail!("Device '{}' can't go on {} bus", model.name, bus.kind().name());
+            }
+            return Ok(bus.clone());
+        }
+        let fitting: Vec<_> = buses.iter().filter(|bus| bus.kind() == model.bus).collect();
+        match fitting.iter().find(|bus| !bus.is_full()).or(fitting.first()) {
+            Some(bus) => Ok((*bus).clone()),
+            None => bail!("No '{}' bus found for device '{}'", model.bus.name(), model.name),
+        }
+    }
+
+    fn create(
+        &self,
+        model: &'static Model,
+        bus: Arc<dyn Bus>,
+        id: Option<String>,
+        path: String,
+        given: &Map<String, Value>,
+    ) -> Result<Arc<Entry>> {
+        let mut all = Map::new();
+        for (driver, property, value) in &self.globals {
+            let names_it = model.answers_to(driver) || driver == model.parent;
+            if names_it && model.property(property).is_some() {
+                all.insert(property.clone(), value.as_str().into());
+            }
+        }
+        all.extend(given.clone());
+        let props = Props::check(model, &all)?;
+        let hotplugged = self.complete.load(Ordering::Acquire);
+        let mut wiring = Wiring {
+            services: &self.services,
+            bus: bus.clone(),
+            id: id.as_deref(),
+            qom_path: path.clone(),
+            hotplugged,
+        };
+        let device = (model.create)(&props, &mut wiring)?;
+        let entry = self.enter(Entry { path, id, props, bus: Some(bus.name()), device, hotplugged });
+        Ok(entry)
+    }
+
+    fn enter(&self, entry: Entry) -> Arc<Entry> {
+        let entry = Arc::new(entry);
+        self.tree.insert(&entry.path, Arc::new(DeviceObject(entry.clone())));
+        for bus in entry.device.buses() {
+            let path = format!("{}/{}", entry.path, bus.name());
+            self.tree.insert(&path, Arc::new(BusObject(bus.clone())));
+            self.buses.lock().push(bus);
+        }
+        self.entries.lock().push(entry.clone());
+        entry
+    }
+
+    /// Takes a device out: unplugged, its buses gone.
+    pub fn remove(&self, entry: &Arc<Entry>) {
+        entry.device.unplug();
+        let own: Vec<_> = entry.device.buses().iter().map(|bus| bus.name()).collect();
+        self.buses.lock().retain(|bus| !own.contains(&bus.name()));
+        self.entries.lock().retain(|other| !Arc::ptr_eq(other, entry));
+        self.tree.remove(&entry.path);
+    }
+
+    /// Fails for a global that names a driver that nobody knows.
+    pub(crate) fn check_globals(&self) -> Result<()> {
+        for (driver, property, _) in &self.globals {
+            let mut named =
+                self.models.iter().filter(|m| m.answers_to(driver) || m.parent == driver).peekable();
+            if named.peek().is_some() && named.all(|model| model.property(property).is_none()) {
+                return Err(Failure::new(format!("Property '{driver}.{property}' not found")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A device in the object tree.
+struct DeviceObject(Arc<Entry>);
+
+impl Object for DeviceObject {
+    fn type_name(&self) -> String {
+        self.0.model().name.to_string()
+    }
+
+    fn properties(&self) -> Vec<PropertyInfo> {
+        let mut all: Vec<_> = ["realized", "hotplugged", "hotpluggable"]
+            .into_iter()
+            .map(|name| PropertyInfo::new(name, "bool"))
+            .collect();
+        all.push(PropertyInfo::new("type", "string"));
+        if self.0.bus.is_some() {
+            all.push(PropertyInfo::new("parent_bus", "link<bus>"));
+        }
+        all.extend(self.0.model().all_properties().map(|p| PropertyInfo::new(p.name, p.type_name())));
+        let dynamic = self.0.device.dynamic_properties();
+        all.extend(dynamic.iter().map(|(name, kind)| PropertyInfo::new(*name, *kind)));
+        all
+    }
+
+    fn get(&self, name: &str) -> Result<Value> {
+        Ok(match name {
+            "type" => self.type_name().into(),
+            "realized" => true.into(),
+            "hotplugged" => self.0.hotplugged.into(),
+            "hotpluggable" => self.0.model().hotpluggable.into(),
+            "parent_bus" => self.0.bus.clone().unwrap_or_default().into(),
+            _ => {
+                if let Some(value) = self.0.device.dynamic_property(name) {
+                    return Ok(value);
+                }
+                let property = self.0.model().property(name).ok_or_else(|| Tree::no_property(name))?;
+                match self.0.props.get(name) {
+                    Some(value) => value.clone(),
+                    None if matches!(property.type_name().as_str(), "str") => "".into(),
+                    None => Value::from(0),
+                }
+            }
+        })
+    }
+
+    fn set(&self, name: &str, value: &Value) -> Result<()> {
+        if let Some(result) = self.0.device.set_dynamic_property(name, value) {
+            return result;
+        }
+        if self.0.model().property(name).is_some() {
+            let who = match &self.0.id {
+                Some(id) => format!("device '{id}'"),
+                None => "anonymous device".into(),
+            };
+            bail!(
+                "Attempt to set property '{name}' on {who} (type '{}') after it was realized",
+                self.0.model().name
+            );
+        }
+        if self.properties().iter().any(|property| property.name == name) {
+            return Err(Tree::not_permitted());
+        }
+        Err(Tree::no_property(name))
+    }
+}
+
+/// A bus in the object tree.
+struct BusObject(Arc<dyn Bus>);
+
+impl Object for BusObject {
+    fn type_name(&self) -> String {
+        self.0.kind().name().to_string()
+    }
+
+    fn properties(&self) -> Vec<PropertyInfo> {
+        vec![PropertyInfo::new("type", "string"), PropertyInfo::new("realized", "bool")]
+    }
+
+    fn get(&self, name: &str) -> Result<Value> {
+        match name {
+            "type" => Ok(self.type_name().into()),
+            "realized" => Ok(true.into()),
+            _ => Err(Tree::no_property(name)),
+        }
+    }
+}
+
+/// The board's own bus, for devices that sit on none.
+pub(crate) struct SystemBus;
+
+impl Bus for SystemBus {
+    fn name(&self) -> String {
+        "main-system-bus".into()
+    }
+    fn kind(&self) -> BusKind {
+        BusKind::System
+    }
+    fn is_full(&self) -> bool {
+        false
+    }
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
+        self
+    }
+}
+
+/// The ISA bus: devices decode fixed ports.
+pub(crate) struct IsaBus;
+
+impl Bus for IsaBus {
+    fn name(&self) -> String {
+        "isa.0".into()
+    }
+    fn kind(&self) -> BusKind {
+        BusKind::Isa
+    }
+    fn is_full(&self) -> bool {
+        false
+    }
+    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
+        self
+    }
+}

@@ -1,0 +1,149 @@
+//! User-created objects (`-object`, `object-add`): entropy sources, secrets, memory back
+//! ends. One record a type; the list below is the only place that names them.
+
+use base::{Mutex, Result, bail, fail};
+use device::{Property, PropertyKind};
+use qom::{Object, PropertyInfo, Tree};
+use serde_json::{Map, Value};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+mod rng;
+mod secret;
+
+pub use secret::Secret;
+
+/// A type of user-creatable object.
+pub struct ObjectType {
+    pub name: &'static str,
+    pub parent: &'static str,
+    pub properties: &'static [Property],
+    create: fn(&str, &Map<String, Value>) -> Result<Arc<dyn UserObject>>,
+}
+
+/// An instance. `payload` is what devices and back ends downcast.
+pub trait UserObject: Send + Sync {
+    fn payload(&self) -> Arc<dyn Any + Send + Sync>;
+    /// Whether someone uses it (then it may not be deleted).
+    fn in_use(&self) -> bool {
+        false
+    }
+}
+
+static TYPES: &[&ObjectType] = &[&rng::BUILTIN, &rng::RANDOM, &secret::SECRET];
+
+const COMMON: &[Property] = &[
+    Property::unset("qom-type", PropertyKind::Str, "Type of the object"),
+    Property::unset("id", PropertyKind::Str, "Name of the object"),
+];
+
+struct Entry {
+    kind: &'static ObjectType,
+    object: Arc<dyn UserObject>,
+}
+
+/// The objects of one process.
+pub struct Objects {
+    tree: Arc<Tree>,
+    all: Mutex<BTreeMap<String, Arc<Entry>>>,
+}
+
+impl Objects {
+    pub fn new(tree: Arc<Tree>) -> Self {
+        Objects { tree, all: Mutex::default() }
+    }
+
+    /// The types that can be created.
+    pub fn types() -> &'static [&'static ObjectType] {
+        TYPES
+    }
+
+    /// Creates an object from `qom-type`, `id` and the type's properties.
+    pub fn add(&self, asked: &Map<String, Value>) -> Result<()> {
+        let text = |name: &str| asked.get(name).and_then(Value::as_str);
+        let kind = text("qom-type").ok_or_else(|| fail!("Parameter 'qom-type' is missing"))?;
+        let id = text("id").ok_or_else(|| fail!("Parameter 'id' is missing"))?;
+        let Some(kind) = TYPES.iter().copied().find(|known| known.name == kind) else {
+            let failure = fail!("Parameter 'qom-type' does not accept value '{kind}'");
+            return Err(match spec::nearest(kind, TYPES.iter().map(|known| known.name)) {
+                Some(near) => failure.hint(format!("the nearest object type is '{near}'")),
+                None => failure,
+            });
+        };
+        if !spec::id_wellformed(id) {
+            bail!("Parameter 'id' expects an identifier");
+        }
+        if self.all.lock().contains_key(id) {
+            bail!("attempt to add duplicate property '{id}' to object (type 'container')");
+        }
+        let mut checked = Map::new();
+        for property in kind.properties {
+            if let Some(default) = property.default {
+                checked.insert(property.name.into(), property.canonical(&default.into(), kind.name)?);
+            }
+        }
+        for (name, value) in asked.iter().filter(|(name, _)| !COMMON.iter().any(|c| c.name == *name)) {
+            let property = kind.properties.iter().find(|property| property.name == name);
+            let property = property.ok_or_else(|| fail!("Property '{}.{name}' not found", kind.name))?;
+            checked.insert(name.clone(), property.canonical(value, kind.name)?);
+        }
+        let object = (kind.create)(id, &checked)?;
+        let entry = Arc::new(Entry { kind, object });
+        self.tree
+            .insert(&format!("/objects/{id}"), Arc::new(Shown { entry: entry.clone(), values: checked }));
+        self.all.lock().insert(id.to_string(), entry);
+        Ok(())
+    }
+
+    /// Deletes an object that nobody uses.
+    pub fn remove(&self, id: &str) -> Result<()> {
+        let mut all = self.all.lock();
+        let entry = all.get(id).ok_or_else(|| fail!("object '{id}' not found"))?;
+        if entry.object.in_use() {
+            bail!("object '{id}' is in use, can not be deleted");
+        }
+        all.remove(id);
+        drop(all);
+        self.tree.remove(&format!("/objects/{id}"));
+        Ok(())
+    }
+
+    /// The object's payload, to be downcast.
+    pub fn find(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.all.lock().get(id).map(|entry| entry.object.payload())
+    }
+
+    /// Ids and type names.
+    pub fn list(&self) -> Vec<(String, &'static str)> {
+        self.all.lock().iter().map(|(id, entry)| (id.clone(), entry.kind.name)).collect()
+    }
+}
+
+struct Shown {
+    entry: Arc<Entry>,
+    values: Map<String, Value>,
+}
+
+impl Object for Shown {
+    fn type_name(&self) -> String {
+        self.entry.kind.name.into()
+    }
+
+    fn properties(&self) -> Vec<PropertyInfo> {
+        let own = self.entry.kind.properties.iter().map(|p| PropertyInfo::new(p.name, p.type_name()));
+        std::iter::once(PropertyInfo::new("type", "string")).chain(own).collect()
+    }
+
+    fn get(&self, name: &str) -> Result<Value> {
+        if name == "type" {
+            return Ok(self.type_name().into());
+        }
+        if secret::is_hidden(self.entry.kind.name, name) {
+            return Err(Tree::not_permitted());
+        }
+        let property = self.entry.kind.properties.iter().find(|property| property.name == name);
+        property.ok_or_else(|| Tree::no_property(name))?;
+        Ok(self.values.get(name).cloned().unwrap_or_else(|| "".into()))
+    }
+}
