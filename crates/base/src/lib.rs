@@ -12,6 +12,7 @@ pub mod clock;
 pub mod failure;
 pub mod fd;
 pub mod notice;
+pub mod ofd;
 pub mod rank;
 
 pub use failure::{Class, Failure, Result};

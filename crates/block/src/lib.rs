@@ -1,1 +1,35 @@
-//! TODO
+//! The block layer: images, the graph of nodes over them, and what works on it.
+//!
+//! - [`Graph`] owns [`Node`]s; a node is a [`Layer`] (format, protocol or filter) opened by
+//!   a [`Driver`] record from a tree of [`Options`].
+//! - [`Backend`] is what a device front end, an export or a job holds of it.
+//! - [`Notice`] is everything that becomes an event.
+//!
+//! Nodes belong to no thread: layers are `Send + Sync`, requests run on the I/O thread of
+//! the back end they come from, and the graph changes only while its users are drained.
+//! How to write a format: `README.md` beside this crate.
+
+#![deny(unsafe_code)]
+
+pub mod backend;
+pub mod bitmap;
+pub mod driver;
+pub mod formats;
+pub mod graph;
+pub mod jobs;
+pub mod notice;
+pub mod options;
+pub mod protocols;
+pub mod throttle;
+pub mod types;
+
+pub use backend::{Backend, Done, FrontEnd, IoStatus, OnError, Request, Setup};
+pub use bitmap::{Bitmaps, DirtyBitmap};
+pub use driver::{
+    Check, Context, Create, CreateOption, Driver, Fix, Info, Kind, Layer, Open, Probe, Snapshot, Snapshots,
+    StoredBitmaps, layer_of,
+};
+pub use graph::{Child, Graph, IoThread, Node, Parent, Pin, Settings};
+pub use notice::{Action, Notice};
+pub use options::{Options, parse_size};
+pub use types::*;

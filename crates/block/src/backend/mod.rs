@@ -1,0 +1,376 @@
+//! What a device front end (or an export, or a job) holds of the block layer.
+//!
+//! A [`Backend`] is cheap to clone, may be called from any thread, and needs no async
+//! runtime at the caller: requests run on its I/O thread and answer through a callback.
+//! Guest-facing policy is here: error policies, throttling, statistics.
+
+mod gate;
+mod policy;
+pub mod stats;
+
+pub use gate::Drained;
+pub use policy::{IoStatus, OnError};
+pub use stats::Stats;
+
+use crate::graph::{Child, Graph, IoThread, Node, Parent};
+use crate::throttle;
+use crate::types::*;
+use base::{Mutex, Result, bail, fail};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
+use tokio::sync::Notify;
+
+/// A request of a device. Offsets and lengths in bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    Read { offset: u64, len: usize },
+    Write { offset: u64, data: Vec<u8>, fua: bool },
+    WriteZeroes { offset: u64, len: u64, unmap: bool },
+    Discard { offset: u64, len: u64 },
+    Flush,
+}
+
+/// Called once with the data read (empty for other requests), on an I/O thread.
+pub type Done = Box<dyn FnOnce(io::Result<Vec<u8>>) + Send>;
+
+/// What the block layer asks of the device that holds a back end.
+pub trait FrontEnd: Send + Sync {
+    /// The medium has another size.
+    fn resized(&self);
+    /// A medium was put in (`loaded`) or taken out.
+    fn medium_changed(&self, loaded: bool);
+    /// The user wants the medium out; the guest is asked to release it.
+    fn eject_request(&self, force: bool);
+    fn is_tray_open(&self) -> bool;
+    /// The guest locked the tray.
+    fn is_medium_locked(&self) -> bool;
+    fn has_tray(&self) -> bool;
+    /// The medium can be changed.
+    fn removable(&self) -> bool;
+    /// The id or path that events name the device by.
+    fn qdev_id(&self) -> String;
+    /// `share-rw=on`: others may write the same image.
+    fn share_rw(&self) -> bool {
+        false
+    }
+    /// The device takes `rerror`/`werror` and shows an I/O status.
+    fn keeps_io_status(&self) -> bool {
+        true
+    }
+}
+
+/// See the module text.
+#[derive(Clone)]
+pub struct Backend(pub(crate) Arc<Inner>);
+
+pub(crate) struct Inner {
+    name: String,
+    graph: Weak<Graph>,
+    root: Mutex<Option<Child>>,
+    front: Mutex<Option<Arc<dyn FrontEnd>>>,
+    gate: gate::Gate,
+    policy: policy::Policy,
+    /// Requests kept by `stop` are tried again.
+    resumed: Notify,
+    write_cache: AtomicBool,
+    /// The drive was given as read-only (also holds for media put in later).
+    read_only: AtomicBool,
+    thread: Mutex<IoThread>,
+    throttle: Mutex<Option<Arc<throttle::Group>>>,
+    stats: Stats,
+}
+
+/// How a back end begins.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    /// "" for one that only its device knows.
+    pub name: String,
+    pub read_only: bool,
+    pub account_invalid: Option<bool>,
+    pub account_failed: Option<bool>,
+}
+
+impl Backend {
+    /// A back end without medium, listed in the graph.
+    pub fn new(graph: &Arc<Graph>, setup: Setup) -> Result<Self> {
+        if !setup.name.is_empty() {
+            if graph.backend(&setup.name).is_some() {
+                bail!("Device with id '{}' already exists", setup.name);
+            }
+            if graph.find(&setup.name).is_some() {
+                bail!("Device name '{}' conflicts with an existing node name", setup.name);
+            }
+        }
+        let stats = Stats::new(
+            graph.clock.clone(),
+            setup.account_invalid.unwrap_or(true),
+            setup.account_failed.unwrap_or(true),
+        );
+        let backend = Backend(Arc::new(Inner {
+            name: setup.name,
+            graph: Arc::downgrade(graph),
+            root: Mutex::new(None),
+            front: Mutex::new(None),
+            gate: gate::Gate::default(),
+            policy: policy::Policy::default(),
+            resumed: Notify::new(),
+            write_cache: AtomicBool::new(true),
+            read_only: AtomicBool::new(setup.read_only),
+            thread: Mutex::new(graph.main_thread().clone()),
+            throttle: Mutex::new(None),
+            stats,
+        }));
+        graph.backends.lock().push(backend.clone());
+        Ok(backend)
+    }
+
+    /// "ide0-hd0", "virtio0" ..., "" for an anonymous one.
+    pub fn name(&self) -> &str {
+        &self.0.name
+    }
+
+    pub fn graph(&self) -> Option<Arc<Graph>> {
+        self.0.graph.upgrade()
+    }
+
+    /// Same back end?
+    pub fn same(&self, other: &Backend) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// The node of the medium.
+    pub fn node(&self) -> Option<Arc<Node>> {
+        self.0.root.lock().as_ref().map(Child::node)
+    }
+
+    pub(crate) fn root(&self) -> Option<Child> {
+        self.0.root.lock().clone()
+    }
+
+    /// Size of the medium in bytes, 0 without one.
+    pub fn size(&self) -> u64 {
+        self.node().map_or(0, |node| node.size())
+    }
+
+    pub fn is_inserted(&self) -> bool {
+        self.0.root.lock().is_some()
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.0.read_only.load(Ordering::Acquire) || self.node().is_some_and(|node| node.is_read_only())
+    }
+
+    pub fn set_read_only(&self, on: bool) {
+        self.0.read_only.store(on, Ordering::Release);
+    }
+
+    /// Without a write cache every write is on stable storage when it is answered.
+    pub fn write_cache(&self) -> bool {
+        self.0.write_cache.load(Ordering::Acquire)
+    }
+
+    pub fn set_write_cache(&self, on: bool) {
+        self.0.write_cache.store(on, Ordering::Release);
+    }
+
+    pub fn stats(&self) -> &Stats {
+        &self.0.stats
+    }
+
+    pub fn thread(&self) -> IoThread {
+        self.0.thread.lock().clone()
+    }
+
+    /// Runs requests on another I/O thread from now on.
+    pub fn set_thread(&self, thread: &IoThread) {
+        *self.0.thread.lock() = thread.clone();
+    }
+
+    pub fn throttle_group(&self) -> Option<Arc<throttle::Group>> {
+        self.0.throttle.lock().clone()
+    }
+
+    /// Joins (or leaves) a throttle group.
+    pub fn set_throttle_group(&self, group: Option<Arc<throttle::Group>>) {
+        *self.0.throttle.lock() = group;
+    }
+
+    /// `rerror` and `werror`.
+    pub fn set_error_policy(&self, read: OnError, write: OnError) {
+        self.0.policy.set(read, write);
+    }
+
+    pub fn error_policy(&self) -> (OnError, OnError) {
+        self.0.policy.get()
+    }
+
+    /// The I/O status, where it is kept.
+    pub fn io_status(&self) -> Option<IoStatus> {
+        self.0.policy.enabled().then(|| self.0.policy.status())
+    }
+
+    /// After `cont`: status back to ok, and every request kept by `stop` is tried again.
+    pub fn resume(&self) {
+        self.0.policy.clear_status();
+        self.0.resumed.notify_waiters();
+    }
+
+    pub fn front_end(&self) -> Option<Arc<dyn FrontEnd>> {
+        self.0.front.lock().clone()
+    }
+
+    /// A device takes the back end.
+    pub fn attach(&self, front: Arc<dyn FrontEnd>) -> Result<()> {
+        let mut slot = self.0.front.lock();
+        if slot.is_some() {
+            bail!("Drive '{}' is already in use by another device", self.name());
+        }
+        self.0.policy.enable(front.keeps_io_status());
+        *slot = Some(front);
+        drop(slot);
+        let kept = self.refresh_perm();
+        if kept.is_err() {
+            *self.0.front.lock() = None;
+            self.0.policy.enable(false);
+        }
+        kept
+    }
+
+    /// The device lets go. Not to be called while it has requests in flight.
+    pub fn detach(&self) {
+        *self.0.front.lock() = None;
+        self.0.policy.enable(false);
+        // Fewer permissions than before: nothing to refuse.
+        let _ = self.refresh_perm();
+        if self.name().is_empty() {
+            self.delete();
+        }
+    }
+
+    /// Takes the back end out of the graph and its medium out of it.
+    pub fn delete(&self) {
+        self.release_root();
+        if let Some(graph) = self.graph() {
+            graph.backends.lock().retain(|one| !one.same(self));
+            let handle = graph.main_thread().handle().clone();
+            handle.spawn(async move { graph.collect().await });
+        }
+    }
+
+    pub(crate) fn release_root(&self) {
+        let root = self.0.root.lock().take();
+        if let (Some(root), Some(graph)) = (root, self.graph()) {
+            graph.detach(&root);
+        }
+    }
+
+    fn wanted_perm(&self, node: &Node) -> (Perm, Perm) {
+        let mut perm = Perm::CONSISTENT_READ;
+        if !self.0.read_only.load(Ordering::Acquire) && !node.is_read_only() {
+            perm |= Perm::WRITE;
+        }
+        match self.front_end() {
+            None => (perm, Perm::all()),
+            Some(front) => {
+                let mut shared = Perm::GUEST_SHARED | Perm::RESIZE;
+                shared.set(Perm::WRITE, front.share_rw());
+                (perm, shared)
+            }
+        }
+    }
+
+    /// Takes the permissions again (front end or read-only changed).
+    pub fn refresh_perm(&self) -> Result<()> {
+        match (self.root(), self.graph()) {
+            (Some(root), Some(graph)) => {
+                let (perm, shared) = self.wanted_perm(&root.node());
+                graph.set_perm(&root, perm, shared)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a medium in. The front end is not told (see [`FrontEnd::medium_changed`]).
+    pub fn insert(&self, node: &Arc<Node>) -> Result<()> {
+        let graph = self.graph().ok_or_else(|| fail!("The block layer is gone"))?;
+        if self.is_inserted() {
+            bail!("There already is a medium in device '{}'", self.name());
+        }
+        let role = Role::FILTER | Role::PRIMARY;
+        let child = Child::new("root", role, Parent::Backend(self.name().to_string()), node);
+        let (perm, shared) = self.wanted_perm(node);
+        graph.attach(&child, perm, shared)?;
+        *self.0.root.lock() = Some(child);
+        Ok(())
+    }
+
+    /// Takes the medium out, after waiting for its requests.
+    pub async fn remove(&self) {
+        let drained = self.quiesce().await;
+        self.release_root();
+        drop(drained);
+        if let Some(graph) = self.graph() {
+            graph.collect().await;
+        }
+    }
+
+    /// Waits until no request is in flight.
+    pub async fn drain(&self) {
+        self.0.gate.wait_idle().await;
+    }
+
+    /// As [`Backend::drain`] for threads without a runtime (not an I/O thread).
+    pub fn drain_blocking(&self) {
+        let backend = self.clone();
+        self.thread().run(async move { backend.drain().await });
+    }
+
+    /// Holds new requests back and waits for those in flight.
+    pub async fn quiesce(&self) -> Drained {
+        Drained::new(self.0.clone()).await
+    }
+
+    /// Requests that have begun and not ended.
+    pub fn in_flight(&self) -> usize {
+        self.0.gate.in_flight()
+    }
+
+    /// Starts a request of the guest. `done` is called on the I/O thread.
+    pub fn submit(&self, request: Request, done: Done) {
+        let backend = self.clone();
+        let handle = self.0.thread.lock().handle().clone();
+        handle.spawn(async move { done(backend.perform(request).await) });
+    }
+
+    /// A guest request from async code: with policy, limits and statistics.
+    pub async fn perform(&self, request: Request) -> io::Result<Vec<u8>> {
+        policy::perform(&self.0, request).await
+    }
+
+    /// For threads without a runtime (not an I/O thread).
+    pub fn perform_blocking(&self, request: Request) -> io::Result<Vec<u8>> {
+        let (tx, rx) = std::sync::mpsc::sync_channel(1);
+        let answer = move |result| drop(tx.send(result));
+        self.submit(request, Box::new(answer));
+        rx.recv().unwrap_or_else(|_| Err(errno(libc::EIO)))
+    }
+
+    pub fn read_blocking(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.perform_blocking(Request::Read { offset, len })
+    }
+
+    pub fn write_blocking(&self, offset: u64, data: Vec<u8>) -> io::Result<()> {
+        self.perform_blocking(Request::Write { offset, data, fua: false }).map(drop)
+    }
+
+    pub fn flush_blocking(&self) -> io::Result<()> {
+        self.perform_blocking(Request::Flush).map(drop)
+    }
+}
+
+impl std::fmt::Debug for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Backend({})", self.name())
+    }
+}

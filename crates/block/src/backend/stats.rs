@@ -1,0 +1,89 @@
+//! What a back end counts (`query-blockstats`).
+
+use base::Mutex;
+use base::clock::Clock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a request does, for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Read,
+    Write,
+    Flush,
+    Unmap,
+}
+
+/// Counters of one kind of request.
+#[derive(Default)]
+pub struct Counters {
+    pub bytes: AtomicU64,
+    pub operations: AtomicU64,
+    pub failed: AtomicU64,
+    pub invalid: AtomicU64,
+    /// Nanoseconds, queueing included.
+    pub time: AtomicU64,
+    pub merged: AtomicU64,
+    /// `block-latency-histogram-set`: boundaries in nanoseconds and the bins between them.
+    pub histogram: Mutex<Option<(Vec<u64>, Vec<u64>)>>,
+}
+
+/// The statistics of a back end.
+pub struct Stats {
+    clock: Clock,
+    kinds: [Counters; 4],
+    last_access: AtomicU64,
+    /// `stats-account-invalid`, `stats-account-failed`.
+    pub account_invalid: bool,
+    pub account_failed: bool,
+}
+
+impl Stats {
+    pub fn new(clock: Clock, account_invalid: bool, account_failed: bool) -> Self {
+        Stats { clock, kinds: Default::default(), last_access: AtomicU64::new(0), account_invalid, account_failed }
+    }
+
+    pub fn of(&self, kind: Kind) -> &Counters {
+        &self.kinds[kind as usize]
+    }
+
+    /// To be given to [`Stats::done`].
+    pub fn start(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// A request that began at `started` ended.
+    pub fn done(&self, kind: Kind, bytes: u64, started: u64, ok: bool) {
+        let now = self.clock.now();
+        let counters = self.of(kind);
+        if ok {
+            counters.bytes.fetch_add(bytes, Ordering::Relaxed);
+            counters.operations.fetch_add(1, Ordering::Relaxed);
+        } else {
+            counters.failed.fetch_add(1, Ordering::Relaxed);
+        }
+        if ok || self.account_failed {
+            let time = now.saturating_sub(started);
+            counters.time.fetch_add(time, Ordering::Relaxed);
+            self.last_access.store(now, Ordering::Relaxed);
+            if let Some((limits, bins)) = counters.histogram.lock().as_mut() {
+                bins[limits.partition_point(|limit| *limit <= time)] += 1;
+            }
+        }
+    }
+
+    /// A request that made no sense (misaligned, past the end).
+    pub fn invalid(&self, kind: Kind) {
+        self.of(kind).invalid.fetch_add(1, Ordering::Relaxed);
+        if self.account_invalid {
+            self.last_access.store(self.clock.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// Nanoseconds since the last request, if there was one.
+    pub fn idle(&self) -> Option<u64> {
+        match self.last_access.load(Ordering::Relaxed) {
+            0 => None,
+            last => Some(self.clock.now().saturating_sub(last)),
+        }
+    }
+}

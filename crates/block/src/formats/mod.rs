@@ -1,0 +1,29 @@
+//! Image formats, and the one list of all drivers.
+
+pub mod raw;
+
+use crate::driver::Driver;
+
+/// Every driver, in the order in which lists show them.
+pub static DRIVERS: &[&Driver] = &[
+    &raw::DRIVER,
+    &crate::protocols::file::FILE,
+    &crate::protocols::file::HOST_DEVICE,
+    &crate::protocols::file::HOST_CDROM,
+    &crate::protocols::null::NULL_CO,
+    &crate::protocols::null::NULL_AIO,
+];
+
+pub fn all() -> impl Iterator<Item = &'static Driver> {
+    DRIVERS.iter().copied()
+}
+
+/// A driver by its name.
+pub fn find(name: &str) -> Option<&'static Driver> {
+    all().find(|driver| driver.name == name)
+}
+
+/// The driver for file names that begin with `scheme:`.
+pub fn by_scheme(scheme: &str) -> Option<&'static Driver> {
+    all().find(|driver| driver.schemes.contains(&scheme))
+}

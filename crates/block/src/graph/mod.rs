@@ -1,0 +1,222 @@
+//! The graph: all nodes, the edges between them and their users.
+
+pub mod create;
+mod edge;
+pub mod filename;
+mod io;
+mod iothread;
+mod node;
+mod open;
+pub mod perm;
+mod surgery;
+
+pub use edge::{Child, Parent};
+pub use iothread::IoThread;
+pub use node::{Node, Pin, Settings};
+
+use crate::backend::Backend;
+use crate::types::Perm;
+use base::clock::Clock;
+use base::notice::Notices;
+use base::{Failure, Mutex, Result, bail, fail};
+use std::future::Future;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+
+/// All block nodes of a process and who uses them. Methods may be called from any thread.
+pub struct Graph {
+    this: Weak<Graph>,
+    pub notices: Notices,
+    /// Throttling and statistics go by this clock.
+    pub clock: Clock,
+    main: IoThread,
+    /// Held while edges and permissions change.
+    topology: Mutex<()>,
+    nodes: Mutex<Vec<Arc<Node>>>,
+    pub(crate) backends: Mutex<Vec<Backend>>,
+    counter: AtomicU64,
+    pub throttle_groups: crate::throttle::Groups,
+    /// What `/dev/fdset/N` opens.
+    pub fdsets: base::fd::FdSets,
+}
+
+impl Graph {
+    /// An empty graph with an I/O thread of its own.
+    pub fn new(notices: Notices, clock: Clock, fdsets: base::fd::FdSets) -> Arc<Self> {
+        Arc::new_cyclic(|this| Graph {
+            this: this.clone(),
+            notices,
+            throttle_groups: crate::throttle::Groups::new(clock.clone()),
+            clock,
+            main: IoThread::start("block"),
+            topology: Mutex::new(()),
+            nodes: Mutex::default(),
+            backends: Mutex::default(),
+            counter: AtomicU64::new(0),
+            fdsets,
+        })
+    }
+
+    pub(crate) fn arc(&self) -> Arc<Graph> {
+        self.this.upgrade().expect("a graph in use is alive")
+    }
+
+    /// The I/O thread of nodes and back ends that were given no other.
+    pub fn main_thread(&self) -> &IoThread {
+        &self.main
+    }
+
+    /// Runs a future on the I/O thread and waits. Not to be called on an I/O thread.
+    pub fn block_on<T: Send + 'static>(&self, work: impl Future<Output = T> + Send + 'static) -> T {
+        self.main.run(work)
+    }
+
+    /// Every node, in the order of opening.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.nodes.lock().clone()
+    }
+
+    /// A node by its node name.
+    pub fn find(&self, name: &str) -> Option<Arc<Node>> {
+        self.nodes.lock().iter().find(|node| node.name() == name).cloned()
+    }
+
+    pub fn backends(&self) -> Vec<Backend> {
+        self.backends.lock().clone()
+    }
+
+    /// A back end by its name.
+    pub fn backend(&self, name: &str) -> Option<Backend> {
+        self.backends.lock().iter().find(|one| !name.is_empty() && one.name() == name).cloned()
+    }
+
+    /// The root node of a back end, or a node, by either name.
+    pub fn lookup(&self, device: Option<&str>, node: Option<&str>) -> Result<Arc<Node>> {
+        if let Some(name) = device
+            && let Some(backend) = self.backend(name)
+        {
+            return backend.node().ok_or_else(|| fail!("Device '{name}' has no medium"));
+        }
+        if let Some(found) = node.and_then(|name| self.find(name)) {
+            return Ok(found);
+        }
+        let (device, node) = (device.unwrap_or(""), node.unwrap_or(""));
+        Err(fail!("Cannot find device='{device}' nor node-name='{node}'"))
+    }
+
+    /// A fresh `#block...` name.
+    pub(crate) fn auto_name(&self) -> String {
+        let count = self.counter.fetch_add(1, Ordering::Relaxed);
+        // Two scrambled digits keep people from relying on the number.
+        format!("#block{count}{:02}", (count.wrapping_mul(2_654_435_761) >> 7) % 100)
+    }
+
+    pub(crate) fn check_new_name(&self, name: &str) -> Result<()> {
+        if !well_formed(name) {
+            bail!("Invalid node-name: '{name}'");
+        }
+        if name.len() > 31 {
+            bail!("Node name too long");
+        }
+        if self.backend(name).is_some() {
+            bail!("node-name={name} is conflicting with a device id");
+        }
+        if self.find(name).is_some() {
+            bail!("Duplicate nodes with node-name='{name}'");
+        }
+        Ok(())
+    }
+
+    /// Makes an edge count: checks and takes its permissions, then lists it at its node.
+    pub(crate) fn attach(&self, child: &Child, perm: Perm, shared: Perm) -> Result<()> {
+        let _topology = self.topology.lock();
+        let node = child.node();
+        let mut plan = perm::Plan::default();
+        plan.set(child, perm, shared);
+        plan.lead(child, Some(&node));
+        plan.check(std::slice::from_ref(&node))?;
+        plan.commit()?;
+        *child.0.perm.lock() = (perm, shared);
+        node.parents.lock().push(Arc::downgrade(&child.0));
+        Ok(())
+    }
+
+    /// Changes the permissions of an attached edge.
+    pub(crate) fn set_perm(&self, child: &Child, perm: Perm, shared: Perm) -> Result<()> {
+        let _topology = self.topology.lock();
+        let mut plan = perm::Plan::default();
+        plan.set(child, perm, shared);
+        plan.check(&[child.node()])?;
+        plan.commit()
+    }
+
+    /// Takes an edge away; the node may then be collected.
+    pub(crate) fn detach(&self, child: &Child) {
+        let _topology = self.topology.lock();
+        let node = child.node();
+        node.parents.lock().retain(|edge| !std::ptr::eq(edge.as_ptr(), Arc::as_ptr(&child.0)));
+        let mut plan = perm::Plan::default();
+        // Fewer users cannot conflict.
+        if plan.check(&[node]).is_ok() {
+            let _ = plan.commit();
+        }
+    }
+
+    /// Closes and forgets every node that nobody uses any more.
+    pub async fn collect(&self) {
+        while let Some(node) = self.take_unused() {
+            if let Err(error) = node.layer().close().await {
+                let what = Failure::os(format!("closing node '{}'", node.name()), &error);
+                eprintln!("block: {what}");
+            }
+            for child in node.children.lock().drain(..) {
+                self.detach(&child);
+            }
+        }
+    }
+
+    fn take_unused(&self) -> Option<Arc<Node>> {
+        let mut nodes = self.nodes.lock();
+        let unused = |node: &Arc<Node>| {
+            !node.kept.load(Ordering::Acquire)
+                && node.pins.load(Ordering::Acquire) == 0
+                && node.parents().is_empty()
+        };
+        let at = nodes.iter().position(unused)?;
+        Some(nodes.remove(at))
+    }
+
+    /// `blockdev-del`.
+    pub async fn delete(&self, name: &str) -> Result<()> {
+        let Some(node) = self.find(name) else { bail!("Failed to find node with node-name='{name}'") };
+        if !node.kept.load(Ordering::Acquire) {
+            bail!("Node {name} is not owned by the monitor");
+        }
+        if let Some(user) = node.parents().first() {
+            let _ = user;
+            bail!("Node {name} is in use");
+        }
+        node.kept.store(false, Ordering::Release);
+        self.collect().await;
+        Ok(())
+    }
+
+    /// Flushes and closes everything (end of the process).
+    pub async fn shutdown(&self) {
+        for backend in self.backends() {
+            backend.drain().await;
+            backend.release_root();
+        }
+        self.backends.lock().clear();
+        for node in self.nodes() {
+            node.kept.store(false, Ordering::Release);
+        }
+        self.collect().await;
+    }
+}
+
+/// An identifier as QEMU has them: a letter, then letters, digits, `-`, `.`, `_`.
+pub fn well_formed(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_alphabetic())
+        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+}

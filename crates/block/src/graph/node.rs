@@ -1,0 +1,258 @@
+//! A node: a layer with its name, settings, users and bookkeeping.
+
+use super::{Child, edge::Edge};
+use crate::bitmap::Bitmaps;
+use crate::driver::{Context, Driver, Layer};
+use crate::options::Options;
+use crate::types::*;
+use base::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+
+/// How a node is used, whatever its driver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Settings {
+    pub read_only: bool,
+    /// May become read-only when the file cannot be written.
+    pub auto_read_only: bool,
+    pub cache: Cache,
+    /// Discards are passed on.
+    pub discard: bool,
+    pub detect_zeroes: DetectZeroes,
+    /// Opened although others write; takes no locks that would refuse them.
+    pub force_share: bool,
+    pub aio: Aio,
+}
+
+impl Settings {
+    /// What a child in `role` gets where its own options say nothing.
+    pub fn for_child(&self, role: Role) -> Settings {
+        let backing = role.contains(Role::BACKING);
+        Settings {
+            read_only: self.read_only || backing,
+            auto_read_only: self.auto_read_only && !backing,
+            discard: true,
+            detect_zeroes: DetectZeroes::Off,
+            ..*self
+        }
+    }
+}
+
+/// A node of the graph.
+pub struct Node {
+    name: String,
+    driver: &'static Driver,
+    layer: Arc<dyn Layer>,
+    filename: String,
+    settings: Mutex<Settings>,
+    read_only: AtomicBool,
+    no_flush: AtomicBool,
+    pub(crate) context: Context,
+    pub(super) children: Mutex<Vec<Child>>,
+    pub(super) parents: Mutex<Vec<Weak<Edge>>>,
+    /// The options it was opened with, for `json:` names and reopening.
+    pub(crate) options: Mutex<Options>,
+    /// Kept by the user (`blockdev-add`) until `blockdev-del`.
+    pub(super) kept: AtomicBool,
+    pub(super) pins: AtomicUsize,
+    pub(super) io: super::io::State,
+    write_threshold: AtomicU64,
+    /// Reasons why some operations are refused, by job or feature.
+    blockers: Mutex<Vec<(u64, String)>>,
+}
+
+pub(super) struct Parts {
+    pub driver: &'static Driver,
+    pub layer: Arc<dyn Layer>,
+    pub context: Context,
+    pub settings: Settings,
+    pub children: Vec<Child>,
+    pub options: Options,
+}
+
+impl Node {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let filename = super::filename::of(&parts);
+        Arc::new(Node {
+            name: parts.context.node_name.clone(),
+            driver: parts.driver,
+            layer: parts.layer,
+            filename,
+            settings: Mutex::new(parts.settings),
+            read_only: AtomicBool::new(parts.settings.read_only),
+            no_flush: AtomicBool::new(parts.settings.cache.no_flush),
+            context: parts.context,
+            children: Mutex::new(parts.children),
+            parents: Mutex::default(),
+            options: Mutex::new(parts.options),
+            kept: AtomicBool::new(false),
+            pins: AtomicUsize::new(0),
+            io: super::io::State::default(),
+            write_threshold: AtomicU64::new(0),
+            blockers: Mutex::default(),
+        })
+    }
+
+    /// The node name; every node has one.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Made up (`#block123`), not given by the user.
+    pub fn is_auto_named(&self) -> bool {
+        self.name.starts_with('#')
+    }
+
+    pub fn driver(&self) -> &'static Driver {
+        self.driver
+    }
+
+    pub fn layer(&self) -> &dyn Layer {
+        &*self.layer
+    }
+
+    /// A plain file name, or `json:{...}`.
+    pub fn filename(&self) -> &str {
+        &self.filename
+    }
+
+    pub fn settings(&self) -> Settings {
+        *self.settings.lock()
+    }
+
+    pub(crate) fn set_settings(&self, settings: Settings) {
+        *self.settings.lock() = settings;
+        self.read_only.store(settings.read_only, Ordering::Release);
+        self.no_flush.store(settings.cache.no_flush, Ordering::Release);
+    }
+
+    pub fn is_read_only(&self) -> bool {
+        self.read_only.load(Ordering::Acquire)
+    }
+
+    pub(super) fn no_flush(&self) -> bool {
+        self.no_flush.load(Ordering::Acquire)
+    }
+
+    /// Guest-visible size in bytes.
+    pub fn size(&self) -> u64 {
+        self.layer.size()
+    }
+
+    pub fn bitmaps(&self) -> &Arc<Bitmaps> {
+        &self.context.bitmaps
+    }
+
+    pub fn children(&self) -> Vec<Child> {
+        self.children.lock().clone()
+    }
+
+    /// The child in a role (`BACKING`, `PRIMARY` ...).
+    pub fn child(&self, role: Role) -> Option<Child> {
+        self.children.lock().iter().find(|child| child.role().intersects(role)).cloned()
+    }
+
+    pub fn child_named(&self, name: &str) -> Option<Child> {
+        self.children.lock().iter().find(|child| child.name() == name).cloned()
+    }
+
+    /// The backing node of an image format.
+    pub fn backing(&self) -> Option<Arc<Node>> {
+        self.child(Role::BACKING).map(|child| child.node())
+    }
+
+    /// The node a filter shows.
+    pub fn filtered(&self) -> Option<Arc<Node>> {
+        self.child(Role::FILTERED).map(|child| child.node())
+    }
+
+    /// Past filters, the first node that is none.
+    pub fn skip_filters(self: &Arc<Self>) -> Arc<Node> {
+        let mut node = self.clone();
+        while node.driver.kind == crate::driver::Kind::Filter
+            && let Some(next) = node.filtered()
+        {
+            node = next;
+        }
+        node
+    }
+
+    /// The edges that lead here.
+    pub fn parents(&self) -> Vec<Child> {
+        let mut parents = self.parents.lock();
+        parents.retain(|edge| edge.strong_count() > 0);
+        parents.iter().filter_map(Weak::upgrade).map(Child).collect()
+    }
+
+    /// Bytes; 0 is off.
+    pub fn write_threshold(&self) -> u64 {
+        self.write_threshold.load(Ordering::Acquire)
+    }
+
+    pub fn set_write_threshold(&self, threshold: u64) {
+        self.write_threshold.store(threshold, Ordering::Release);
+    }
+
+    /// Takes the threshold away if `end` passes it.
+    pub(super) fn cross_threshold(&self, end: u64) -> Option<u64> {
+        let threshold = self.write_threshold.load(Ordering::Acquire);
+        let crossed = threshold != 0
+            && end > threshold
+            && self.write_threshold.compare_exchange(threshold, 0, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        crossed.then_some(threshold)
+    }
+
+    /// One past the highest byte written through this node.
+    pub fn highest_written(&self) -> u64 {
+        self.io.highest.load(Ordering::Relaxed)
+    }
+
+    /// Refuses operations on this node for a reason ("block device is in use by block
+    /// job: mirror") until the returned token is given to [`Node::unblock`].
+    pub fn block(&self, reason: impl Into<String>) -> u64 {
+        let mut blockers = self.blockers.lock();
+        let token = blockers.last().map_or(1, |(token, _)| token + 1);
+        blockers.push((token, reason.into()));
+        token
+    }
+
+    pub fn unblock(&self, token: u64) {
+        self.blockers.lock().retain(|(one, _)| *one != token);
+    }
+
+    /// The first reason why operations are refused, as "Node 'x' is busy: why".
+    pub fn check_busy(&self) -> base::Result<()> {
+        match self.blockers.lock().first() {
+            None => Ok(()),
+            Some((_, why)) => Err(base::fail!("Node '{}' is busy: {why}", self.name)),
+        }
+    }
+
+    /// Keeps the node open until the pin is dropped (and the graph collected).
+    pub fn pin(self: &Arc<Self>) -> Pin {
+        self.pins.fetch_add(1, Ordering::AcqRel);
+        Pin(self.clone())
+    }
+}
+
+impl std::fmt::Debug for Node {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({})", self.name, self.driver.name)
+    }
+}
+
+/// Keeps a node open.
+pub struct Pin(Arc<Node>);
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.0.pins.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl std::ops::Deref for Pin {
+    type Target = Arc<Node>;
+    fn deref(&self) -> &Arc<Node> {
+        &self.0
+    }
+}

@@ -1,0 +1,303 @@
+//! Opening nodes from option trees.
+
+use super::{Child, Graph, Node, Parent, Settings, filename, node::Parts, perm};
+use crate::driver::{Context, Driver, Kind, Open, Probe};
+use crate::options::Options;
+use crate::types::*;
+use base::{Failure, Result, bail, fail};
+use serde_json::Value;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+/// How much of a file is looked at to find out its format.
+const PROBE: u64 = 2048;
+
+/// Images on images: more than this is taken as a loop.
+const MAX_DEPTH: usize = 200;
+
+#[derive(Clone, Copy)]
+struct Place {
+    /// What the node will be to its parent; `None` at the top.
+    role: Option<Role>,
+    depth: usize,
+}
+
+tokio::task_local! {
+    static DEPTH: usize;
+}
+
+impl Graph {
+    /// Opens a node and what it stands on. It is closed again by [`Graph::collect`] unless
+    /// something uses it; the returned pin does.
+    pub async fn open(&self, options: Options, defaults: Settings) -> Result<super::Pin> {
+        let node = self.open_boxed(options, defaults, None).await;
+        if node.is_err() {
+            self.collect().await;
+        }
+        node
+    }
+
+    /// `blockdev-add`: opens a node that stays until [`Graph::delete`].
+    pub async fn add(&self, options: Options) -> Result<Arc<Node>> {
+        if !options.contains("node-name") {
+            bail!("'node-name' must be specified for the root node");
+        }
+        let pin = self.open(options, Settings::default()).await?;
+        pin.kept.store(true, Ordering::Release);
+        Ok(pin.clone())
+    }
+
+    /// The node a child option means: a name, or a table to open.
+    pub(crate) async fn open_child(&self, value: Value, role: Role, parent: &Settings) -> Result<super::Pin> {
+        match value {
+            Value::String(name) => Ok(self.by_reference(&name)?.pin()),
+            Value::Object(map) => self.open_boxed(Options(map), parent.for_child(role), Some(role)).await,
+            _ => bail!("A block device must be given by its name or by its options"),
+        }
+    }
+
+    fn by_reference(&self, name: &str) -> Result<Arc<Node>> {
+        if let Some(node) = self.find(name) {
+            return Ok(node);
+        }
+        match self.backend(name).and_then(|backend| backend.node()) {
+            Some(node) => Ok(node),
+            None => bail!("Cannot find device='{name}' nor node-name='{name}'"),
+        }
+    }
+
+    fn open_boxed(&self, options: Options, defaults: Settings, role: Option<Role>) -> Fut<'_, Result<super::Pin>> {
+        Box::pin(async move {
+            let depth = DEPTH.try_with(|depth| *depth).unwrap_or(0);
+            if depth > MAX_DEPTH {
+                bail!("The chain of images is too long");
+            }
+            let place = Place { role, depth };
+            DEPTH.scope(depth + 1, self.open_here(options, defaults, place)).await
+        })
+    }
+
+    async fn open_here(&self, mut options: Options, defaults: Settings, place: Place) -> Result<super::Pin> {
+        expand_json(&mut options)?;
+        let name = match options.take_str("node-name")? {
+            Some(name) => {
+                self.check_new_name(&name)?;
+                name
+            }
+            None => self.auto_name(),
+        };
+        let settings = take_settings(&mut options, defaults)?;
+        let given = options.clone();
+        let driver = self.choose_driver(&mut options, place)?;
+        let mut open = Open {
+            graph: self.arc(),
+            driver: driver.unwrap_or(&crate::formats::raw::DRIVER),
+            context: Context {
+                node_name: name,
+                notices: self.notices.clone(),
+                graph: self.this.clone(),
+                bitmaps: Arc::default(),
+            },
+            options,
+            settings,
+            children: Vec::new(),
+            pins: Vec::new(),
+        };
+        match self.finish_open(&mut open, driver.is_none(), given).await {
+            Ok(pin) => Ok(pin),
+            Err(why) => {
+                for child in open.children.drain(..) {
+                    self.detach(&child);
+                }
+                if place.depth == 0 {
+                    self.collect().await;
+                }
+                Err(why)
+            }
+        }
+    }
+
+    async fn finish_open(&self, open: &mut Open, probe: bool, mut given: Options) -> Result<super::Pin> {
+        if probe {
+            open.driver = self.probe(open).await?;
+        }
+        let driver = open.driver;
+        if driver.read_only {
+            open.read_only()
+                .map_err(|_| fail!("Driver '{}' can only be used for read-only devices", driver.name))?;
+        }
+        let layer = (driver.open)(open).await?;
+        if let Some(key) = open.options.0.keys().next() {
+            match driver.kind {
+                Kind::Protocol => bail!("Block protocol '{}' doesn't support the option '{key}'", driver.name),
+                _ => bail!("Block format '{}' does not support the option '{key}'", driver.name),
+            }
+        }
+        given.take("driver");
+        let node = Node::new(Parts {
+            driver,
+            layer,
+            context: open.context.clone(),
+            settings: open.settings,
+            children: std::mem::take(&mut open.children),
+            options: given,
+        });
+        if let Err(why) = self.settle(&node) {
+            for child in node.children() {
+                self.detach(&child);
+            }
+            return Err(why);
+        }
+        let pin = node.pin();
+        self.nodes.lock().push(node);
+        Ok(pin)
+    }
+
+    /// Sets the permissions below a new node as its layer wants them.
+    fn settle(&self, node: &Arc<Node>) -> Result<()> {
+        let _topology = self.topology.lock();
+        let mut plan = perm::Plan::default();
+        plan.check(std::slice::from_ref(node))?;
+        plan.commit()
+    }
+
+    /// The driver as named, or found from the file name; `None` means look at the content
+    /// of the `file` child, which is then set up in the options.
+    fn choose_driver(&self, options: &mut Options, place: Place) -> Result<Option<&'static Driver>> {
+        let filename = options.get_str("filename").map(str::to_string);
+        if let Some(name) = options.take_str("driver")? {
+            let Some(driver) = crate::formats::find(&name) else { bail!("Unknown driver '{name}'") };
+            if driver.kind == Kind::Format
+                && let Some(filename) = filename
+            {
+                options.take("filename");
+                give_file(options, filename)?;
+            }
+            return Ok(Some(driver));
+        }
+        let wants_protocol = place.role.is_some_and(|role| !role.contains(Role::BACKING));
+        match filename {
+            Some(filename) if wants_protocol => protocol_of(&filename).map(Some),
+            Some(filename) => {
+                options.take("filename");
+                give_file(options, filename)?;
+                Ok(None)
+            }
+            None if options.contains("file") => Ok(None),
+            None => bail!("Must specify either driver or file"),
+        }
+    }
+
+    async fn probe(&self, open: &mut Open) -> Result<&'static Driver> {
+        let child = open.file().await?;
+        let node = child.node();
+        let size = node.size();
+        let mut head = vec![0; PROBE.min(size) as usize];
+        let read = node.read(0, &mut head).await;
+        read.map_err(|why| Failure::os("Could not read image for determining its format", &why))?;
+        let probe = Probe { head: &head, filename: node.filename(), size };
+        let score = |driver: &&'static Driver| driver.probe.map_or(0, |probe_fn| probe_fn(&probe));
+        let best = crate::formats::all().filter(|driver| score(driver) > 0).max_by_key(score);
+        open.options.set("file", node.name());
+        open.pins.push(node.pin());
+        open.children.retain(|one| !one.same(&child));
+        self.detach(&child);
+        let driver = best.unwrap_or(&crate::formats::raw::DRIVER);
+        if std::ptr::eq(driver, &crate::formats::raw::DRIVER) && !open.settings.read_only {
+            open.options.set("probed", true);
+        }
+        Ok(driver)
+    }
+
+    pub(crate) fn link(&self, open: &mut Open, name: &str, role: Role, node: &Arc<Node>) -> Result<Child> {
+        let child = Child::new(name, role, Parent::Node(open.context.node_name.clone()), node);
+        let (perm, mut shared) = perm::default_for(role, open.settings.read_only, Perm::empty(), Perm::all());
+        if node.settings().force_share {
+            shared = Perm::all();
+        }
+        self.attach(&child, perm, shared)?;
+        open.children.push(child.clone());
+        Ok(child)
+    }
+}
+
+fn give_file(options: &mut Options, filename: String) -> Result<()> {
+    match options.0.get_mut("file") {
+        None => {
+            options.set("file", serde_json::json!({"filename": filename}));
+            Ok(())
+        }
+        Some(Value::Object(file)) if !file.contains_key("filename") => {
+            file.insert("filename".into(), filename.into());
+            Ok(())
+        }
+        Some(_) => bail!("Can't specify 'file' and 'filename' options at the same time"),
+    }
+}
+
+/// The protocol driver for a file name.
+pub(crate) fn protocol_of(name: &str) -> Result<&'static Driver> {
+    match filename::scheme(name) {
+        Some(scheme) => crate::formats::by_scheme(scheme).ok_or_else(|| fail!("Unknown protocol '{scheme}'")),
+        None => Ok(crate::protocols::file::driver_for(name)),
+    }
+}
+
+/// Merges the options of `json:{...}` file names; what was given beside them wins.
+fn expand_json(options: &mut Options) -> Result<()> {
+    while let Some(name) = options.get_str("filename")
+        && let Some(inner) = filename::parse_json(name)?
+    {
+        options.take("filename");
+        for (key, value) in inner.0 {
+            match (options.0.get_mut(&key), value) {
+                (None, value) => {
+                    options.0.insert(key, value);
+                }
+                (Some(Value::Object(have)), Value::Object(more)) => {
+                    for (key, value) in more {
+                        have.entry(key).or_insert(value);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Takes the options every node has.
+pub(crate) fn take_settings(options: &mut Options, defaults: Settings) -> Result<Settings> {
+    let mut settings = defaults;
+    if let Some(on) = options.take_bool("read-only")? {
+        settings.read_only = on;
+    }
+    if let Some(on) = options.take_bool("auto-read-only")? {
+        settings.auto_read_only = on;
+    }
+    if let Some(mut cache) = options.take_table("cache")? {
+        settings.cache.direct = cache.take_bool("direct")?.unwrap_or(settings.cache.direct);
+        settings.cache.no_flush = cache.take_bool("no-flush")?.unwrap_or(settings.cache.no_flush);
+        cache.take_bool("writeback")?;
+        if let Some(key) = cache.0.keys().next() {
+            bail!("Parameter 'cache.{key}' is unexpected");
+        }
+    }
+    let discard = [("ignore", false), ("off", false), ("unmap", true), ("on", true)];
+    settings.discard = options.take_word("discard", &discard)?.unwrap_or(settings.discard);
+    let detect = [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
+    settings.detect_zeroes = options.take_word("detect-zeroes", &detect)?.unwrap_or(settings.detect_zeroes);
+    if settings.detect_zeroes == DetectZeroes::Unmap && !settings.discard {
+        bail!("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+    }
+    settings.force_share = options.take_bool("force-share")?.unwrap_or(settings.force_share);
+    if settings.force_share && !settings.read_only {
+        bail!("force-share=on can only be used with read-only images");
+    }
+    let aio = [("threads", Aio::Threads), ("native", Aio::Native), ("io_uring", Aio::IoUring)];
+    settings.aio = options.take_word("aio", &aio)?.unwrap_or(settings.aio);
+    if settings.aio == Aio::Native && !settings.cache.direct {
+        bail!("aio=native was specified, but it requires cache.direct=on, which was not specified.");
+    }
+    Ok(settings)
+}

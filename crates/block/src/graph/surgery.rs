@@ -1,0 +1,83 @@
+//! Changing the graph while it is in use: drained sections, swapping nodes under edges.
+
+use super::{Child, Graph, Node, perm};
+use crate::backend::{Backend, Drained};
+use base::Result;
+use std::sync::Arc;
+
+impl Graph {
+    /// The back ends from which `node` can be reached.
+    pub fn users_of(&self, node: &Arc<Node>) -> Vec<Backend> {
+        let reaches = |backend: &Backend| backend.node().is_some_and(|root| below(&root, node));
+        self.backends().into_iter().filter(reaches).collect()
+    }
+
+    /// Stops new requests of every user of `node` and waits for those in flight. They go
+    /// on when the returned guard is dropped.
+    pub async fn drain(&self, node: &Arc<Node>) -> Vec<Drained> {
+        let mut held = Vec::new();
+        for backend in self.users_of(node) {
+            held.push(backend.quiesce().await);
+        }
+        held
+    }
+
+    /// Lets an edge lead to another node. No request may be in flight.
+    pub fn redirect(&self, child: &Child, to: &Arc<Node>) -> Result<()> {
+        self.redirect_all(std::slice::from_ref(child), to)
+    }
+
+    /// Lets several edges lead to `to`, all or none.
+    pub fn redirect_all(&self, edges: &[Child], to: &Arc<Node>) -> Result<()> {
+        let _topology = self.topology.lock();
+        let mut plan = perm::Plan::default();
+        let mut starts = vec![to.clone()];
+        for child in edges {
+            plan.lead(child, Some(to));
+            starts.push(child.node());
+        }
+        plan.check(&starts)?;
+        plan.commit()?;
+        for child in edges {
+            let old = child.node();
+            old.parents.lock().retain(|edge| !std::ptr::eq(edge.as_ptr(), Arc::as_ptr(&child.0)));
+            to.parents.lock().push(Arc::downgrade(&child.0));
+            child.0.target.store(to.clone());
+        }
+        Ok(())
+    }
+
+    /// Gives `node` another backing node, or none. No request may be in flight.
+    pub fn set_backing(&self, node: &Arc<Node>, backing: Option<&Arc<Node>>) -> Result<()> {
+        match (node.child(crate::types::Role::BACKING), backing) {
+            (Some(child), Some(to)) => self.redirect(&child, to),
+            (None, Some(to)) => {
+                let role = crate::types::Role::BACKING;
+                let child = Child::new("backing", role, super::Parent::Node(node.name().into()), to);
+                let (perm, shared) = {
+                    let (perm, shared) = perm::cumulative(node);
+                    node.layer().child_perm(role, node.is_read_only(), perm, shared)
+                };
+                node.layer().set_backing(Some(child.clone()))?;
+                if let Err(why) = self.attach(&child, perm, shared) {
+                    node.layer().set_backing(None)?;
+                    return Err(why);
+                }
+                node.children.lock().push(child);
+                Ok(())
+            }
+            (Some(child), None) => {
+                node.layer().set_backing(None)?;
+                node.children.lock().retain(|one| !one.same(&child));
+                self.detach(&child);
+                Ok(())
+            }
+            (None, None) => Ok(()),
+        }
+    }
+}
+
+/// Whether `node` is `root` or below it.
+pub(crate) fn below(root: &Arc<Node>, node: &Arc<Node>) -> bool {
+    Arc::ptr_eq(root, node) || root.children().iter().any(|child| below(&child.node(), node))
+}

@@ -1,0 +1,223 @@
+//! The tree of options a node is opened with.
+//!
+//! A driver *takes* what it knows; what is left at the end is an error. Values come typed
+//! (QMP, `json:`) or all as strings (`-drive`, dotted keys); both are understood.
+
+use base::{Result, bail, fail};
+use serde_json::{Map, Value};
+
+/// A tree of options, consumed key by key.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Options(pub Map<String, Value>);
+
+impl From<Map<String, Value>> for Options {
+    fn from(map: Map<String, Value>) -> Self {
+        Options(map)
+    }
+}
+
+impl Options {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// From a JSON object literal (`serde_json::json!({...})`); another value gives no options.
+    pub fn json(value: Value) -> Self {
+        match value {
+            Value::Object(map) => Options(map),
+            _ => Options::default(),
+        }
+    }
+
+    /// Makes a tree of flat keys with dots (`file.filename`, `children.0.driver`). Tables
+    /// whose keys are the numbers from 0 become lists.
+    pub fn crumple(flat: impl IntoIterator<Item = (String, Value)>) -> Result<Self> {
+        let mut root = Map::new();
+        for (key, value) in flat {
+            insert_path(&mut root, &key, value)?;
+        }
+        let mut options = Options::default();
+        for (key, value) in root {
+            options.0.insert(key, lists(value));
+        }
+        Ok(options)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn contains(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key)
+    }
+
+    pub fn get_str(&self, key: &str) -> Option<&str> {
+        self.0.get(key).and_then(Value::as_str)
+    }
+
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        self.0.insert(key.to_string(), value.into());
+    }
+
+    /// Sets `key` unless it is there.
+    pub fn default_to(&mut self, key: &str, value: impl Into<Value>) {
+        if !self.0.contains_key(key) {
+            self.set(key, value);
+        }
+    }
+
+    pub fn take(&mut self, key: &str) -> Option<Value> {
+        self.0.remove(key)
+    }
+
+    pub fn take_str(&mut self, key: &str) -> Result<Option<String>> {
+        match self.take(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text)),
+            Some(Value::Number(number)) => Ok(Some(number.to_string())),
+            Some(_) => Err(wrong_type(key, "string")),
+        }
+    }
+
+    /// A string that must be there.
+    pub fn need_str(&mut self, key: &str) -> Result<String> {
+        self.take_str(key)?.ok_or_else(|| fail!("Parameter '{key}' is missing"))
+    }
+
+    pub fn take_bool(&mut self, key: &str) -> Result<Option<bool>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::Bool(value)) => Ok(Some(value)),
+            Some(Value::String(text)) => match text.as_str() {
+                "on" | "yes" | "true" | "y" => Ok(Some(true)),
+                "off" | "no" | "false" | "n" => Ok(Some(false)),
+                _ => bail!("Parameter '{key}' expects 'on' or 'off'"),
+            },
+            Some(_) => Err(wrong_type(key, "boolean")),
+        }
+    }
+
+    /// An unsigned number; strings are read as a size with suffix (`64k`, `0x200`, `1.5G`).
+    pub fn take_u64(&mut self, key: &str) -> Result<Option<u64>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::Number(number)) => match number.as_u64() {
+                Some(value) => Ok(Some(value)),
+                None => bail!("Parameter '{key}' expects a non-negative number"),
+            },
+            Some(Value::String(text)) => parse_size(&text)
+                .map(Some)
+                .ok_or_else(|| fail!("Parameter '{key}' expects a non-negative number below 2^64")),
+            Some(_) => Err(wrong_type(key, "integer")),
+        }
+    }
+
+    /// A size in bytes that must be there.
+    pub fn need_u64(&mut self, key: &str) -> Result<u64> {
+        self.take_u64(key)?.ok_or_else(|| fail!("Parameter '{key}' is missing"))
+    }
+
+    /// A nested table. Also gathers dotted keys `key.x` that stand beside it.
+    pub fn take_table(&mut self, key: &str) -> Result<Option<Options>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::Object(map)) => Ok(Some(Options(map))),
+            Some(_) => Err(wrong_type(key, "object")),
+        }
+    }
+
+    pub fn take_list(&mut self, key: &str) -> Result<Option<Vec<Value>>> {
+        match self.take(key) {
+            None => Ok(None),
+            Some(Value::Array(list)) => Ok(Some(list)),
+            Some(_) => Err(wrong_type(key, "array")),
+        }
+    }
+
+    /// One of a set of words.
+    pub fn take_word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Result<Option<T>> {
+        let Some(word) = self.take_str(key)? else { return Ok(None) };
+        match words.iter().find(|(name, _)| *name == word) {
+            Some((_, value)) => Ok(Some(*value)),
+            None => bail!("Parameter '{key}' does not accept value '{word}'"),
+        }
+    }
+}
+
+fn wrong_type(key: &str, expected: &str) -> base::Failure {
+    fail!("Invalid parameter type for '{key}', expected: {expected}")
+}
+
+/// `512`, `0x200`, `64k`, `1.5G` (powers of 1024; `b` to `E`) in bytes.
+pub fn parse_size(text: &str) -> Option<u64> {
+    let text = text.trim();
+    if let Some(hex) = text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        return u64::from_str_radix(hex, 16).ok();
+    }
+    let (number, shift) = match text.char_indices().last()? {
+        (at, last) if last.is_ascii_alphabetic() => {
+            let shift = match last.to_ascii_lowercase() {
+                'b' => 0,
+                'k' => 10,
+                'm' => 20,
+                'g' => 30,
+                't' => 40,
+                'p' => 50,
+                'e' => 60,
+                _ => return None,
+            };
+            (&text[..at], shift)
+        }
+        _ => (text, 0),
+    };
+    if let Ok(whole) = number.parse::<u64>() {
+        return whole.checked_mul(1u64 << shift);
+    }
+    let (whole, fraction) = number.split_once('.')?;
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    if fraction.is_empty() || !fraction.bytes().all(|b| b.is_ascii_digit()) || shift == 0 {
+        return None;
+    }
+    let part: f64 = format!("0.{fraction}").parse().ok()?;
+    whole.checked_mul(1u64 << shift)?.checked_add((part * (1u64 << shift) as f64) as u64)
+}
+
+fn insert_path(table: &mut Map<String, Value>, key: &str, value: Value) -> Result<()> {
+    match key.split_once('.') {
+        None => match (table.get_mut(key), value) {
+            (Some(Value::Object(old)), Value::Object(new)) => {
+                old.extend(new);
+                Ok(())
+            }
+            (_, value) => {
+                table.insert(key.to_string(), value);
+                Ok(())
+            }
+        },
+        Some((head, rest)) => {
+            let inner = table.entry(head.to_string()).or_insert_with(|| Value::Object(Map::new()));
+            match inner {
+                Value::Object(inner) => insert_path(inner, rest, value),
+                Value::String(reference) if rest == "driver" || rest == "node-name" || !reference.is_empty() => {
+                    bail!("Cannot mix scalar and non-scalar keys")
+                }
+                _ => bail!("Cannot mix scalar and non-scalar keys"),
+            }
+        }
+    }
+}
+
+fn lists(value: Value) -> Value {
+    let Value::Object(table) = value else { return value };
+    let mut table: Map<String, Value> = table.into_iter().map(|(key, value)| (key, lists(value))).collect();
+    let numbered = !table.is_empty() && (0..table.len()).all(|at| table.contains_key(&at.to_string()));
+    if !numbered {
+        return Value::Object(table);
+    }
+    let items = (0..table.len()).filter_map(|at| table.remove(&at.to_string())).collect();
+    Value::Array(items)
+}

@@ -1,0 +1,287 @@
+//! `file`, `host_device`, `host_cdrom`: files of the host.
+
+mod create;
+mod io;
+mod locks;
+
+use crate::driver::{Driver, Kind, Layer, Open};
+use crate::graph::Settings;
+use crate::options::Options;
+use crate::types::*;
+use arc_swap::ArcSwap;
+use base::fd::{FdSets, SetFd, fdset_number};
+use base::{Failure, Mutex, Result, bail, fail};
+use io::File;
+use rustix::fs::{Mode, OFlags};
+use std::os::unix::fs::FileTypeExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::runtime::Handle;
+
+pub static FILE: Driver = Driver {
+    name: "file",
+    kind: Kind::Protocol,
+    schemes: &["file"],
+    open,
+    create: Some(create::create),
+    create_options: create::OPTIONS,
+    ..Driver::DEFAULT
+};
+
+pub static HOST_DEVICE: Driver =
+    Driver { name: "host_device", kind: Kind::Protocol, schemes: &["host_device"], open, ..Driver::DEFAULT };
+
+pub static HOST_CDROM: Driver =
+    Driver { name: "host_cdrom", kind: Kind::Protocol, schemes: &["host_cdrom"], open, ..Driver::DEFAULT };
+
+/// The driver for a plain path.
+pub(crate) fn driver_for(path: &str) -> &'static Driver {
+    if path.starts_with("/dev/cdrom") || path.starts_with("/dev/sr") {
+        return &HOST_CDROM;
+    }
+    match std::fs::metadata(path) {
+        Ok(meta) if meta.file_type().is_block_device() => &HOST_DEVICE,
+        _ => &FILE,
+    }
+}
+
+struct FileLayer {
+    filename: String,
+    file: ArcSwap<File>,
+    size: AtomicU64,
+    limits: Limits,
+    pool: Handle,
+    lock: Mutex<locks::Locks>,
+    fdsets: FdSets,
+    block_device: bool,
+}
+
+fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
+    Box::pin(async {
+        let name = open
+            .options
+            .take_str("filename")?
+            .ok_or_else(|| fail!("The '{}' block driver requires a file name", open.driver.name))?;
+        let prefix = format!("{}:", open.driver.name);
+        let path = name.strip_prefix(&prefix).unwrap_or(&name).to_string();
+        let words = [("on", Some(true)), ("off", Some(false)), ("auto", None)];
+        let locking = open.options.take_word("locking", &words)?.flatten();
+        // Hints that need nothing here.
+        open.options.take_bool("drop-cache")?;
+        open.options.take_bool("x-check-cache-dropped")?;
+        open.options.take_u64("aio-max-batch")?;
+        open.options.take_str("pr-manager")?.map_or(Ok(()), |_| Err(fail!("pr-manager is not supported")))?;
+        let graph = open.graph.clone();
+        let layer = FileLayer::open(&path, open, locking, &graph.fdsets)?;
+        Ok(Arc::new(layer) as Arc<dyn Layer>)
+    })
+}
+
+/// An open file and, from a descriptor set, the mark that the set is in use.
+pub(super) type Opened = (rustix::fd::OwnedFd, Option<Arc<()>>);
+
+fn open_flags(settings: &Settings) -> OFlags {
+    let mut flags = OFlags::CLOEXEC;
+    flags |= if settings.read_only { OFlags::RDONLY } else { OFlags::RDWR };
+    if settings.cache.direct {
+        flags |= OFlags::DIRECT;
+    }
+    flags
+}
+
+fn open_path(path: &str, flags: OFlags, fdsets: &FdSets) -> Result<Opened, rustix::io::Errno> {
+    match fdset_number(path) {
+        Some(set) => {
+            let SetFd { fd, user } = fdsets.open(set, flags)?;
+            Ok((fd, Some(user)))
+        }
+        None => Ok((rustix::fs::open(path, flags, Mode::from_raw_mode(0o644))?, None)),
+    }
+}
+
+fn open_error(path: &str, error: rustix::io::Errno) -> Failure {
+    Failure::os(format!("Could not open '{path}'"), &error.into())
+}
+
+impl FileLayer {
+    fn open(path: &str, open: &mut Open, locking: Option<bool>, fdsets: &FdSets) -> Result<Self> {
+        use rustix::io::Errno;
+        let opened = match open_path(path, open_flags(&open.settings), fdsets) {
+            Err(Errno::ACCESS | Errno::ROFS | Errno::PERM)
+                if open.settings.auto_read_only && !open.settings.read_only =>
+            {
+                open.settings.read_only = true;
+                open_path(path, open_flags(&open.settings), fdsets)
+            }
+            other => other,
+        };
+        let (fd, user) = opened.map_err(|error| open_error(path, error))?;
+        let stat = rustix::fs::fstat(&fd).map_err(|error| open_error(path, error))?;
+        let kind = rustix::fs::FileType::from_raw_mode(stat.st_mode);
+        let name = open.driver.name;
+        if name == "file" && !kind.is_file() && !kind.is_block_device() && !kind.is_char_device() {
+            bail!("'file' driver requires '{path}' to be a regular file");
+        }
+        if name != "file" && !kind.is_block_device() && !kind.is_char_device() {
+            bail!("'{name}' driver requires '{path}' to be either a character or block device");
+        }
+        let size = match kind.is_file() {
+            true => stat.st_size as u64,
+            false => rustix::fs::seek(&fd, rustix::fs::SeekFrom::End(0)).unwrap_or(0),
+        };
+        let direct = open.settings.cache.direct;
+        let alignment = if direct { io::direct_alignment(&fd) } else { 1 };
+        Ok(FileLayer {
+            filename: path.to_string(),
+            file: ArcSwap::from_pointee(File::new(fd, user, alignment)),
+            size: AtomicU64::new(size),
+            limits: Limits { request_alignment: alignment, max_transfer: 1 << 30, ..Limits::default() },
+            pool: open.graph.main_thread().handle().clone(),
+            lock: Mutex::new(locks::Locks::new(locking != Some(false))),
+            fdsets: fdsets.clone(),
+            block_device: !kind.is_file(),
+        })
+    }
+
+    /// Runs `work` on the thread pool.
+    async fn pooled<T: Send + 'static>(&self, work: impl FnOnce(&File) -> IoResult<T> + Send + 'static) -> IoResult<T> {
+        let file = self.file.load_full();
+        match self.pool.spawn_blocking(move || work(&file)).await {
+            Ok(result) => result,
+            Err(_) => Err(errno(libc::EIO)),
+        }
+    }
+
+    fn grown(&self, end: u64) {
+        if !self.block_device {
+            self.size.fetch_max(end, Ordering::AcqRel);
+        }
+    }
+}
+
+impl Layer for FileLayer {
+    fn size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    fn grows(&self) -> bool {
+        !self.block_device
+    }
+
+    fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            let done = self.file.load().try_read(offset, buf)?;
+            if done == buf.len() {
+                return Ok(());
+            }
+            let (len, at) = (buf.len() - done, offset + done as u64);
+            let data = self.pooled(move |file| file.read(at, len)).await?;
+            buf[done..].copy_from_slice(&data);
+            Ok(())
+        })
+    }
+
+    fn write<'a>(&'a self, offset: u64, data: &'a [u8], _flags: WriteFlags) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            let inline = self.file.load().try_write(offset, data)?;
+            if !inline {
+                let copy = data.to_vec();
+                self.pooled(move |file| file.write(offset, &copy)).await?;
+            }
+            self.grown(offset + data.len() as u64);
+            Ok(())
+        })
+    }
+
+    fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            let size = self.size();
+            let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
+            self.pooled(move |file| file.zero(offset, len, size, unmap)).await?;
+            self.grown(offset + len);
+            Ok(())
+        })
+    }
+
+    fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
+        Box::pin(self.pooled(move |file| file.punch(offset, len)))
+    }
+
+    fn flush(&self) -> Fut<'_, IoResult> {
+        Box::pin(self.pooled(File::sync))
+    }
+
+    fn block_status<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult<Status>> {
+        Box::pin(async move {
+            if self.block_device {
+                let flags = StatusFlags::DATA | StatusFlags::ALLOCATED;
+                return Ok(Status { flags, len, offset: Some(offset) });
+            }
+            let size = self.size();
+            let (data, run) = self.pooled(move |file| file.extent(offset, len, size)).await?;
+            let flags = if data { StatusFlags::DATA } else { StatusFlags::ZERO };
+            Ok(Status { flags: flags | StatusFlags::ALLOCATED, len: run.clamp(1, len), offset: Some(offset) })
+        })
+    }
+
+    fn truncate<'a>(&'a self, size: u64, how: Truncate) -> Fut<'a, Result<()>> {
+        Box::pin(async move {
+            let old = self.size();
+            if self.block_device {
+                if size > old || (how.exact && size != old) {
+                    bail!("Cannot grow device files");
+                }
+                return Ok(());
+            }
+            let work = move |file: &File| Ok(create::resize(file.fd(), old, size, how.preallocation));
+            self.pooled(work).await??;
+            self.size.store(size, Ordering::Release);
+            Ok(())
+        })
+    }
+
+    fn set_perm(&self, perm: Perm, shared: Perm) -> Result<()> {
+        let file = self.file.load();
+        self.lock.lock().change(file.fd(), perm, shared, &self.filename)
+    }
+
+    fn reopen<'a>(&'a self, to: &'a Settings, _options: &'a mut Options) -> Fut<'a, Result<()>> {
+        Box::pin(async move {
+            let opened = open_path(&self.filename, open_flags(to), &self.fdsets);
+            let (fd, user) = opened.map_err(|error| open_error(&self.filename, error))?;
+            let old = self.file.load_full();
+            let same = |a: &rustix::fs::Stat, b: &rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
+            match (rustix::fs::fstat(&fd), rustix::fs::fstat(old.fd())) {
+                (Ok(new), Ok(old)) if same(&new, &old) => {}
+                _ => bail!("Could not open '{}': the file was replaced", self.filename),
+            }
+            self.lock.lock().move_to(rustix::fd::AsFd::as_fd(&fd), &self.filename)?;
+            let alignment = self.limits.request_alignment;
+            self.file.store(Arc::new(File::new(fd, user, alignment)));
+            Ok(())
+        })
+    }
+
+    fn allocated_size(&self) -> Fut<'_, Option<u64>> {
+        Box::pin(async {
+            let stat = rustix::fs::fstat(self.file.load().fd()).ok()?;
+            Some(stat.st_blocks as u64 * 512)
+        })
+    }
+
+    fn filename(&self) -> Option<String> {
+        Some(self.filename.clone())
+    }
+
+    fn zero_initialised(&self) -> bool {
+        !self.block_device
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}

@@ -1,0 +1,4 @@
+//! Protocols: storage outside the graph.
+
+pub mod file;
+pub mod null;
