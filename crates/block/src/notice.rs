@@ -36,13 +36,26 @@ pub enum Notice {
         reason: String,
     },
     /// BLOCK_IMAGE_CORRUPTED.
-    ImageCorrupted { device: String, node: Option<String>, text: String, offset: Option<u64>, size: Option<u64>, fatal: bool },
+    ImageCorrupted {
+        device: String,
+        node: Option<String>,
+        text: String,
+        offset: Option<u64>,
+        size: Option<u64>,
+        fatal: bool,
+    },
     /// BLOCK_WRITE_THRESHOLD.
     WriteThreshold { node: String, exceeded: u64, threshold: u64 },
     /// DEVICE_TRAY_MOVED.
     TrayMoved { device: String, id: String, open: bool },
     /// QUORUM_REPORT_BAD.
-    QuorumReportBad { operation: &'static str, error: Option<String>, node: String, sector: u64, sectors: u64 },
+    QuorumReportBad {
+        operation: &'static str,
+        error: Option<String>,
+        node: String,
+        sector: u64,
+        sectors: u64,
+    },
     /// QUORUM_FAILURE.
     QuorumFailure { reference: String, sector: u64, sectors: u64 },
     /// JOB_STATUS_CHANGE.

@@ -202,7 +202,9 @@ fn insert_path(table: &mut Map<String, Value>, key: &str, value: Value) -> Resul
             let inner = table.entry(head.to_string()).or_insert_with(|| Value::Object(Map::new()));
             match inner {
                 Value::Object(inner) => insert_path(inner, rest, value),
-                Value::String(reference) if rest == "driver" || rest == "node-name" || !reference.is_empty() => {
+                Value::String(reference)
+                    if rest == "driver" || rest == "node-name" || !reference.is_empty() =>
+                {
                     bail!("Cannot mix scalar and non-scalar keys")
                 }
                 _ => bail!("Cannot mix scalar and non-scalar keys"),

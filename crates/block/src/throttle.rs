@@ -37,7 +37,9 @@ impl Config {
     pub fn check(&self) -> Result<()> {
         for group in [&self.bps, &self.iops] {
             let [total, read, write] = group;
-            if (total.avg > 0 && (read.avg > 0 || write.avg > 0)) || (total.max > 0 && (read.max > 0 || write.max > 0)) {
+            if (total.avg > 0 && (read.avg > 0 || write.avg > 0))
+                || (total.max > 0 && (read.max > 0 || write.max > 0))
+            {
                 bail!("bps/iops/max total values and read/write values cannot be used at the same time");
             }
         }
@@ -102,7 +104,11 @@ impl Group {
         Arc::new(Group {
             name: name.to_string(),
             timers: [timer(), timer()],
-            state: Mutex::new(State { config: Config::default(), levels: Default::default(), leaked_at: clock.now() }),
+            state: Mutex::new(State {
+                config: Config::default(),
+                levels: Default::default(),
+                leaked_at: clock.now(),
+            }),
             heads: Default::default(),
             wake,
             clock,

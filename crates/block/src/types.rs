@@ -52,7 +52,8 @@ impl Perm {
             (Perm::WRITE_UNCHANGED, "write unchanged"),
             (Perm::RESIZE, "resize"),
         ];
-        let set: Vec<_> = words.iter().filter(|(bit, _)| self.contains(*bit)).map(|(_, word)| *word).collect();
+        let set: Vec<_> =
+            words.iter().filter(|(bit, _)| self.contains(*bit)).map(|(_, word)| *word).collect();
         set.join(", ")
     }
 }

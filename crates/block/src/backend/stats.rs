@@ -39,7 +39,13 @@ pub struct Stats {
 
 impl Stats {
     pub fn new(clock: Clock, account_invalid: bool, account_failed: bool) -> Self {
-        Stats { clock, kinds: Default::default(), last_access: AtomicU64::new(0), account_invalid, account_failed }
+        Stats {
+            clock,
+            kinds: Default::default(),
+            last_access: AtomicU64::new(0),
+            account_invalid,
+            account_failed,
+        }
     }
 
     pub fn of(&self, kind: Kind) -> &Counters {

@@ -43,7 +43,9 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if let Some(size) = size
             && size > whole - offset
         {
-            bail!("The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the containing file ({whole})");
+            bail!(
+                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the containing file ({whole})"
+            );
         }
         let size = match size {
             None if offset != 0 => Some(whole - offset),

@@ -13,7 +13,10 @@ pub enum Parent {
     Node(String),
     /// A back end by its name ("" if it has none).
     Backend(String),
-    Job { kind: &'static str, id: String },
+    Job {
+        kind: &'static str,
+        id: String,
+    },
     Named(String),
 }
 

@@ -29,7 +29,8 @@ pub fn combine(image: &str, name: &str) -> Result<String> {
 /// The options in a `json:{...}` file name.
 pub fn parse_json(name: &str) -> Result<Option<Options>> {
     let Some(text) = name.strip_prefix("json:") else { return Ok(None) };
-    let value: Value = serde_json::from_str(text).map_err(|why| fail!("Could not parse the JSON options: {why}"))?;
+    let value: Value =
+        serde_json::from_str(text).map_err(|why| fail!("Could not parse the JSON options: {why}"))?;
     match value {
         Value::Object(map) => Options::crumple(map).map(Some),
         _ => bail!("Invalid JSON object given"),
@@ -45,7 +46,9 @@ pub(super) fn of(parts: &Parts) -> String {
     let plain = parts.driver.kind == Kind::Format
         && !["offset", "size", "data-file"].iter().any(|key| parts.options.contains(key));
     match primary {
-        Some(child) if plain && !child.node().filename().starts_with("json:") => child.node().filename().to_string(),
+        Some(child) if plain && !child.node().filename().starts_with("json:") => {
+            child.node().filename().to_string()
+        }
         _ => {
             let mut options = parts.options.clone();
             for key in ["node-name", "backing"] {

@@ -220,3 +220,6 @@ pub fn well_formed(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_alphabetic())
         && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
 }
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -198,7 +198,10 @@ impl Node {
         let threshold = self.write_threshold.load(Ordering::Acquire);
         let crossed = threshold != 0
             && end > threshold
-            && self.write_threshold.compare_exchange(threshold, 0, Ordering::AcqRel, Ordering::Acquire).is_ok();
+            && self
+                .write_threshold
+                .compare_exchange(threshold, 0, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok();
         crossed.then_some(threshold)
     }
 

@@ -66,7 +66,12 @@ impl Graph {
         }
     }
 
-    fn open_boxed(&self, options: Options, defaults: Settings, role: Option<Role>) -> Fut<'_, Result<super::Pin>> {
+    fn open_boxed(
+        &self,
+        options: Options,
+        defaults: Settings,
+        role: Option<Role>,
+    ) -> Fut<'_, Result<super::Pin>> {
         Box::pin(async move {
             let depth = DEPTH.try_with(|depth| *depth).unwrap_or(0);
             if depth > MAX_DEPTH {
@@ -129,7 +134,9 @@ impl Graph {
         let layer = (driver.open)(open).await?;
         if let Some(key) = open.options.0.keys().next() {
             match driver.kind {
-                Kind::Protocol => bail!("Block protocol '{}' doesn't support the option '{key}'", driver.name),
+                Kind::Protocol => {
+                    bail!("Block protocol '{}' doesn't support the option '{key}'", driver.name)
+                }
                 _ => bail!("Block format '{}' does not support the option '{key}'", driver.name),
             }
         }

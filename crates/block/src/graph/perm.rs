@@ -172,9 +172,10 @@ impl Plan {
 
 /// What all users of a node do and share now.
 pub(super) fn cumulative(node: &Node) -> (Perm, Perm) {
-    node.parents().iter().map(Child::perm).fold((Perm::empty(), Perm::all()), |(perm, shared), one| {
-        (perm | one.0, shared & one.1)
-    })
+    node.parents()
+        .iter()
+        .map(Child::perm)
+        .fold((Perm::empty(), Perm::all()), |(perm, shared), one| (perm | one.0, shared & one.1))
 }
 
 /// `starts` and all below, parents before children.

@@ -15,7 +15,11 @@ pub(super) static OPTIONS: &[CreateOption] = &[
         help: "Preallocation mode (allowed values: off, falloc, full)",
     },
     CreateOption { name: "nocow", modern: "nocow", help: "Turn off copy-on-write (valid only on btrfs)" },
-    CreateOption { name: "extent_size_hint", modern: "extent-size-hint", help: "Extent size hint for the image file" },
+    CreateOption {
+        name: "extent_size_hint",
+        modern: "extent-size-hint",
+        help: "Extent size hint for the image file",
+    },
 ];
 
 pub(super) fn create(create: &mut Create) -> Fut<'_, Result<()>> {

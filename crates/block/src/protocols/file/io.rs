@@ -32,7 +32,9 @@ pub(super) fn direct_alignment(fd: &OwnedFd) -> u32 {
     use rustix::fs::{AtFlags, StatxFlags};
     let asked = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN);
     match asked {
-        Ok(stat) if stat.stx_dio_offset_align.is_power_of_two() => stat.stx_dio_offset_align.clamp(512, 65536),
+        Ok(stat) if stat.stx_dio_offset_align.is_power_of_two() => {
+            stat.stx_dio_offset_align.clamp(512, 65536)
+        }
         _ => 4096,
     }
 }
@@ -54,7 +56,8 @@ impl File {
     }
 
     fn may_inline(&self) -> bool {
-        self.alignment == 1 && self.begun.elapsed().as_micros() as u64 >= self.avoid_until.load(Ordering::Relaxed)
+        self.alignment == 1
+            && self.begun.elapsed().as_micros() as u64 >= self.avoid_until.load(Ordering::Relaxed)
     }
 
     fn timed<T>(&self, work: impl FnOnce() -> T) -> T {
@@ -77,7 +80,9 @@ impl File {
             match rustix::io::preadv2(&self.fd, &mut slices, offset, ReadWriteFlags::NOWAIT) {
                 Ok(done) => return Ok(done),
                 Err(Errno::AGAIN | Errno::INTR) => return Ok(0),
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => self.nowait.store(false, Ordering::Relaxed),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                    self.nowait.store(false, Ordering::Relaxed)
+                }
                 Err(error) => return Err(error.into()),
             }
         }
@@ -194,7 +199,9 @@ impl File {
             match rustix::fs::fallocate(&self.fd, flags, offset, len) {
                 Ok(()) => return Ok(()),
                 Err(Errno::INTR) => {}
-                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::NOTTY) => return Err(errno(libc::ENOTSUP)),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV | Errno::NOTTY) => {
+                    return Err(errno(libc::ENOTSUP));
+                }
                 Err(error) => return Err(error.into()),
             }
         }

@@ -101,14 +101,23 @@ fn lock(fd: BorrowedFd<'_>, base: u64, bit: Perm, file: &str) -> Result<()> {
     match base::ofd::lock(fd, base + at(bit), 1, false) {
         Ok(()) => Ok(()),
         // File systems without locks.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::ENOLCK | libc::EBADF)) => Ok(()),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EINVAL | libc::ENOSYS | libc::ENOLCK | libc::EBADF)
+            ) =>
+        {
+            Ok(())
+        }
         Err(_) => Err(Failure::new(format!("Failed to lock byte {}", base + at(bit))).hint(hint(file))),
     }
 }
 
 fn check(fd: BorrowedFd<'_>, base: u64, bit: Perm, shared: &str, file: &str) -> Result<()> {
     match base::ofd::is_taken(fd, base + at(bit), 1, true) {
-        Ok(true) => Err(Failure::new(format!("Failed to get {shared}\"{}\" lock", bit.names())).hint(hint(file))),
+        Ok(true) => {
+            Err(Failure::new(format!("Failed to get {shared}\"{}\" lock", bit.names())).hint(hint(file)))
+        }
         _ => Ok(()),
     }
 }

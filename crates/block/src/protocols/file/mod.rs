@@ -144,7 +144,10 @@ impl FileLayer {
     }
 
     /// Runs `work` on the thread pool.
-    async fn pooled<T: Send + 'static>(&self, work: impl FnOnce(&File) -> IoResult<T> + Send + 'static) -> IoResult<T> {
+    async fn pooled<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&File) -> IoResult<T> + Send + 'static,
+    ) -> IoResult<T> {
         let file = self.file.load_full();
         match self.pool.spawn_blocking(move || work(&file)).await {
             Ok(result) => result,
@@ -254,7 +257,8 @@ impl Layer for FileLayer {
             let opened = open_path(&self.filename, open_flags(to), &self.fdsets);
             let (fd, user) = opened.map_err(|error| open_error(&self.filename, error))?;
             let old = self.file.load_full();
-            let same = |a: &rustix::fs::Stat, b: &rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
+            let same =
+                |a: &rustix::fs::Stat, b: &rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
             match (rustix::fs::fstat(&fd), rustix::fs::fstat(old.fd())) {
                 (Ok(new), Ok(old)) if same(&new, &old) => {}
                 _ => bail!("Could not open '{}': the file was replaced", self.filename),
