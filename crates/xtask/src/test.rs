@@ -1,0 +1,20 @@
+//! `cargo xtask test`: everything CI runs.
+
+use crate::run::{Result, step};
+use crate::{layers, packages};
+
+/// Runs all checks; with arguments only the tests whose name contains them.
+pub fn run(filter: &[String]) -> Result {
+    packages::install()?;
+    let filter: Vec<&str> = filter.iter().map(String::as_str).collect();
+    if filter.is_empty() {
+        layers::check()?;
+        step("format", "cargo", &["fmt", "--all", "--check"])?;
+        step("clippy", "cargo", &["clippy", "--quiet", "--workspace", "--all-targets"])?;
+    }
+    step("build", "cargo", &["build", "--quiet", "--release", "--package", "ryokan"])?;
+    let mut args = vec!["nextest", "run", "--workspace", "--no-fail-fast", "--status-level", "fail"];
+    args.extend(["--final-status-level", "slow", "--no-tests", "fail"]);
+    args.extend(filter);
+    step("tests", "cargo", &args)
+}
