@@ -1,5 +1,5 @@
 use crate::pci::PciBus;
-use crate::{Bus, IrqLine, MsiSink, Power};
+use crate::{Bus, IrqLine, MsiSink, Power, Props};
 use base::clock::Clock;
 use base::notice::Notices;
 use base::{Result, fail};
@@ -20,6 +20,9 @@ pub struct Clocks {
 
 /// Back ends by name.
 pub trait Backends: Send + Sync {
+    /// Claims a block back end (by back-end name, or making an anonymous one over a node) for
+    /// the front end of the given id or path.
+    fn drive(&self, name: &str, front_end: &str) -> Result<block::Backend>;
     /// A user-created object (`rng-random`, `iothread`), to be downcast by its type.
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>>;
 }
@@ -78,5 +81,11 @@ impl Wiring<'_> {
 
     pub fn clock(&self) -> &Clock {
         &self.services.clocks.virtual_
+    }
+
+    /// Claims the drive a property names; unset gives `None`.
+    pub fn drive(&self, props: &Props, property: &str) -> Result<Option<block::Backend>> {
+        let front_end = self.id.map_or_else(|| self.qom_path.clone(), str::to_string);
+        props.str(property).map(|name| self.services.backends.drive(name, &front_end)).transpose()
     }
 }

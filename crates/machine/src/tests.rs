@@ -11,6 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) struct NoBackends;
 
 impl device::Backends for NoBackends {
+    fn drive(&self, name: &str, _front_end: &str) -> base::Result<block::Backend> {
+        Err(base::Failure::device_not_found(name))
+    }
     fn object(&self, _id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
         None
     }
