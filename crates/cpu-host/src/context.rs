@@ -1,0 +1,239 @@
+//! The guest's vector and x87 state in the form thunks work on.
+
+use crate::fault::DEFAULT_MXCSR;
+use cpu::state::FpuState;
+use std::arch::asm;
+use std::mem::offset_of;
+
+/// The bytes of one instruction's memory operand, from its lowest address.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct Operand(pub [u8; 64]);
+
+impl Default for Operand {
+    fn default() -> Self {
+        Operand([0; 64])
+    }
+}
+
+/// The FXSAVE64 image (SDM vol. 1 §10.5.1.2); only its x87 part is used.
+#[derive(Clone)]
+#[repr(C, align(16))]
+struct Image {
+    fcw: u16,
+    fsw: u16,
+    ftw: u8,
+    reserved: u8,
+    fop: u16,
+    fip: u64,
+    fdp: u64,
+    mxcsr: u32,
+    mxcsr_mask: u32,
+    st: [[u8; 16]; 8],
+    rest: [u8; 352],
+}
+
+/// The guest's YMM, MXCSR, x87 and MMX state.
+///
+/// The vector registers always stand in memory. The x87 and MMX registers move into the host
+/// thread's own with the first x87 or MMX instruction and stay there until
+/// [`SimdContext::sync`]; Rust code does not use them.
+#[repr(C, align(64))]
+pub struct SimdContext {
+    /// YMM0..YMM15; XMM is the low half.
+    pub ymm: [[u64; 4]; 16],
+    image: Image,
+    /// Thunks' canonical GPRs: RAX, RCX, RDX, R10, R11.
+    pub(crate) gpr: [u64; 5],
+    pub(crate) flags: u64,
+    mxcsr: u32,
+    pub(crate) scratch: u32,
+    pub(crate) faulted: u8,
+    live: bool,
+    /// The guest's FCW, also while live.
+    fcw: u16,
+    /// Last x87 instruction's opcode and pointers, kept by the interpreter.
+    pub fop: u16,
+    pub fcs: u16,
+    pub fds: u16,
+    pub fip: u64,
+    pub fdp: u64,
+}
+
+pub(crate) const IMAGE_SIZE: usize = size_of::<Image>();
+const _: () = assert!(IMAGE_SIZE == 512);
+pub(crate) const YMM_OFFSET: usize = offset_of!(SimdContext, ymm);
+pub(crate) const GPR_OFFSET: usize = offset_of!(SimdContext, gpr);
+pub(crate) const FLAGS_OFFSET: usize = offset_of!(SimdContext, flags);
+pub(crate) const MXCSR_OFFSET: usize = offset_of!(SimdContext, mxcsr);
+pub(crate) const SCRATCH_OFFSET: usize = offset_of!(SimdContext, scratch);
+pub(crate) const FAULTED_OFFSET: usize = offset_of!(SimdContext, faulted);
+
+impl Default for SimdContext {
+    fn default() -> Self {
+        SimdContext::from(&FpuState::default())
+    }
+}
+
+impl From<&FpuState> for SimdContext {
+    fn from(state: &FpuState) -> Self {
+        let image = Image {
+            fcw: state.fcw,
+            fsw: state.fsw,
+            ftw: state.ftw,
+            reserved: 0,
+            fop: 0,
+            fip: 0,
+            fdp: 0,
+            mxcsr: DEFAULT_MXCSR,
+            mxcsr_mask: 0,
+            st: state.st,
+            rest: [0; 352],
+        };
+        SimdContext {
+            ymm: state.ymm,
+            image,
+            gpr: [0; 5],
+            flags: 2,
+            mxcsr: state.mxcsr & 0xffff,
+            scratch: 0,
+            faulted: 0,
+            live: false,
+            fcw: state.fcw,
+            fop: state.fop,
+            fcs: state.fcs,
+            fds: state.fds,
+            fip: state.fip,
+            fdp: state.fdp,
+        }
+    }
+}
+
+impl SimdContext {
+    /// Replaces everything. x87 state that is live on this thread is dropped.
+    pub fn load(&mut self, state: &FpuState) {
+        self.sync();
+        *self = SimdContext::from(state);
+    }
+
+    /// The state in its exchange form. The context must be synced.
+    pub fn state(&self) -> FpuState {
+        debug_assert!(!self.live, "x87 state is still in the host's registers");
+        let mut st = self.image.st;
+        for register in &mut st {
+            register[10..].fill(0);
+        }
+        FpuState {
+            st,
+            fcw: self.fcw,
+            fsw: self.image.fsw,
+            ftw: self.image.ftw,
+            fop: self.fop,
+            fip: self.fip,
+            fdp: self.fdp,
+            fcs: self.fcs,
+            fds: self.fds,
+            mxcsr: self.mxcsr,
+            ymm: self.ymm,
+        }
+    }
+
+    pub fn mxcsr(&self) -> u32 {
+        self.mxcsr
+    }
+
+    /// Sets MXCSR; bits 16 and up are reserved and dropped (the caller raises #GP first).
+    pub fn set_mxcsr(&mut self, value: u32) {
+        self.mxcsr = value & 0xffff;
+    }
+
+    /// The x87 control word.
+    pub fn fcw(&self) -> u16 {
+        self.fcw
+    }
+
+    /// The x87 status word.
+    pub fn fsw(&self) -> u16 {
+        if self.live { host_fsw() } else { self.image.fsw }
+    }
+
+    /// Whether an unmasked x87 exception is pending (FSW.ES): the next waiting x87 or MMX
+    /// instruction raises #MF.
+    pub fn x87_pending(&self) -> bool {
+        self.fcw & 0x3f != 0x3f && self.fsw() & 0x80 != 0
+    }
+
+    /// Whether x87 state is in the host thread's registers.
+    pub fn is_live(&self) -> bool {
+        self.live
+    }
+
+    /// Brings x87 and MMX state back from the host's registers. Must be called on the thread
+    /// that ran the last instruction, before the vCPU's run ends.
+    #[inline]
+    pub fn sync(&mut self) {
+        if self.live {
+            self.unload();
+        }
+    }
+
+    /// Puts x87 state into the host's registers if it is not there.
+    #[inline]
+    pub(crate) fn enter_x87(&mut self) {
+        if !self.live {
+            self.install();
+        }
+    }
+
+    #[cold]
+    fn unload(&mut self) {
+        // SAFETY: the image is 512 bytes, aligned to 16. FNINIT leaves an empty x87 stack, as
+        // the ABI demands of code that does not use it.
+        unsafe {
+            asm!("fxsave64 [{0}]", "fninit", in(reg) &raw mut self.image, options(nostack));
+        }
+        self.live = false;
+        self.fcw = self.image.fcw;
+    }
+
+    #[cold]
+    fn install(&mut self) {
+        self.image.mxcsr = DEFAULT_MXCSR;
+        self.image.fcw = self.fcw;
+        // FXRSTOR takes FSW.ES as it stands; hardware keeps it consistent with the masks.
+        let pending = self.image.fsw & !self.fcw & 0x3f != 0;
+        self.image.fsw = self.image.fsw & !0x8080 | if pending { 0x8080 } else { 0 };
+        self.image.fop = 0;
+        self.image.fip = 0;
+        self.image.fdp = 0;
+        // SAFETY: the image is 512 bytes, aligned to 16, its MXCSR is valid. All registers that
+        // FXRSTOR loads are declared clobbered.
+        unsafe {
+            asm!("fninit", "fxrstor64 [{0}]", in(reg) &raw const self.image,
+                out("xmm0") _, out("xmm1") _, out("xmm2") _, out("xmm3") _, out("xmm4") _, out("xmm5") _,
+                out("xmm6") _, out("xmm7") _, out("xmm8") _, out("xmm9") _, out("xmm10") _, out("xmm11") _,
+                out("xmm12") _, out("xmm13") _, out("xmm14") _, out("xmm15") _, options(nostack));
+        }
+        self.live = true;
+    }
+
+    /// After an instruction that may have changed FCW on the host.
+    pub(crate) fn reload_fcw(&mut self) {
+        let mut word = 0u16;
+        // SAFETY: stores two bytes; FNSTCW raises nothing.
+        unsafe {
+            asm!("fnstcw [{0}]", in(reg) &raw mut word, options(nostack));
+        }
+        self.fcw = word;
+    }
+}
+
+/// The x87 status word of the host thread.
+pub(crate) fn host_fsw() -> u16 {
+    let word: u16;
+    // SAFETY: FNSTSW AX raises nothing and writes AX only.
+    unsafe {
+        asm!("fnstsw ax", out("ax") word, options(nomem, nostack));
+    }
+    word
+}

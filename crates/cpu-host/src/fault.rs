@@ -1,0 +1,66 @@
+//! Unmasked SIMD floating-point exceptions: the host raises #XM itself, which arrives as
+//! SIGFPE and is turned into a return from the thunk.
+
+use base::{Failure, Result};
+use std::arch::asm;
+use std::cell::Cell;
+use std::ffi::c_void;
+use std::sync::OnceLock;
+
+/// What Rust expects of MXCSR: all exceptions masked, round to nearest.
+pub const DEFAULT_MXCSR: u32 = 0x1f80;
+
+thread_local! {
+    /// Where a SIMD exception of a running thunk continues; 0 when none may occur.
+    static RECOVERY: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Runs `thunk`, with SIMD exceptions on this thread continuing at `recovery`.
+pub fn with_recovery(recovery: usize, thunk: impl FnOnce()) {
+    RECOVERY.set(recovery);
+    thunk();
+    RECOVERY.set(0);
+}
+
+/// Sets the host's MXCSR.
+pub fn set_host_mxcsr(value: u32) {
+    // SAFETY: value has no reserved bit set (callers pass masked values or the default).
+    unsafe {
+        asm!("ldmxcsr [{0}]", in(reg) &raw const value, options(nostack, readonly));
+    }
+}
+
+/// Installs the SIGFPE handler, once in a process: the disposition of a signal is the
+/// process's, not ours.
+pub fn install() -> Result<()> {
+    static DONE: OnceLock<Result<(), i32>> = OnceLock::new();
+    let done = DONE.get_or_init(|| {
+        // SAFETY: sigaction with a valid, zero-initialised structure and a handler of the
+        // SA_SIGINFO signature.
+        unsafe {
+            let mut action: libc::sigaction = std::mem::zeroed();
+            action.sa_sigaction = on_sigfpe as *const () as usize;
+            action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
+            if libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()) != 0 {
+                return Err(*libc::__errno_location());
+            }
+        }
+        Ok(())
+    });
+    done.map_err(|errno| Failure::os("cannot handle SIGFPE", &std::io::Error::from_raw_os_error(errno)))
+}
+
+extern "C" fn on_sigfpe(signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut c_void) {
+    let recovery = RECOVERY.get();
+    // SAFETY: the kernel passes a valid ucontext to an SA_SIGINFO handler. Without a thunk
+    // under way the default action is restored, which ends the process when the instruction
+    // is executed again.
+    unsafe {
+        if recovery != 0 {
+            let context = context.cast::<libc::ucontext_t>();
+            (*context).uc_mcontext.gregs[libc::REG_RIP as usize] = recovery as i64;
+        } else {
+            libc::signal(signal, libc::SIG_DFL);
+        }
+    }
+}

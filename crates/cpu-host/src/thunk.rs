@@ -1,0 +1,210 @@
+//! Building the host code of one instruction.
+
+use crate::context::{FAULTED_OFFSET, FLAGS_OFFSET, GPR_OFFSET, MXCSR_OFFSET, SCRATCH_OFFSET, YMM_OFFSET};
+use crate::emit::{Code, Reg};
+use crate::plan::{Class, Touches};
+use crate::shape;
+use iced_x86::{Encoder, Instruction, InstructionInfoFactory, OpAccess, OpCodeOperandKind, OpKind, Register};
+
+/// Pointers to the guest's vector registers, by operand: RDI and RSI are taken, and the
+/// implicit GPRs (RAX, RCX, RDX) never meet a third vector operand.
+pub const POINTERS: [Reg; 4] = [Reg::R8, Reg::R9, Reg::Rdx, Reg::Rcx];
+const VECTORS: [Register; 4] = [Register::XMM1, Register::XMM2, Register::XMM3, Register::XMM4];
+const WIDE_VECTORS: [Register; 4] = [Register::YMM1, Register::YMM2, Register::YMM3, Register::YMM4];
+
+/// Canonical GPRs in the order of `SimdContext::gpr`.
+const GPRS: [Reg; 5] = [Reg::Rax, Reg::Rcx, Reg::Rdx, Reg::R10, Reg::R11];
+const GPR_NAMES: [Register; 5] = [Register::RAX, Register::RCX, Register::RDX, Register::R10, Register::R11];
+const FIRST_EXPLICIT_GPR: usize = 3;
+
+/// An instruction with its operands replaced by canonical ones.
+pub struct Canonical {
+    pub instruction: Instruction,
+    /// Guest vector register of each vector operand.
+    pub vectors: Vec<(u8, OpAccess)>,
+    /// Implicit XMM0.
+    zero: Option<OpAccess>,
+    /// (canonical slot, guest register, access).
+    pub gprs: Vec<(u8, u8, OpAccess)>,
+}
+
+fn is_fixed(kind: OpCodeOperandKind) -> bool {
+    use OpCodeOperandKind as K;
+    matches!(
+        kind,
+        K::al
+            | K::cl
+            | K::ax
+            | K::dx
+            | K::eax
+            | K::rax
+            | K::st0
+            | K::sti_opcode
+            | K::es
+            | K::cs
+            | K::ss
+            | K::ds
+    )
+}
+
+fn sized(size: usize, slot: usize) -> Register {
+    let names = match size {
+        1 => [Register::R10L, Register::R11L],
+        2 => [Register::R10W, Register::R11W],
+        4 => [Register::R10D, Register::R11D],
+        _ => [Register::R10, Register::R11],
+    };
+    names[slot]
+}
+
+fn reads(access: OpAccess) -> bool {
+    !matches!(access, OpAccess::Write | OpAccess::NoMemAccess)
+}
+
+fn writes(access: OpAccess) -> bool {
+    !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
+}
+
+/// Replaces registers and the memory operand; `None` if the operands do not fit the scheme.
+pub fn canonical(guest: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Canonical> {
+    let accesses: Vec<OpAccess> = {
+        let info = factory.info(guest);
+        (0..guest.op_count()).map(|i| info.op_access(i)).collect()
+    };
+    let mut c = Canonical { instruction: *guest, vectors: Vec::new(), zero: None, gprs: Vec::new() };
+    let opcode = guest.op_code();
+    for (i, &access) in (0u32..).zip(&accesses) {
+        match guest.op_kind(i) {
+            OpKind::Register if is_fixed(opcode.op_kind(i)) => {}
+            OpKind::Register => replace_register(&mut c, i, access)?,
+            OpKind::Memory => {
+                c.instruction.set_segment_prefix(Register::None);
+                c.instruction.set_memory_base(Register::RSI);
+                c.instruction.set_memory_index(Register::None);
+                c.instruction.set_memory_index_scale(1);
+                c.instruction.set_memory_displacement64(0);
+                c.instruction.set_memory_displ_size(0);
+            }
+            _ => {}
+        }
+    }
+    add_implicit(&mut c, factory)?;
+    Some(c)
+}
+
+fn replace_register(c: &mut Canonical, operand: u32, access: OpAccess) -> Option<()> {
+    let register = c.instruction.op_register(operand);
+    if register.is_xmm() || register.is_ymm() {
+        let slot = c.vectors.len();
+        let name = if register.is_ymm() { *WIDE_VECTORS.get(slot)? } else { *VECTORS.get(slot)? };
+        c.vectors.push((register.number() as u8, access));
+        c.instruction.set_op_register(operand, name);
+    } else if register.is_gpr() {
+        let slot = c.gprs.len();
+        if slot > 1 || matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) {
+            return None;
+        }
+        c.gprs.push(((FIRST_EXPLICIT_GPR + slot) as u8, register.full_register().number() as u8, access));
+        c.instruction.set_op_register(operand, sized(register.size(), slot));
+    } else if !register.is_mm() && !register.is_st() {
+        return None;
+    }
+    Some(())
+}
+
+/// Finds registers that the canonical instruction still uses by implication.
+fn add_implicit(c: &mut Canonical, factory: &mut InstructionInfoFactory) -> Option<()> {
+    let info = factory.info(&c.instruction);
+    for used in info.used_registers() {
+        let register = used.register().full_register();
+        if used.register().is_vector_register() && used.register().number() == 0 {
+            c.zero = Some(used.access());
+        } else if let Some(slot) = GPR_NAMES[..FIRST_EXPLICIT_GPR].iter().position(|&r| r == register) {
+            c.gprs.push((slot as u8, slot as u8, used.access()));
+        } else if register.is_gpr()
+            && register != Register::RSI
+            && !GPR_NAMES[FIRST_EXPLICIT_GPR..].contains(&register)
+        {
+            return None;
+        }
+    }
+    let implicit = c.gprs.iter().any(|g| usize::from(g.0) < FIRST_EXPLICIT_GPR);
+    (c.gprs.len() <= 3 && (!implicit || c.vectors.len() <= 2)).then_some(())
+}
+
+impl Canonical {
+    /// The instruction in host encoding; also the key under which its thunk is kept.
+    pub fn encode(&self) -> Option<Vec<u8>> {
+        let mut encoder = Encoder::new(64);
+        encoder.encode(&self.instruction, 0x1000).ok()?;
+        Some(encoder.take_buffer())
+    }
+
+    /// The whole thunk around `core`, the encoded instruction.
+    pub fn build(&self, core: &[u8], class: Class, touches: Touches) -> Vec<u8> {
+        let wide = class == Class::Avx;
+        let mut code = Code::default();
+        if touches.contains(Touches::MXCSR) {
+            code.enter_mxcsr(MXCSR_OFFSET, SCRATCH_OFFSET);
+        }
+        if touches.contains(Touches::FLAGS_READ) {
+            code.load_flags(FLAGS_OFFSET);
+        }
+        for (slot, &(_, access)) in self.vectors.iter().enumerate() {
+            if reads(access) {
+                code.move_vector(slot as u8 + 1, POINTERS[slot], wide, false);
+            }
+        }
+        if self.zero.is_some() {
+            code.move_vector_zero(YMM_OFFSET, wide, false);
+        }
+        for &(slot, _, _) in &self.gprs {
+            code.load_gpr(GPRS[usize::from(slot)], GPR_OFFSET + 8 * usize::from(slot));
+        }
+        code.bytes(core);
+        if touches.contains(Touches::FLAGS_WRITE) {
+            code.store_flags(FLAGS_OFFSET);
+        }
+        for (slot, &(_, access)) in self.vectors.iter().enumerate() {
+            if writes(access) {
+                code.move_vector(slot as u8 + 1, POINTERS[slot], wide, true);
+            }
+        }
+        if self.zero.is_some_and(writes) {
+            code.move_vector_zero(YMM_OFFSET, wide, true);
+        }
+        for &(slot, _, access) in &self.gprs {
+            if writes(access) {
+                code.store_gpr(GPRS[usize::from(slot)], GPR_OFFSET + 8 * usize::from(slot));
+            }
+        }
+        if touches.contains(Touches::MXCSR) {
+            code.stmxcsr(MXCSR_OFFSET);
+        }
+        if wide {
+            code.vzeroupper();
+        }
+        code.ret();
+        code.0
+    }
+}
+
+/// Where a thunk continues after an unmasked SIMD exception: nothing is stored but MXCSR.
+pub fn recovery() -> Vec<u8> {
+    let mut code = Code::default();
+    code.stmxcsr(MXCSR_OFFSET);
+    code.store_byte(FAULTED_OFFSET, 1);
+    if crate::host_supports(iced_x86::CpuidFeature::AVX) {
+        code.vzeroupper();
+    }
+    code.ret();
+    code.0
+}
+
+/// Whether `core` may run natively at all: never anything that leaves the thunk.
+pub fn is_plain(instruction: &Instruction) -> bool {
+    instruction.flow_control() == iced_x86::FlowControl::Next && !instruction.is_privileged() && {
+        let code = instruction.code();
+        code.encoding() != iced_x86::EncodingKind::EVEX && !shape::is_masked_store(instruction)
+    }
+}
