@@ -13,6 +13,7 @@
 
 pub mod backend;
 pub mod bitmap;
+pub mod drive;
 pub mod driver;
 pub mod formats;
 pub mod graph;
@@ -20,6 +21,7 @@ pub mod jobs;
 pub mod notice;
 pub mod options;
 pub mod protocols;
+pub mod query;
 pub mod throttle;
 pub mod types;
 

@@ -1,0 +1,291 @@
+//! `-drive` and the seed's `blockdev-add`: a named back end with the tree under it.
+
+use crate::backend::{Backend, OnError, Setup};
+use crate::graph::{Graph, Settings};
+use crate::options::Options;
+use crate::throttle::{Bucket, Config};
+use base::{Result, bail, fail};
+use serde_json::{Map, Value};
+
+/// Old throttle keys of `-drive` and what they are called now.
+const OLD_THROTTLE: &[(&str, &str)] = &[
+    ("iops", "iops-total"),
+    ("iops_rd", "iops-read"),
+    ("iops_wr", "iops-write"),
+    ("bps", "bps-total"),
+    ("bps_rd", "bps-read"),
+    ("bps_wr", "bps-write"),
+    ("iops_max", "iops-total-max"),
+    ("iops_rd_max", "iops-read-max"),
+    ("iops_wr_max", "iops-write-max"),
+    ("bps_max", "bps-total-max"),
+    ("bps_rd_max", "bps-read-max"),
+    ("bps_wr_max", "bps-write-max"),
+    ("iops_size", "iops-size"),
+    ("group", "group"),
+];
+
+/// (write-back, direct, no-flush) of a `cache=` word.
+pub fn cache_mode(word: &str) -> Option<(bool, bool, bool)> {
+    Some(match word {
+        "writeback" => (true, false, false),
+        "none" | "off" => (true, true, false),
+        "unsafe" => (true, false, true),
+        "writethrough" => (false, false, false),
+        "directsync" => (false, true, false),
+        _ => return None,
+    })
+}
+
+/// What a `-drive` says about its back end, apart from the tree of nodes.
+struct Drive {
+    setup: Setup,
+    write_cache: bool,
+    on_error: (OnError, OnError),
+    throttle: Option<(String, Config)>,
+    copy_on_read: bool,
+    snapshot: bool,
+    settings: Settings,
+}
+
+impl Graph {
+    /// Makes a back end from the keys of a `-drive` (flat, with dots; text or typed), less
+    /// what says where it is put (`if`, `bus`, `unit`, `index`, `media` and the like). A
+    /// drive without file and driver is empty.
+    pub async fn open_drive(&self, id: &str, mut flat: Map<String, Value>) -> Result<Backend> {
+        let file = match flat.remove("file") {
+            Some(Value::String(file)) => Some(file).filter(|file| !file.is_empty()),
+            Some(other) => {
+                flat.insert("file".into(), other);
+                None
+            }
+            None => None,
+        };
+        if let Some(format) = flat.remove("format") {
+            if flat.contains_key("driver") {
+                bail!("Cannot specify both 'driver' and 'format'");
+            }
+            flat.insert("driver".into(), format);
+        }
+        old_keys(&mut flat)?;
+        let mut options = Options::crumple(flat)?;
+        let drive = take_drive(id, &mut options)?;
+        if let Some(file) = file {
+            options.set("filename", file);
+        }
+        let graph = self.arc();
+        let backend = Backend::new(&graph, drive.setup.clone())?;
+        backend.set_write_cache(drive.write_cache);
+        backend.set_error_policy(drive.on_error.0, drive.on_error.1);
+        if let Some((group, config)) = &drive.throttle {
+            let group = self.throttle_groups.obtain(group);
+            group.set_config(*config);
+            backend.set_throttle_group(Some(group));
+        }
+        if options.is_empty() {
+            return Ok(backend);
+        }
+        let opened = self.fill_drive(&backend, options, &drive).await;
+        if let Err(why) = opened {
+            backend.delete();
+            self.collect().await;
+            return Err(why);
+        }
+        Ok(backend)
+    }
+
+    /// What a device's `drive=` means: a back end by name, or a new anonymous one over the
+    /// node of that name. `None`: there is neither.
+    pub fn device_drive(&self, drive: &str) -> Result<Option<Backend>> {
+        if let Some(backend) = self.backend(drive) {
+            return Ok(Some(backend));
+        }
+        let Some(node) = self.find(drive) else { return Ok(None) };
+        let setup = Setup { read_only: node.is_read_only(), ..Setup::default() };
+        let backend = Backend::new(&self.arc(), setup)?;
+        match backend.insert(&node) {
+            Ok(()) => Ok(Some(backend)),
+            Err(why) => {
+                backend.delete();
+                Err(why)
+            }
+        }
+    }
+
+    async fn fill_drive(&self, backend: &Backend, mut options: Options, drive: &Drive) -> Result<()> {
+        if drive.snapshot {
+            options.set("read-only", true);
+        }
+        let mut pin = self.open(options, drive.settings).await?;
+        if drive.snapshot {
+            pin = self.temporary_overlay(&pin).await?;
+        }
+        if drive.copy_on_read {
+            if pin.is_read_only() {
+                bail!("Can't use copy-on-read on read-only device");
+            }
+            let filter = serde_json::json!({"driver": "copy-on-read", "file": pin.name()});
+            pin = self.open(Options::json(filter), drive.settings).await?;
+        }
+        backend.insert(&pin)
+    }
+
+    /// `snapshot=on`: writes go to a file that is gone at the end.
+    async fn temporary_overlay(&self, base: &crate::graph::Node) -> Result<crate::graph::Pin> {
+        let dir = std::env::var("TMPDIR").unwrap_or_else(|_| "/var/tmp".into());
+        let stamp =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos());
+        let path = format!("{dir}/vl.{}.{stamp:x}", std::process::id());
+        let mut options = Options::new();
+        options.set("size", base.size());
+        self.create_image(&path, "qcow2", options).await?;
+        let overlay = serde_json::json!({
+            "driver": "qcow2", "file": {"driver": "file", "filename": path}, "backing": base.name(),
+            "cache": {"no-flush": true}, "discard": "unmap",
+        });
+        let opened = self.open(Options::json(overlay), Settings::default()).await;
+        let _ = std::fs::remove_file(&path);
+        opened
+    }
+}
+
+fn old_keys(flat: &mut Map<String, Value>) -> Result<()> {
+    for (old, new) in OLD_THROTTLE {
+        if let Some(value) = flat.remove(*old) {
+            let key = format!("throttling.{new}");
+            if flat.contains_key(&key) {
+                bail!("'{key}' and its alias '{old}' can't be used at the same time");
+            }
+            flat.insert(key, value);
+        }
+    }
+    if let Some(value) = flat.remove("readonly") {
+        if flat.contains_key("read-only") {
+            bail!("'read-only' and its alias 'readonly' can't be used at the same time");
+        }
+        flat.insert("read-only".into(), value);
+    }
+    if let Some(Value::String(word)) = flat.get("cache") {
+        let Some((writeback, direct, no_flush)) = cache_mode(word) else { bail!("invalid cache option") };
+        flat.remove("cache");
+        for (key, on) in
+            [("cache.writeback", writeback), ("cache.direct", direct), ("cache.no-flush", no_flush)]
+        {
+            if !flat.contains_key(key) {
+                flat.insert(key.into(), on.into());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn take_drive(id: &str, options: &mut Options) -> Result<Drive> {
+    let read_only = match options.get("read-only") {
+        None => false,
+        Some(_) => options.clone().take_bool("read-only")?.unwrap_or(false),
+    };
+    let mut setup = Setup { name: id.to_string(), ..Setup::default() };
+    setup.read_only = read_only;
+    setup.account_invalid = options.take_bool("stats-account-invalid")?;
+    setup.account_failed = options.take_bool("stats-account-failed")?;
+    options.take_list("stats-intervals")?;
+    let mut write_cache = true;
+    if let Some(Value::Object(cache)) = options.0.get("cache") {
+        write_cache = Options(cache.clone()).take_bool("writeback")?.unwrap_or(true);
+    }
+    let policy = |options: &mut Options, key: &str, default, text: &str| match options.take_str(key)? {
+        None => Ok(default),
+        Some(word) => OnError::parse(&word).ok_or_else(|| fail!("'{word}' invalid {text} error action")),
+    };
+    let write = policy(options, "werror", OnError::Enospc, "write")?;
+    let read = policy(options, "rerror", OnError::Report, "read")?;
+    if read == OnError::Enospc {
+        bail!("'enospc' invalid read error action");
+    }
+    let throttle = match options.take_table("throttling")? {
+        None => None,
+        Some(mut table) => {
+            let group = table.take_str("group")?.unwrap_or_else(|| id.to_string());
+            let config = take_limits(&mut table)?;
+            if let Some(key) = table.0.keys().next() {
+                bail!("Invalid parameter 'throttling.{key}'");
+            }
+            config.is_limited().then_some((group, config))
+        }
+    };
+    let copy_on_read = options.take_bool("copy-on-read")?.unwrap_or(false);
+    let snapshot = options.take_bool("snapshot")?.unwrap_or(false);
+    let settings = Settings { read_only, auto_read_only: true, ..Settings::default() };
+    Ok(Drive { setup, write_cache, on_error: (read, write), throttle, copy_on_read, snapshot, settings })
+}
+
+/// Takes limits by their modern names (`bps-total`, `iops-read-max`,
+/// `bps-write-max-length`, `iops-size`).
+pub fn take_limits(options: &mut Options) -> Result<Config> {
+    let mut config = Config::default();
+    for (unit, buckets) in [("bps", &mut config.bps), ("iops", &mut config.iops)] {
+        for (kind, bucket) in ["total", "read", "write"].iter().zip(buckets) {
+            let key = format!("{unit}-{kind}");
+            *bucket = Bucket {
+                avg: options.take_u64(&key)?.unwrap_or(0),
+                max: options.take_u64(&format!("{key}-max"))?.unwrap_or(0),
+                burst_length: options.take_u64(&format!("{key}-max-length"))?.unwrap_or(1),
+            };
+        }
+    }
+    config.iops_size = options.take_u64("iops-size")?.unwrap_or(0);
+    config.check()?;
+    Ok(config)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(graph: &std::sync::Arc<Graph>, id: &str, keys: &[(&str, &str)]) -> Result<Backend> {
+        let flat = keys.iter().map(|(key, value)| (key.to_string(), Value::from(*value))).collect();
+        let (at, id) = (graph.clone(), id.to_string());
+        graph.block_on(async move { at.open_drive(&id, flat).await })
+    }
+
+    #[test]
+    fn a_drive_is_opened_by_its_keys() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.img");
+        std::fs::write(&path, vec![3; 65536]).unwrap();
+        let path = path.to_str().unwrap();
+        let graph = crate::graph::tests::graph();
+        let keys = [
+            ("file", path),
+            ("format", "raw"),
+            ("cache", "writethrough"),
+            ("iops", "100"),
+            ("werror", "stop"),
+            ("node-name", "top"),
+            ("file.node-name", "below"),
+        ];
+        let backend = open(&graph, "d0", &keys).unwrap();
+        assert!(!backend.write_cache());
+        assert_eq!(backend.error_policy().1, OnError::Stop);
+        assert_eq!(backend.node().unwrap().name(), "top");
+        assert_eq!(backend.node().unwrap().child_named("file").unwrap().node().name(), "below");
+        let at = graph.clone();
+        let infos = graph.block_on(async move { at.query_devices().await });
+        let inserted = infos[0].inserted.as_ref().unwrap();
+        assert_eq!(inserted.limits.iops[0].avg, 100);
+        assert_eq!(inserted.file, path);
+        assert_eq!(inserted.image.virtual_size, 65536);
+        assert_eq!(inserted.image.actual_size, Some(65536));
+        let empty = open(&graph, "cd", &[]).unwrap();
+        assert!(!empty.is_inserted());
+        let why = open(&graph, "d1", &[("file", "foo:bar")]).unwrap_err();
+        assert_eq!(why.text, "Unknown protocol 'foo'");
+        let why = open(&graph, "d1", &[("file", "/nonexistent/a")]).unwrap_err();
+        assert_eq!(why.text, "Could not open '/nonexistent/a': No such file or directory");
+        let why = open(&graph, "d0", &[]).unwrap_err();
+        assert_eq!(why.text, "Device with id 'd0' already exists");
+        let why = open(&graph, "d2", &[("file", path), ("bps", "1"), ("bps_rd", "1")]).unwrap_err();
+        assert!(why.text.contains("cannot be used at the same time"));
+        assert_eq!(graph.backends().len(), 2);
+    }
+}
