@@ -1,1 +1,12 @@
-//! TODO
+//! Tools of the tests: Debian guests, initramfs archives, a driver for the real binary and a
+//! QMP client.
+
+#![forbid(unsafe_code)]
+
+pub mod cpio;
+pub mod guests;
+pub mod qmp;
+pub mod vm;
+
+pub use qmp::Qmp;
+pub use vm::Vm;
