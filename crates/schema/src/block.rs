@@ -1,0 +1,163 @@
+//! Block devices and block nodes.
+
+use crate::commands;
+use qapi::{Command, Describe};
+
+commands![QueryBlock, QueryBlockstats];
+
+/// The block devices and what is in them.
+#[derive(Command, Debug, Clone)]
+#[command(reply = Vec<BlockInfo>, preconfig)]
+pub struct QueryBlock {}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+#[qapi(rename_all = "snake")]
+pub struct BlockInfo {
+    /// name given with `-drive id=`, or empty
+    pub device: String,
+    /// QOM path of the device that uses it
+    pub qdev: Option<String>,
+    /// always `unknown`
+    #[qapi(name = "type")]
+    pub kind: String,
+    /// the medium can be changed
+    pub removable: bool,
+    /// the guest holds the tray closed
+    pub locked: bool,
+    /// for devices with a tray
+    pub tray_open: Option<bool>,
+    /// for devices that may stop the machine on errors
+    #[qapi(name = "io-status")]
+    pub io_status: Option<BlockDeviceIoStatus>,
+    /// absent without medium
+    pub inserted: Option<BlockDeviceInfo>,
+}
+
+#[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockDeviceIoStatus {
+    Ok,
+    Failed,
+    /// out of space
+    Nospace,
+}
+
+#[derive(Describe, Debug, Clone, Default, PartialEq)]
+#[qapi(rename_all = "snake")]
+pub struct BlockDeviceInfo {
+    pub file: String,
+    #[qapi(name = "node-name")]
+    pub node_name: Option<String>,
+    /// read only
+    pub ro: bool,
+    /// driver
+    pub drv: String,
+    pub backing_file: Option<String>,
+    pub backing_file_depth: i64,
+    pub encrypted: bool,
+    pub detect_zeroes: BlockdevDetectZeroesOptions,
+    pub bps: i64,
+    pub bps_rd: i64,
+    pub bps_wr: i64,
+    pub iops: i64,
+    pub iops_rd: i64,
+    pub iops_wr: i64,
+    pub image: ImageInfo,
+    pub cache: BlockdevCacheInfo,
+    pub write_threshold: u64,
+}
+
+#[derive(Describe, Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BlockdevDetectZeroesOptions {
+    #[default]
+    Off,
+    On,
+    /// as `on`, and unmap them
+    Unmap,
+}
+
+#[derive(Describe, Debug, Clone, Default, PartialEq)]
+pub struct BlockdevCacheInfo {
+    pub writeback: bool,
+    /// past the host's page cache
+    pub direct: bool,
+    /// flushes are ignored
+    pub no_flush: bool,
+}
+
+#[derive(Describe, Debug, Clone, Default, PartialEq)]
+pub struct ImageInfo {
+    pub filename: String,
+    pub format: String,
+    /// was not closed in good order
+    pub dirty_flag: Option<bool>,
+    /// bytes taken on the host
+    pub actual_size: Option<i64>,
+    /// bytes the guest sees
+    pub virtual_size: i64,
+    pub cluster_size: Option<i64>,
+    pub encrypted: Option<bool>,
+    pub compressed: Option<bool>,
+    pub backing_filename: Option<String>,
+    /// if it differs from `backing-filename`
+    pub full_backing_filename: Option<String>,
+    pub backing_filename_format: Option<String>,
+    pub backing_image: Option<Box<ImageInfo>>,
+}
+
+/// What the block devices have done.
+#[derive(Command, Debug, Clone)]
+#[command(reply = Vec<BlockStats>, preconfig)]
+pub struct QueryBlockstats {
+    /// of every named node instead of every device
+    #[qapi(default)]
+    pub query_nodes: bool,
+}
+
+#[derive(Describe, Debug, Clone, Default, PartialEq)]
+pub struct BlockStats {
+    pub device: Option<String>,
+    pub qdev: Option<String>,
+    pub node_name: Option<String>,
+    pub stats: BlockDeviceStats,
+    /// the protocol node below a format
+    pub parent: Option<Box<BlockStats>>,
+    pub backing: Option<Box<BlockStats>>,
+}
+
+/// Counts since the start, as the guest asked for them.
+#[derive(Describe, Debug, Clone, Default, PartialEq)]
+#[qapi(rename_all = "snake")]
+pub struct BlockDeviceStats {
+    pub rd_bytes: i64,
+    pub wr_bytes: i64,
+    pub unmap_bytes: i64,
+    pub rd_operations: i64,
+    pub wr_operations: i64,
+    pub flush_operations: i64,
+    pub unmap_operations: i64,
+    /// nanoseconds, waiting included
+    pub rd_total_time_ns: i64,
+    pub wr_total_time_ns: i64,
+    pub flush_total_time_ns: i64,
+    pub unmap_total_time_ns: i64,
+    /// end of the highest write
+    pub wr_highest_offset: i64,
+    /// requests joined to others
+    pub rd_merged: i64,
+    pub wr_merged: i64,
+    pub unmap_merged: i64,
+    pub failed_rd_operations: i64,
+    pub failed_wr_operations: i64,
+    pub failed_flush_operations: i64,
+    pub failed_unmap_operations: i64,
+    pub invalid_rd_operations: i64,
+    pub invalid_wr_operations: i64,
+    pub invalid_flush_operations: i64,
+    pub invalid_unmap_operations: i64,
+    /// invalid requests count in the numbers above
+    pub account_invalid: bool,
+    /// failed requests count in the numbers above
+    pub account_failed: bool,
+    /// nanoseconds since the last request
+    pub idle_time_ns: Option<i64>,
+}

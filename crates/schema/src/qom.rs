@@ -1,0 +1,125 @@
+//! The object tree, its types, and objects that users make.
+
+use crate::{commands, events};
+use qapi::{Command, Describe, Event, Map, Value};
+
+commands![
+    QomList,
+    QomGet,
+    QomSet,
+    QomListTypes,
+    QomListProperties,
+    DeviceListProperties,
+    ObjectAdd,
+    ObjectDel,
+    QueryIothreads,
+];
+events![VserportChange];
+
+/// The properties of an object, children included.
+#[derive(Command, Debug, Clone)]
+#[command(reply = Vec<ObjectPropertyInfo>, preconfig)]
+pub struct QomList {
+    /// absolute, or the end of a path if only one object has it
+    pub path: String,
+}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct ObjectPropertyInfo {
+    pub name: String,
+    /// `bool`, `int`, `string`, `child<T>`, `link<T>`, ...
+    #[qapi(name = "type")]
+    pub kind: String,
+    pub description: Option<String>,
+    pub default_value: Option<Value>,
+}
+
+/// The value of a property; children and links as the path of the object.
+#[derive(Command, Debug, Clone)]
+#[command(reply = Value, preconfig)]
+pub struct QomGet {
+    pub path: String,
+    pub property: String,
+}
+
+/// Sets a property.
+#[derive(Command, Debug, Clone)]
+#[command(preconfig)]
+pub struct QomSet {
+    pub path: String,
+    pub property: String,
+    pub value: Value,
+}
+
+/// The types of objects.
+#[derive(Command, Debug, Clone)]
+#[command(reply = Vec<ObjectTypeInfo>, preconfig)]
+pub struct QomListTypes {
+    /// only those that are of this type or have this interface
+    pub implements: Option<String>,
+    /// abstract types too
+    #[qapi(name = "abstract")]
+    pub with_abstract: Option<bool>,
+}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct ObjectTypeInfo {
+    pub name: String,
+    /// present for abstract types
+    #[qapi(name = "abstract")]
+    pub is_abstract: Option<bool>,
+    pub parent: Option<String>,
+}
+
+/// The properties that objects of a type have.
+#[derive(Command, Debug, Clone)]
+#[command(reply = Vec<ObjectPropertyInfo>, preconfig)]
+pub struct QomListProperties {
+    pub typename: String,
+}
+
+/// The properties that `-device` and `device_add` take for a model.
+#[derive(Command, Debug, Clone)]
+#[command(reply = Vec<ObjectPropertyInfo>, preconfig)]
+pub struct DeviceListProperties {
+    pub typename: String,
+}
+
+/// Makes an object, as `-object` does.
+#[derive(Command, Debug, Clone)]
+#[command(preconfig)]
+pub struct ObjectAdd {
+    pub qom_type: String,
+    pub id: String,
+    /// properties in the old form; new clients give them beside `id`
+    pub props: Option<Value>,
+    #[qapi(rest)]
+    pub properties: Map,
+}
+
+/// Removes an object made by the user.
+#[derive(Command, Debug, Clone)]
+#[command(preconfig)]
+pub struct ObjectDel {
+    pub id: String,
+}
+
+/// The I/O threads.
+#[derive(Command, Debug, Clone)]
+#[command(reply = Vec<IothreadInfo>, preconfig)]
+pub struct QueryIothreads {}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct IothreadInfo {
+    pub id: String,
+    /// host thread
+    pub thread_id: i64,
+}
+
+/// The guest opened or closed a port of a virtio serial device.
+#[derive(Event, Debug, Clone)]
+#[event(throttle("id"))]
+pub struct VserportChange {
+    pub id: String,
+    pub open: bool,
+}
