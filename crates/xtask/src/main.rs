@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod demo;
 mod layers;
 mod packages;
 mod run;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     let command = args.next().unwrap_or_default();
     let rest: Vec<String> = args.collect();
     let result = match command.as_str() {
+        "demo" => demo::run(),
         "test" => test::run(&rest),
         "layers" => layers::check(),
         "packages" => packages::install(),
