@@ -1,6 +1,6 @@
 //! The guest's vector and x87 state in the form thunks work on.
 
-use crate::fault::DEFAULT_MXCSR;
+use crate::fault::{self, DEFAULT_MXCSR};
 use cpu::state::FpuState;
 use std::arch::asm;
 use std::mem::offset_of;
@@ -37,7 +37,8 @@ struct Image {
 ///
 /// The vector registers always stand in memory. The x87 and MMX registers move into the host
 /// thread's own with the first x87 or MMX instruction and stay there until
-/// [`SimdContext::sync`]; Rust code does not use them.
+/// [`SimdContext::sync`]; Rust code does not use them. MXCSR's exception flags gather in the
+/// host's MXCSR in the same way while its control bits are those that Rust code runs with.
 #[repr(C, align(64))]
 pub struct SimdContext {
     /// YMM0..YMM15; XMM is the low half.
@@ -47,9 +48,10 @@ pub struct SimdContext {
     pub(crate) gpr: [u64; 5],
     pub(crate) flags: u64,
     mxcsr: u32,
-    pub(crate) scratch: u32,
     pub(crate) faulted: u8,
     live: bool,
+    /// MXCSR's sticky flags are in the host's MXCSR (only while its control bits are Rust's).
+    mxcsr_live: bool,
     /// The guest's FCW, also while live.
     fcw: u16,
     /// Last x87 instruction's opcode and pointers, kept by the interpreter.
@@ -66,7 +68,6 @@ pub(crate) const YMM_OFFSET: usize = offset_of!(SimdContext, ymm);
 pub(crate) const GPR_OFFSET: usize = offset_of!(SimdContext, gpr);
 pub(crate) const FLAGS_OFFSET: usize = offset_of!(SimdContext, flags);
 pub(crate) const MXCSR_OFFSET: usize = offset_of!(SimdContext, mxcsr);
-pub(crate) const SCRATCH_OFFSET: usize = offset_of!(SimdContext, scratch);
 pub(crate) const FAULTED_OFFSET: usize = offset_of!(SimdContext, faulted);
 
 impl Default for SimdContext {
@@ -96,9 +97,9 @@ impl From<&FpuState> for SimdContext {
             gpr: [0; 5],
             flags: 2,
             mxcsr: state.mxcsr & 0xffff,
-            scratch: 0,
             faulted: 0,
             live: false,
+            mxcsr_live: false,
             fcw: state.fcw,
             fop: state.fop,
             fcs: state.fcs,
@@ -133,18 +134,50 @@ impl SimdContext {
             fdp: self.fdp,
             fcs: self.fcs,
             fds: self.fds,
-            mxcsr: self.mxcsr,
+            mxcsr: self.mxcsr(),
             ymm: self.ymm,
         }
     }
 
     pub fn mxcsr(&self) -> u32 {
-        self.mxcsr
+        if self.mxcsr_live { fault::host_mxcsr() & 0xffff } else { self.mxcsr }
+    }
+
+    /// Whether MXCSR's control bits are what Rust code runs with.
+    #[inline]
+    pub(crate) fn has_default_mxcsr(&self) -> bool {
+        self.mxcsr & 0xffc0 == DEFAULT_MXCSR
+    }
+
+    /// Lets the host's MXCSR be the guest's; its control bits are the default.
+    #[inline]
+    pub(crate) fn enter_mxcsr(&mut self) {
+        if !self.mxcsr_live {
+            fault::set_host_mxcsr(self.mxcsr);
+            self.mxcsr_live = true;
+        }
+    }
+
+    /// With other control bits: runs `thunk` under the guest's MXCSR. Reports an unmasked
+    /// exception.
+    pub(crate) fn under_guest_mxcsr(&mut self, recovery: usize, thunk: impl FnOnce(&mut Self)) -> bool {
+        fault::set_host_mxcsr(self.mxcsr);
+        if self.mxcsr & 0x1f80 == 0x1f80 {
+            thunk(self);
+        } else {
+            fault::with_recovery(recovery, || thunk(self));
+        }
+        if self.faulted == 0 {
+            self.mxcsr = fault::host_mxcsr() & 0xffff;
+        }
+        fault::set_host_mxcsr(DEFAULT_MXCSR);
+        std::mem::take(&mut self.faulted) != 0
     }
 
     /// Sets MXCSR; bits 16 and up are reserved and dropped (the caller raises #GP first).
     pub fn set_mxcsr(&mut self, value: u32) {
         self.mxcsr = value & 0xffff;
+        self.mxcsr_live = false;
     }
 
     /// The x87 control word.
@@ -168,10 +201,19 @@ impl SimdContext {
         self.live
     }
 
-    /// Brings x87 and MMX state back from the host's registers. Must be called on the thread
-    /// that ran the last instruction, before the vCPU's run ends.
+    /// Brings MXCSR's flags back from the host's, which Rust's own arithmetic would add to.
+    #[inline]
+    pub fn sync_mxcsr(&mut self) {
+        self.mxcsr = self.mxcsr();
+        self.mxcsr_live = false;
+    }
+
+    /// Brings MXCSR, x87 and MMX state back from the host's registers. Must be called on the
+    /// thread that ran the last instruction, before the vCPU's run ends or code that computes
+    /// with floating point (a device's) is called.
     #[inline]
     pub fn sync(&mut self) {
+        self.sync_mxcsr();
         if self.live {
             self.unload();
         }

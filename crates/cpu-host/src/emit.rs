@@ -64,18 +64,6 @@ impl Code {
         self.context_operand(0, offset);
     }
 
-    /// Makes MXCSR what the context says; writing it is slow, so only if it differs.
-    pub fn enter_mxcsr(&mut self, mxcsr: usize, scratch: usize) {
-        self.stmxcsr(scratch);
-        self.0.push(0x8b); // mov eax, [scratch]
-        self.context_operand(0, scratch);
-        self.0.push(0x3b); // cmp eax, [mxcsr]
-        self.context_operand(0, mxcsr);
-        self.bytes(&[0x74, 7]); // je over the next
-        self.bytes(&[0x0f, 0xae]); // ldmxcsr [mxcsr]
-        self.context_operand(2, mxcsr);
-    }
-
     pub fn stmxcsr(&mut self, offset: usize) {
         self.bytes(&[0x0f, 0xae]);
         self.context_operand(3, offset);

@@ -30,6 +30,16 @@ pub fn set_host_mxcsr(value: u32) {
     }
 }
 
+/// The host's MXCSR.
+pub fn host_mxcsr() -> u32 {
+    let mut value = 0u32;
+    // SAFETY: stores four bytes.
+    unsafe {
+        asm!("stmxcsr [{0}]", in(reg) &raw mut value, options(nostack));
+    }
+    value
+}
+
 /// Installs the SIGFPE handler, once in a process: the disposition of a signal is the
 /// process's, not ours.
 pub fn install() -> Result<()> {

@@ -2,7 +2,7 @@
 
 use crate::area::Area;
 use crate::context::{Operand, SimdContext};
-use crate::fault::{self, DEFAULT_MXCSR};
+use crate::fault;
 use crate::gather::Gather;
 use crate::shape::{self, ARITHMETIC_FLAGS};
 use crate::{host_supports, thunk};
@@ -216,19 +216,15 @@ impl Plan {
             || context.fsw() & !context.fcw() & 0x1f == 0
     }
 
+    #[inline(always)]
     fn call_with_mxcsr(&self, context: &mut SimdContext, mem: &mut Operand) -> Result<(), SimdFault> {
-        let mxcsr = context.mxcsr();
-        if mxcsr & 0xffc0 == DEFAULT_MXCSR {
+        if context.has_default_mxcsr() {
+            context.enter_mxcsr();
             self.call(context, mem);
-            return Ok(());
+        } else if context.under_guest_mxcsr(self.recovery, |context| self.call(context, mem)) {
+            return Err(SimdFault::Xm);
         }
-        if mxcsr & 0x1f80 == 0x1f80 {
-            self.call(context, mem);
-        } else {
-            fault::with_recovery(self.recovery, || self.call(context, mem));
-        }
-        fault::set_host_mxcsr(DEFAULT_MXCSR);
-        if std::mem::take(&mut context.faulted) != 0 { Err(SimdFault::Xm) } else { Ok(()) }
+        Ok(())
     }
 
     #[cold]

@@ -215,3 +215,32 @@ fn gathers_are_described() {
     assert_eq!(b.context.ymm[0], [0x77_0000_0003, 3, 0, 0]);
     assert_eq!(b.context.ymm[1], [0; 4]);
 }
+
+/// `cargo test -p cpu-host --release -- --ignored --nocapture`: nanoseconds per instruction.
+#[test]
+#[ignore = "prints timings"]
+fn timings() {
+    let mut b = Bench::new();
+    b.run(&[0xd9, 0xe8]).unwrap();
+    b.run(&[0xd9, 0xe8]).unwrap();
+    let cases: [(&str, &[u8]); 9] = [
+        ("paddd xmm9, xmm12", &[0x66, 0x45, 0x0f, 0xfe, 0xcc]),
+        ("movaps xmm0, [m]", &[0x0f, 0x28, 0x04, 0x24]),
+        ("mulsd xmm1, xmm0", &[0xf2, 0x0f, 0x59, 0xc8]),
+        ("vpaddd ymm0, ymm1, ymm2", &[0xc5, 0xf5, 0xfe, 0xc2]),
+        ("cvtsi2sd xmm0, r13", &[0xf2, 0x49, 0x0f, 0x2a, 0xc5]),
+        ("ucomisd xmm0, xmm1", &[0x66, 0x0f, 0x2e, 0xc1]),
+        ("fadd st, st1", &[0xd8, 0xc1]),
+        ("fstp st1; fld", &[0xd9, 0xc9]),
+        ("pxor mm0, mm1", &[0x0f, 0xef, 0xc1]),
+    ];
+    for (name, bytes) in cases {
+        let plan = b.plan(bytes);
+        let start = std::time::Instant::now();
+        for _ in 0..4_000_000 {
+            plan.run(&mut b.context, &mut b.gpr, &mut b.rflags, &mut b.mem).unwrap();
+        }
+        println!("{name}: {:.2} ns", start.elapsed().as_nanos() as f64 / 4e6);
+    }
+    b.context.sync();
+}

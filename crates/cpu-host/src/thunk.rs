@@ -1,6 +1,6 @@
 //! Building the host code of one instruction.
 
-use crate::context::{FAULTED_OFFSET, FLAGS_OFFSET, GPR_OFFSET, MXCSR_OFFSET, SCRATCH_OFFSET, YMM_OFFSET};
+use crate::context::{FAULTED_OFFSET, FLAGS_OFFSET, GPR_OFFSET, MXCSR_OFFSET, YMM_OFFSET};
 use crate::emit::{Code, Reg};
 use crate::plan::{Class, Touches};
 use crate::shape;
@@ -144,9 +144,6 @@ impl Canonical {
     pub fn build(&self, core: &[u8], class: Class, touches: Touches) -> Vec<u8> {
         let wide = class == Class::Avx;
         let mut code = Code::default();
-        if touches.contains(Touches::MXCSR) {
-            code.enter_mxcsr(MXCSR_OFFSET, SCRATCH_OFFSET);
-        }
         if touches.contains(Touches::FLAGS_READ) {
             code.load_flags(FLAGS_OFFSET);
         }
@@ -177,9 +174,6 @@ impl Canonical {
             if writes(access) {
                 code.store_gpr(GPRS[usize::from(slot)], GPR_OFFSET + 8 * usize::from(slot));
             }
-        }
-        if touches.contains(Touches::MXCSR) {
-            code.stmxcsr(MXCSR_OFFSET);
         }
         if wide {
             code.vzeroupper();
