@@ -1,0 +1,214 @@
+use crate::{Event, FrontEnd};
+use base::Mutex;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Weak};
+use tokio::sync::Notify;
+
+/// Where a back end and its front ends meet: who is attached, who has the input, whether the
+/// back end is open.
+pub(crate) struct Hub {
+    slots: Mutex<Slots>,
+    /// A front end can take input again, or another one got the focus.
+    pub room: Notify,
+}
+
+#[derive(Default)]
+struct Slots {
+    list: Vec<Slot>,
+    /// Tag of the slot that gets the input.
+    focus: Option<u32>,
+    next_tag: u32,
+    open: bool,
+}
+
+struct Slot {
+    tag: u32,
+    front: Option<Weak<dyn FrontEnd>>,
+    front_open: bool,
+    told_open: bool,
+    blocked: bool,
+}
+
+impl Slot {
+    fn front(&self) -> Option<Arc<dyn FrontEnd>> {
+        self.front.as_ref()?.upgrade()
+    }
+}
+
+impl Hub {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Hub { slots: Mutex::default(), room: Notify::new() })
+    }
+
+    /// Reserves a slot, if fewer than `max` are taken.
+    pub fn claim(&self, max: usize) -> Option<u32> {
+        let mut slots = self.slots.lock();
+        if slots.list.len() >= max {
+            return None;
+        }
+        let tag = slots.next_tag;
+        slots.next_tag += 1;
+        slots.list.push(Slot { tag, front: None, front_open: false, told_open: false, blocked: false });
+        Some(tag)
+    }
+
+    /// Frees a slot; the input goes to the last slot that is left.
+    pub fn release(&self, tag: u32) {
+        let mut slots = self.slots.lock();
+        slots.list.retain(|s| s.tag != tag);
+        if slots.focus == Some(tag) {
+            slots.focus = slots.list.iter().rev().find(|s| s.front.is_some()).map(|s| s.tag);
+        }
+        drop(slots);
+        self.room.notify_one();
+    }
+
+    /// Attaches the front end of a slot and gives it the input. Returns the one that loses it.
+    pub fn connect(&self, tag: u32, front: Weak<dyn FrontEnd>, open: bool) {
+        let mut slots = self.slots.lock();
+        let Some(slot) = slots.list.iter_mut().find(|s| s.tag == tag) else { return };
+        slot.front = Some(front);
+        slot.front_open = open;
+        slot.told_open = false;
+        slots.focus.get_or_insert(tag);
+    }
+
+    pub fn set_front_open(&self, tag: u32, open: bool) {
+        if let Some(slot) = self.slots.lock().list.iter_mut().find(|s| s.tag == tag) {
+            slot.front_open = open;
+        }
+    }
+
+    pub fn front_open(&self) -> bool {
+        self.slots.lock().list.iter().any(|s| s.front_open)
+    }
+
+    pub fn is_claimed(&self) -> bool {
+        !self.slots.lock().list.is_empty()
+    }
+
+    pub fn is_open(&self) -> bool {
+        self.slots.lock().open
+    }
+
+    pub fn set_blocked(&self, tag: u32) {
+        if let Some(slot) = self.slots.lock().list.iter_mut().find(|s| s.tag == tag) {
+            slot.blocked = true;
+        }
+    }
+
+    fn focused(&self) -> Option<Arc<dyn FrontEnd>> {
+        let slots = self.slots.lock();
+        slots.list.iter().find(|s| Some(s.tag) == slots.focus)?.front()
+    }
+
+    pub fn focus(&self) -> Option<u32> {
+        self.slots.lock().focus
+    }
+
+    /// Moves the input to `tag`, telling both sides.
+    pub fn set_focus(&self, tag: u32) {
+        let (old, new) = {
+            let mut slots = self.slots.lock();
+            let old = slots.focus.filter(|&old| old != tag);
+            slots.focus = Some(tag);
+            let find = |tag| slots.list.iter().find(|s| Some(s.tag) == tag).and_then(Slot::front);
+            (find(old), find(Some(tag)))
+        };
+        if let Some(old) = old {
+            old.event(Event::MuxOut);
+        }
+        if let Some(new) = new {
+            new.event(Event::MuxIn);
+        }
+        self.room.notify_one();
+    }
+
+    /// The attached slot after the one with the focus, going round.
+    pub fn next_focus(&self) -> Option<u32> {
+        let slots = self.slots.lock();
+        let tags: Vec<u32> = slots.list.iter().filter(|s| s.front.is_some()).map(|s| s.tag).collect();
+        let at = tags.iter().position(|&t| Some(t) == slots.focus);
+        tags.get(at.map_or(0, |at| (at + 1) % tags.len())).copied()
+    }
+
+    pub fn can_receive(&self) -> usize {
+        self.focused().map_or(0, |f| f.can_receive())
+    }
+
+    pub fn receive(&self, bytes: &[u8], fds: Vec<OwnedFd>) {
+        if let Some(front) = self.focused() {
+            front.receive(bytes, fds);
+        }
+    }
+
+    /// Waits until the front end with the input has room, and says how much.
+    pub async fn wait_room(&self) -> usize {
+        loop {
+            let room = self.can_receive();
+            if room > 0 {
+                return room;
+            }
+            self.room.notified().await;
+        }
+    }
+
+    pub fn send_break(&self) {
+        if let Some(front) = self.focused() {
+            front.event(Event::Break);
+        }
+    }
+
+    pub fn opened(&self) {
+        self.slots.lock().open = true;
+        self.announce();
+    }
+
+    /// Tells the front ends that do not know yet that the back end is open.
+    pub fn announce(&self) {
+        let fronts: Vec<_> = {
+            let mut slots = self.slots.lock();
+            if !slots.open {
+                return;
+            }
+            let news = slots.list.iter_mut().filter(|s| s.front.is_some() && !s.told_open);
+            news.filter_map(|s| {
+                s.told_open = true;
+                s.front()
+            })
+            .collect()
+        };
+        for front in fronts {
+            front.event(Event::Opened);
+        }
+        self.room.notify_one();
+    }
+
+    pub fn closed(&self) {
+        let fronts: Vec<_> = {
+            let mut slots = self.slots.lock();
+            slots.open = false;
+            let told = slots.list.iter_mut().filter(|s| s.told_open);
+            told.filter_map(|s| {
+                s.told_open = false;
+                s.front()
+            })
+            .collect()
+        };
+        for front in fronts {
+            front.event(Event::Closed);
+        }
+    }
+
+    /// Tells the front ends whose last write was cut short that there is room.
+    pub fn writable(&self) {
+        let fronts: Vec<_> = {
+            let mut slots = self.slots.lock();
+            let blocked = |s: &mut Slot| std::mem::take(&mut s.blocked).then(|| s.front()).flatten();
+            slots.list.iter_mut().filter_map(blocked).collect()
+        };
+        for front in fronts {
+            front.writable();
+        }
+    }
+}
