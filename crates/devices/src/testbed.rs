@@ -1,0 +1,148 @@
+//! A machine without CPU for tests of device models: spaces, clocks by hand, recorded lines.
+
+use base::clock::{Clock, Kind};
+use base::notice::Notices;
+use device::{
+    Backends, Bus, Clocks, Device, IrqLine, Model, MsiMessage, MsiSink, Power, Props, ResetCause, Services,
+    ShutdownCause, Wiring,
+};
+use memory::{AddressSpace, RamBlock, SpaceKind};
+use serde_json::{Map, Value};
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+#[derive(Default)]
+pub struct Recorder {
+    pub messages: Mutex<Vec<MsiMessage>>,
+    pub asked: Mutex<Vec<String>>,
+    pub objects: Mutex<BTreeMap<String, Arc<dyn Any + Send + Sync>>>,
+}
+
+impl MsiSink for Recorder {
+    fn send(&self, message: MsiMessage) {
+        self.messages.lock().unwrap().push(message);
+    }
+}
+
+impl Recorder {
+    fn note(&self, what: &str) {
+        self.asked.lock().unwrap().push(what.to_string());
+    }
+}
+
+impl Power for Recorder {
+    fn request_reset(&self, _: ResetCause) {
+        self.note("reset");
+    }
+    fn request_shutdown(&self, _: ShutdownCause) {
+        self.note("shutdown");
+    }
+    fn request_suspend(&self) {
+        self.note("suspend");
+    }
+    fn guest_panicked(&self, _: bool) {}
+    fn watchdog_expired(&self) {}
+    fn exit(&self, _: i32) {}
+    fn set_a20(&self, _: bool) {}
+    fn a20(&self) -> bool {
+        true
+    }
+    fn inject_nmi(&self) {}
+}
+
+impl Backends for Recorder {
+    fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.objects.lock().unwrap().get(id).cloned()
+    }
+}
+
+pub struct Testbed {
+    pub services: Services,
+    pub recorder: Arc<Recorder>,
+    pub ram: RamBlock,
+    pub levels: Arc<Mutex<[bool; 24]>>,
+}
+
+impl Testbed {
+    /// 16 MiB of RAM at 0.
+    pub fn new() -> Self {
+        let recorder = Arc::new(Recorder::default());
+        let levels = Arc::new(Mutex::new([false; 24]));
+        let line = |irq: usize| {
+            let levels = levels.clone();
+            IrqLine::new(move |level| levels.lock().unwrap()[irq] = level)
+        };
+        let memory = AddressSpace::new(SpaceKind::Memory);
+        let ram = RamBlock::new("pc.ram", 16 << 20).unwrap();
+        memory.edit(|edit| edit.ram(ram, 0));
+        let clock = || Clock::new(Kind::Manual);
+        let services = Services {
+            memory,
+            ports: AddressSpace::new(SpaceKind::Port),
+            clocks: Clocks { virtual_: clock(), realtime: clock(), host: clock() },
+            irqs: (0..24).map(line).collect(),
+            msi: recorder.clone(),
+            power: recorder.clone(),
+            notices: Notices::new(),
+            backends: recorder.clone(),
+        };
+        Testbed { services, recorder, ram, levels }
+    }
+
+    pub fn try_make(
+        &self,
+        model: &'static Model,
+        bus: Arc<dyn Bus>,
+        given: &[(&str, &str)],
+    ) -> base::Result<Arc<dyn Device>> {
+        let given: Map<String, Value> =
+            given.iter().map(|&(name, value)| (name.to_string(), value.into())).collect();
+        let props = Props::check(model, &given)?;
+        let mut wiring = Wiring {
+            services: &self.services,
+            bus,
+            id: Some("dev0"),
+            qom_path: "/machine/peripheral/dev0".into(),
+            hotplugged: false,
+        };
+        let device = (model.create)(&props, &mut wiring)?;
+        if let Some(function) = device.pci() {
+            function.core().attach(device.clone());
+        }
+        device.reset(device::ResetKind::Cold);
+        Ok(device)
+    }
+
+    pub fn make(&self, model: &'static Model, bus: Arc<dyn Bus>, given: &[(&str, &str)]) -> Arc<dyn Device> {
+        self.try_make(model, bus, given).unwrap()
+    }
+
+    pub fn level(&self, irq: usize) -> bool {
+        self.levels.lock().unwrap()[irq]
+    }
+
+    pub fn port_in(&self, port: u64, size: u8) -> u64 {
+        self.services.ports.load(port, size)
+    }
+
+    pub fn port_out(&self, port: u64, size: u8, value: u64) {
+        self.services.ports.store(port, size, value);
+    }
+}
+
+/// A small xorshift generator for fuzz loops.
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}
