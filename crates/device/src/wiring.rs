@@ -20,6 +20,8 @@ pub struct Clocks {
 
 /// Back ends by name.
 pub trait Backends: Send + Sync {
+    /// Claims a character device for one front end.
+    fn chardev(&self, name: &str) -> Result<chardev::Port>;
     /// Claims a block back end (by back-end name, or making an anonymous one over a node) for
     /// the front end of the given id or path.
     fn drive(&self, name: &str, front_end: &str) -> Result<block::Backend>;
@@ -81,6 +83,11 @@ impl Wiring<'_> {
 
     pub fn clock(&self) -> &Clock {
         &self.services.clocks.virtual_
+    }
+
+    /// Claims the character device a property names; unset gives `None`.
+    pub fn chardev(&self, props: &Props, property: &str) -> Result<Option<chardev::Port>> {
+        props.str(property).map(|name| self.services.backends.chardev(name)).transpose()
     }
 
     /// Claims the drive a property names; unset gives `None`.

@@ -4,25 +4,12 @@ use crate::board::NoneBoard;
 use crate::machine::{Machine, Parts};
 use crate::qtest_engine::QtestEngine;
 use crate::requests::Requests;
-use crate::{Devices, Memory, Objects};
-use base::clock::{Clock, Kind};
-use base::notice::Notices;
+use crate::{Devices, Host, Memory};
 use base::{Result, bail};
-use device::{Backends, Clocks, IrqLine, MsiMessage, MsiSink, Services};
+use device::{IrqLine, MsiMessage, MsiSink, Services};
 use memory::{AddressSpace, SpaceKind};
-use qom::Tree;
 use spec::machine::{Accel, MachineKind, MachineSpec};
 use std::sync::Arc;
-
-/// What the process has before there is a machine: made from `-object`, `-chardev`,
-/// `-blockdev` and shared with the control plane.
-#[derive(Clone)]
-pub struct Host {
-    pub notices: Notices,
-    pub tree: Arc<Tree>,
-    pub objects: Arc<Objects>,
-    pub backends: Arc<dyn Backends>,
-}
 
 struct NoMsi;
 
@@ -34,20 +21,15 @@ impl MsiSink for NoMsi {
 pub fn build(spec: MachineSpec, host: &Host) -> Result<Arc<Machine>> {
     let engine = choose_engine(&spec.accels)?;
     let requests = Requests::new(host.notices.clone());
-    let virtual_ = if engine.name() == "qtest" { Kind::Manual } else { Kind::Virtual };
     let services = Services {
         memory: AddressSpace::new(SpaceKind::Memory),
         ports: AddressSpace::new(SpaceKind::Port),
-        clocks: Clocks {
-            virtual_: Clock::new(virtual_),
-            realtime: Clock::new(Kind::Realtime),
-            host: Clock::new(Kind::Host),
-        },
+        clocks: host.clocks.clone(),
         irqs: (0..24).map(|_| IrqLine::unconnected()).collect(),
         msi: Arc::new(NoMsi),
         power: requests.clone(),
         notices: host.notices.clone(),
-        backends: host.backends.clone(),
+        backends: Arc::new(host.clone()),
     };
     match spec.kind {
         MachineKind::None => none(spec, host, services, engine, requests),

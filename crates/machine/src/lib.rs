@@ -9,6 +9,7 @@
 mod board;
 mod builder;
 mod devices;
+mod host;
 mod machine;
 mod memory;
 mod notice;
@@ -19,8 +20,9 @@ pub mod runstate;
 mod vcpu;
 
 pub use board::Board;
-pub use builder::{Host, build};
+pub use builder::build;
 pub use devices::{Devices, Entry};
+pub use host::{Host, block_clock, clocks};
 pub use machine::Machine;
 pub use memory::{Memory, Rom};
 pub use notice::{Cause, Notice};

@@ -3,29 +3,39 @@ use base::clock::{Clock, Kind};
 use base::notice::Notices;
 use cpu::engine::DebugPlan;
 use cpu::{CpuState, Exit, Request, Vcpu};
-use device::Power;
-use std::any::Any;
+use device::Power as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) struct NoBackends;
+struct NoHost;
 
-impl device::Backends for NoBackends {
-    fn drive(&self, name: &str, _front_end: &str) -> base::Result<block::Backend> {
-        Err(base::Failure::device_not_found(name))
+impl chardev::Host for NoHost {
+    fn take_fd(&self, name: &str) -> base::Result<std::os::fd::OwnedFd> {
+        Err(base::fail!("no descriptor {name}"))
     }
-    fn object(&self, _id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
-        None
+    fn open_fdset(
+        &self,
+        _set: u64,
+        _flags: rustix::fs::OFlags,
+    ) -> Result<base::fd::SetFd, rustix::io::Errno> {
+        Err(rustix::io::Errno::NOENT)
     }
+    fn info(&self, _text: &str) {}
+    fn escape(&self, _what: chardev::Escape) {}
 }
 
 fn host() -> Host {
     let tree = Arc::new(qom::Tree::new());
+    let notices = Notices::new();
+    let clocks = clocks(false);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     Host {
-        notices: Notices::new(),
+        notices: notices.clone(),
         objects: Arc::new(Objects::new(tree.clone())),
         tree,
-        backends: Arc::new(NoBackends),
+        chardevs: chardev::Chardevs::new(runtime.handle().clone(), Arc::new(NoHost)),
+        graph: block::Graph::new(notices, block_clock(&clocks), base::fd::FdSets::default()),
+        clocks,
     }
 }
 

@@ -176,9 +176,12 @@ impl VcpuHandle {
     }
 
     fn do_jobs(&self, vcpu: &mut dyn Vcpu) {
-        loop {
-            let Some(job) = self.jobs.lock().pop_front() else { break };
+        while let Some(job) = self.next_job() {
             job(vcpu);
         }
+    }
+
+    fn next_job(&self) -> Option<Job> {
+        self.jobs.lock().pop_front()
     }
 }

@@ -22,6 +22,9 @@ impl Power for Nothing {
     fn inject_nmi(&self) {}
 }
 impl Backends for Nothing {
+    fn chardev(&self, name: &str) -> base::Result<chardev::Port> {
+        Err(base::Failure::device_not_found(name))
+    }
     fn drive(&self, name: &str, _front_end: &str) -> base::Result<block::Backend> {
         Err(base::Failure::device_not_found(name))
     }

@@ -1,0 +1,60 @@
+//! What the process has before and beside a machine, shared with the control plane.
+
+use crate::Objects;
+use base::clock::{Clock, Kind};
+use base::notice::Notices;
+use base::{Result, bail, fail};
+use device::Clocks;
+use qom::Tree;
+use std::any::Any;
+use std::sync::Arc;
+
+/// Back ends and the object tree; made from `-object`, `-chardev`, `-blockdev` and by the
+/// control plane.
+#[derive(Clone)]
+pub struct Host {
+    pub notices: Notices,
+    pub tree: Arc<Tree>,
+    pub objects: Arc<Objects>,
+    pub chardevs: chardev::Chardevs,
+    pub graph: Arc<block::Graph>,
+    pub clocks: Clocks,
+}
+
+/// The clocks of a machine. With `-accel qtest` the virtual clock moves only by the test
+/// channel; block throttling and statistics then follow it ([`block_clock`]).
+pub fn clocks(qtest: bool) -> Clocks {
+    Clocks {
+        virtual_: Clock::new(if qtest { Kind::Manual } else { Kind::Virtual }),
+        realtime: Clock::new(Kind::Realtime),
+        host: Clock::new(Kind::Host),
+    }
+}
+
+/// The clock that the block graph measures with.
+pub fn block_clock(clocks: &Clocks) -> Clock {
+    match clocks.virtual_.kind() {
+        Kind::Manual => clocks.virtual_.clone(),
+        _ => clocks.realtime.clone(),
+    }
+}
+
+impl device::Backends for Host {
+    fn chardev(&self, name: &str) -> Result<chardev::Port> {
+        self.chardevs.claim(name)
+    }
+
+    fn drive(&self, name: &str, front_end: &str) -> Result<block::Backend> {
+        let Some(backend) = self.graph.device_drive(name)? else {
+            return Err(fail!("Property '{front_end}.drive' can't find value '{name}'"));
+        };
+        if backend.front_end().is_some() {
+            bail!("Drive '{name}' is already in use by another device");
+        }
+        Ok(backend)
+    }
+
+    fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
+        self.objects.find(id)
+    }
+}
