@@ -22,4 +22,7 @@ pub trait LocalApic: Send + Sync {
     /// The initial APIC id (CPUID leaf 1 and 0xb).
     fn id(&self) -> u32;
     fn is_bootstrap(&self) -> bool;
+    /// The guest's TSC is now `CpuBus::tsc` plus this (engines call it when the guest writes
+    /// the TSC or IA32_TSC_ADJUST); the TSC-deadline timer compares with the sum.
+    fn set_tsc_offset(&self, _offset: u64) {}
 }

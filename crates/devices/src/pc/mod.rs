@@ -4,6 +4,8 @@
 //! address space by `map`, and never calls a line back into itself: lines lead to interrupt
 //! controllers, whose locks rank above all devices'.
 
+pub mod apic;
+pub mod ioapic;
 pub mod pic;
 pub mod pit;
 mod range;

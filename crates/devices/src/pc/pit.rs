@@ -160,9 +160,8 @@ impl Pit {
     fn fire(&self, at: u64) {
         let busy = self.lost_ticks == LostTicks::Delay && self.pending.get().is_some_and(|pending| pending());
         let mut state = self.state.lock();
-        if state.deadline != Some(at) {
-            return;
-        }
+        // A firing overtaken by a change of the registers is early or not wanted.
+        let Some(due) = state.deadline.filter(|&deadline| deadline <= at) else { return };
         if state.extra {
             if !busy {
                 state.owed = state.owed.saturating_sub(1);
@@ -175,7 +174,7 @@ impl Pit {
             self.irq.raise();
         }
         let now = self.clock.now();
-        self.arm(&mut state, at, now);
+        self.arm(&mut state, due, now);
     }
 
     fn read(&self, offset: u64) -> u64 {
