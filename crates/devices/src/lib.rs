@@ -5,13 +5,14 @@
 
 #![forbid(unsafe_code)]
 
+pub mod pc;
 pub mod pci;
 
 use device::Model;
 
 /// Every model of this crate, in the order `-device help` groups them.
 pub fn models() -> Vec<&'static Model> {
-    [pci::models()].concat()
+    [pc::models(), pci::models()].concat()
 }
 
 #[cfg(test)]

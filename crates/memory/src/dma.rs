@@ -8,15 +8,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Dma {
     space: Arc<AddressSpace>,
     allowed: Arc<AtomicBool>,
+    memory_only: bool,
 }
 
-/// The access was not made: the handle is revoked (bus mastering off, device gone).
+/// The access was not made: the handle is revoked (bus mastering off, device gone), or it
+/// reaches memory only and the range is not memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Revoked;
 
 impl Dma {
     pub fn new(space: Arc<AddressSpace>, allowed: bool) -> Self {
-        Dma { space, allowed: Arc::new(AtomicBool::new(allowed)) }
+        Dma { space, allowed: Arc::new(AtomicBool::new(allowed)), memory_only: false }
+    }
+
+    /// The same handle, refusing accesses that would reach another device's registers (and so
+    /// could come back into the device that makes them) or nothing at all.
+    pub fn memory_only(mut self) -> Self {
+        self.memory_only = true;
+        self
     }
 
     /// Grants or revokes access for all clones.
@@ -29,26 +38,26 @@ impl Dma {
     }
 
     pub fn read(&self, address: Gpa, to: &mut [u8]) -> Result<(), Revoked> {
-        self.check()?;
+        self.check(address, to.len())?;
         self.space.read(address, to);
         Ok(())
     }
 
     pub fn write(&self, address: Gpa, from: &[u8]) -> Result<(), Revoked> {
-        self.check()?;
+        self.check(address, from.len())?;
         self.space.write(address, from);
         Ok(())
     }
 
     /// One little-endian access of 1, 2, 4 or 8 bytes (single copy if aligned RAM).
     pub fn load(&self, address: Gpa, size: u8) -> Result<u64, Revoked> {
-        self.check()?;
+        self.check(address, size.into())?;
         Ok(self.space.load(address, size))
     }
 
     /// See [`Dma::load`].
     pub fn store(&self, address: Gpa, size: u8, value: u64) -> Result<(), Revoked> {
-        self.check()?;
+        self.check(address, size.into())?;
         self.space.store(address, size, value);
         Ok(())
     }
@@ -57,7 +66,8 @@ impl Dma {
         &self.space
     }
 
-    fn check(&self) -> Result<(), Revoked> {
-        if self.is_allowed() { Ok(()) } else { Err(Revoked) }
+    fn check(&self, address: Gpa, len: usize) -> Result<(), Revoked> {
+        let reachable = || !self.memory_only || self.space.view().is_memory(address, len as u64);
+        if self.is_allowed() && reachable() { Ok(()) } else { Err(Revoked) }
     }
 }

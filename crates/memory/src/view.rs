@@ -84,6 +84,19 @@ impl FlatView {
         self.memory_page(address).map(|(block, offset, _)| block.page(offset))
     }
 
+    /// Whether all of a range is RAM or ROM: no handler and no hole.
+    pub fn is_memory(&self, address: Gpa, len: u64) -> bool {
+        let Some(last) = address.checked_add(len.max(1) - 1) else { return false };
+        let mut at = address;
+        loop {
+            match self.find(at) {
+                Some(FlatRange { target: Target::Io { .. }, .. }) | None => return false,
+                Some(range) if range.last >= last => return true,
+                Some(range) => at = range.last + 1,
+            }
+        }
+    }
+
     /// One access of 1, 2, 4 or 8 bytes, little endian. Unassigned addresses read as the
     /// space's unassigned value.
     pub fn load(&self, address: Gpa, size: u8) -> u64 {

@@ -56,7 +56,7 @@ impl PciCore {
             at,
             memory: services.memory.clone(),
             ports: services.ports.clone(),
-            dma: Dma::new(services.memory.clone(), false),
+            dma: Dma::new(services.memory.clone(), false).memory_only(),
             master: Arc::new(AtomicBool::new(false)),
             sink: services.msi.clone(),
             config: Mutex::new(config),
@@ -87,7 +87,7 @@ impl PciCore {
         self.bus.attach(self.at, device);
     }
 
-    /// Guest memory; works while the guest has bus mastering enabled.
+    /// Guest memory; works while the guest has bus mastering enabled, and reaches memory only.
     pub fn dma(&self) -> Dma {
         self.dma.clone()
     }
