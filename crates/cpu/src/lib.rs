@@ -15,6 +15,7 @@ pub mod apic;
 pub mod cpuid;
 pub mod engine;
 pub mod link;
+pub mod models;
 pub mod state;
 
 pub use apic::LocalApic;

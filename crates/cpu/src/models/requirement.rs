@@ -1,0 +1,91 @@
+//! Which CPUID bit an instruction needs.
+
+use super::feature::find;
+use crate::cpuid::CpuidTable;
+use iced_x86::CpuidFeature as F;
+
+/// The name of the feature that brings instructions of this class; `Err(always)` for classes
+/// without a bit: present in every model we have, or in none.
+fn feature_name(feature: F) -> Result<&'static str, bool> {
+    Ok(match feature {
+        F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::CPUID => return Err(true),
+        F::PAUSE | F::FPU287 | F::FPU387 | F::MULTIBYTENOP | F::SMM | F::RDPMC => return Err(true),
+        F::X64 => "lm",
+        F::FPU => "fpu",
+        F::CX8 => "cx8",
+        F::TSC => "tsc",
+        F::MSR => "msr",
+        F::CMOV => "cmov",
+        F::MMX => "mmx",
+        F::FXSR => "fxsr",
+        F::SSE => "sse",
+        F::SSE2 => "sse2",
+        F::SSE3 => "pni",
+        F::SSSE3 => "ssse3",
+        F::SSE4_1 => "sse4.1",
+        F::SSE4_2 => "sse4.2",
+        F::SSE4A => "sse4a",
+        F::AES => "aes",
+        F::PCLMULQDQ => "pclmulqdq",
+        F::SHA => "sha-ni",
+        F::GFNI => "gfni",
+        F::AVX => "avx",
+        F::AVX2 => "avx2",
+        F::FMA => "fma",
+        F::F16C => "f16c",
+        F::VAES => "vaes",
+        F::VPCLMULQDQ => "vpclmulqdq",
+        F::ADX => "adx",
+        F::BMI1 => "bmi1",
+        F::BMI2 => "bmi2",
+        F::LZCNT => "abm",
+        F::POPCNT => "popcnt",
+        F::MOVBE => "movbe",
+        F::CMPXCHG16B => "cx16",
+        F::CLFSH => "clflush",
+        F::CLFLUSHOPT => "clflushopt",
+        F::CLWB => "clwb",
+        F::CLZERO => "clzero",
+        F::FSGSBASE => "fsgsbase",
+        F::INVPCID => "invpcid",
+        F::MONITOR => "monitor",
+        F::PREFETCHW => "3dnowprefetch",
+        F::RDPID => "rdpid",
+        F::RDRAND => "rdrand",
+        F::RDSEED => "rdseed",
+        F::RDTSCP => "rdtscp",
+        F::SEP => "sep",
+        F::SMAP => "smap",
+        F::SYSCALL => "syscall",
+        F::SVM => "svm",
+        F::VMX => "vmx",
+        F::XSAVE => "xsave",
+        F::XSAVEC => "xsavec",
+        F::XSAVEOPT => "xsaveopt",
+        F::XSAVES => "xsaves",
+        F::WBNOINVD => "wbnoinvd",
+        F::SERIALIZE => "serialize",
+        F::MOVDIRI => "movdiri",
+        F::MOVDIR64B => "movdir64b",
+        _ => return Err(false),
+    })
+}
+
+/// Whether a CPU with this table executes instructions of iced's class `feature`.
+pub fn provides(table: &CpuidTable, feature: F) -> bool {
+    match feature_name(feature) {
+        Err(always) => always,
+        Ok(name) => {
+            let Some(f) = find(name) else { return false };
+            let Some(info) = super::feature::INFO.iter().find(|i| i.word == f.word) else { return false };
+            let leaf = table.query(info.leaf, info.subleaf.unwrap_or(0));
+            let register = match info.register {
+                "EAX" => leaf.eax,
+                "EBX" => leaf.ebx,
+                "ECX" => leaf.ecx,
+                _ => leaf.edx,
+            };
+            register >> f.bit & 1 != 0
+        }
+    }
+}
