@@ -63,19 +63,11 @@ pub struct PmBlocks {
 impl PmBlocks {
     /// What SeaBIOS programs (and [`crate::boot::chipset`] without it).
     pub fn of(chipset: Chipset) -> Self {
-        let (gpe0, gpe0_len) = match chipset {
-            Chipset::I440fx => (0xafe0, 4),
-            Chipset::Q35 => (0x620, 16),
+        let (gpe0, gpe0_len, acpi_enable, acpi_disable) = match chipset {
+            Chipset::I440fx => (0xafe0, 4, 0xf1, 0xf0),
+            Chipset::Q35 => (0x620, 16, 2, 3),
         };
-        PmBlocks {
-            pm_base: 0x600,
-            gpe0,
-            gpe0_len,
-            sci: 9,
-            smi_command: 0xb2,
-            acpi_enable: 0xf1,
-            acpi_disable: 0xf0,
-        }
+        PmBlocks { pm_base: 0x600, gpe0, gpe0_len, sci: 9, smi_command: 0xb2, acpi_enable, acpi_disable }
     }
 }
 
