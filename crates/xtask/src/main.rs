@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bench;
 mod demo;
 mod layers;
 mod packages;
@@ -17,7 +18,7 @@ cargo xtask COMMAND
   test [FILTER]  everything CI runs: layers, format, clippy, unit and system tests
   layers         check that crates import only downwards and are in ARCHITECTURE.md
   docs           write docs/qmp.md from the schema
-  bench NAME     measure against QEMU and the host (cpu, control, block)
+  bench NAME     measure against QEMU and the host (cpu, control)
   packages       install the Debian packages that the tests and the demo need
 ";
 
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let result = match command.as_str() {
         "demo" => demo::run(),
         "test" => test::run(&rest),
+        "bench" => bench::run(&rest),
         "layers" => layers::check(),
         "packages" => packages::install(),
         "" | "help" | "--help" | "-h" => {
