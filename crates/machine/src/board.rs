@@ -1,6 +1,7 @@
 //! What differs between boards.
 
 mod none;
+pub(crate) mod pc;
 
 pub(crate) use none::NoneBoard;
 

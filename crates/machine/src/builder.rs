@@ -2,13 +2,12 @@
 
 use crate::board::NoneBoard;
 use crate::machine::{Machine, Parts};
-use crate::qtest_engine::QtestEngine;
 use crate::requests::Requests;
-use crate::{Devices, Host, Memory};
-use base::{Result, bail};
+use crate::{Devices, Host, Memory, board, engines};
+use base::Result;
 use device::{IrqLine, MsiMessage, MsiSink, Services};
 use memory::{AddressSpace, SpaceKind};
-use spec::machine::{Accel, MachineKind, MachineSpec};
+use spec::machine::{MachineKind, MachineSpec};
 use std::sync::Arc;
 
 struct NoMsi;
@@ -19,8 +18,24 @@ impl MsiSink for NoMsi {
 
 /// Builds the machine, stopped in `prelaunch`. [`Machine::start`] lets it run.
 pub fn build(spec: MachineSpec, host: &Host) -> Result<Arc<Machine>> {
-    let engine = choose_engine(&spec.accels)?;
+    let engine = engines::choose(&spec.accels)?;
     let requests = Requests::new(host.notices.clone());
+    match spec.kind {
+        MachineKind::None => none(spec, host, engine, requests),
+        MachineKind::Pc | MachineKind::Q35 => {
+            let asked = cpu::models::Request::parse(spec.cpu.as_deref().unwrap_or("qemu64"))?;
+            let model = Arc::new(asked.resolve(&engines::offer(engine.name()))?);
+            board::pc::build(spec, host, engine, model, requests)
+        }
+    }
+}
+
+fn none(
+    spec: MachineSpec,
+    host: &Host,
+    engine: Arc<dyn cpu::Engine>,
+    requests: Arc<Requests>,
+) -> Result<Arc<Machine>> {
     let services = Services {
         memory: AddressSpace::new(SpaceKind::Memory),
         ports: AddressSpace::new(SpaceKind::Port),
@@ -31,20 +46,7 @@ pub fn build(spec: MachineSpec, host: &Host) -> Result<Arc<Machine>> {
         notices: host.notices.clone(),
         backends: Arc::new(host.clone()),
     };
-    match spec.kind {
-        MachineKind::None => none(spec, host, services, engine, requests),
-        _ => bail!("machine type '{}' is not there yet", spec.type_name),
-    }
-}
-
-fn none(
-    spec: MachineSpec,
-    host: &Host,
-    services: Services,
-    engine: Arc<dyn cpu::Engine>,
-    requests: Arc<Requests>,
-) -> Result<Arc<Machine>> {
-    let devices = Devices::new(Vec::new(), services.clone(), host.tree.clone(), spec.globals.clone());
+    let devices = Devices::new(devices::models(), services.clone(), host.tree.clone(), spec.globals.clone());
     Ok(Machine::new(Parts {
         spec,
         services,
@@ -53,17 +55,8 @@ fn none(
         tree: host.tree.clone(),
         engine,
         cpuid: Arc::default(),
+        cpu_model: None,
         board: Box::new(NoneBoard),
         requests,
     }))
-}
-
-fn choose_engine(accels: &[Accel]) -> Result<Arc<dyn cpu::Engine>> {
-    for accel in accels {
-        match accel.name.as_str() {
-            "qtest" => return Ok(Arc::new(QtestEngine)),
-            other => bail!("invalid accelerator {other}"),
-        }
-    }
-    Ok(Arc::new(QtestEngine))
 }

@@ -2,7 +2,7 @@
 //! tree.
 
 use base::{Failure, Mutex, Result, bail, fail};
-use device::{Bus, BusKind, Device, Model, Props, Services, Wiring};
+use device::{Bus, Device, Model, Props, Services, Wiring};
 use qom::{Object, PropertyInfo, Tree};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -218,6 +218,9 @@ impl Devices {
             hotplugged,
         };
         let device = (model.create)(&props, &mut wiring)?;
+        if let Some(function) = device.pci() {
+            function.core().attach(device.clone());
+        }
         let entry = self.enter(Entry { path, id, props, bus: Some(bus.name()), device, hotplugged });
         Ok(entry)
     }
@@ -339,41 +342,5 @@ impl Object for BusObject {
             "realized" => Ok(true.into()),
             _ => Err(Tree::no_property(name)),
         }
-    }
-}
-
-/// The board's own bus, for devices that sit on none.
-pub(crate) struct SystemBus;
-
-impl Bus for SystemBus {
-    fn name(&self) -> String {
-        "main-system-bus".into()
-    }
-    fn kind(&self) -> BusKind {
-        BusKind::System
-    }
-    fn is_full(&self) -> bool {
-        false
-    }
-    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
-        self
-    }
-}
-
-/// The ISA bus: devices decode fixed ports.
-pub(crate) struct IsaBus;
-
-impl Bus for IsaBus {
-    fn name(&self) -> String {
-        "isa.0".into()
-    }
-    fn kind(&self) -> BusKind {
-        BusKind::Isa
-    }
-    fn is_full(&self) -> bool {
-        false
-    }
-    fn as_any(self: Arc<Self>) -> Arc<dyn std::any::Any + Send + Sync> {
-        self
     }
 }

@@ -8,7 +8,10 @@
 
 mod board;
 mod builder;
+pub mod cpus;
 mod devices;
+mod drives;
+pub mod engines;
 mod host;
 mod machine;
 mod memory;

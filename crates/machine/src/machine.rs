@@ -31,6 +31,8 @@ pub struct Machine {
     pub engine: Arc<dyn cpu::Engine>,
     /// The CPUID table of the bootstrap processor.
     pub cpuid: Arc<cpu::cpuid::CpuidTable>,
+    /// The CPU model of `-cpu`, met with the engine; `None` without CPUs.
+    pub cpu_model: Option<Arc<cpu::models::CpuModel>>,
     pub(crate) board: Box<dyn Board>,
     pub(crate) requests: Arc<Requests>,
     status: Mutex<Status>,
@@ -47,6 +49,7 @@ pub(crate) struct Parts {
     pub tree: Arc<qom::Tree>,
     pub engine: Arc<dyn cpu::Engine>,
     pub cpuid: Arc<cpu::cpuid::CpuidTable>,
+    pub cpu_model: Option<Arc<cpu::models::CpuModel>>,
     pub board: Box<dyn Board>,
     pub requests: Arc<Requests>,
 }
@@ -62,6 +65,7 @@ impl Machine {
             tree: parts.tree,
             engine: parts.engine,
             cpuid: parts.cpuid,
+            cpu_model: parts.cpu_model,
             board: parts.board,
             requests: parts.requests,
             status: Mutex::new(Status { state: RunState::Prelaunch, autostart: true, finished: None }),

@@ -157,3 +157,28 @@ fn the_virtual_clock_stands_while_stopped() {
     std::thread::sleep(std::time::Duration::from_millis(3));
     assert_eq!(clock.now(), at);
 }
+
+#[test]
+fn both_boards_come_up_with_their_functions_on_the_bus() {
+    for (kind, expected) in [
+        (spec::MachineKind::Pc, [0x1237, 0x7000]),
+        (spec::MachineKind::Q35, [0x29c0, 0x2918]),
+    ] {
+        let accel = spec::Accel { name: "qtest".into(), options: spec::Tree::new() };
+        let spec = spec::MachineSpec { kind, accels: vec![accel], ..spec::MachineSpec::default() };
+        let machine = build(spec, &host()).unwrap();
+        let root = machine.board.pci_roots()[0].clone();
+        let ids: Vec<u32> = root.functions().iter().map(|(at, _)| root.config_read(*at, 2, 2)).collect();
+        for id in expected {
+            assert!(ids.contains(&id), "{kind:?}: {ids:x?}");
+        }
+        assert_eq!(machine.vcpus().len(), 1);
+        assert_eq!(machine.tree.get("/machine/unattached/device[0]", "type").unwrap(), "qemu64-x86_64-cpu");
+        machine.start().unwrap();
+        machine.request_reset();
+        machine.perform_pending();
+        assert!(machine.is_running());
+        machine.finish(0);
+        machine.tear_down();
+    }
+}

@@ -5,7 +5,7 @@ use base::{Mutex, Result, fail};
 use cpu::{Exit, Link, Request, Vcpu};
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Condvar, Mutex as StdMutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex as StdMutex, OnceLock, PoisonError, mpsc};
 use std::thread::JoinHandle;
 
 type Job = Box<dyn FnOnce(&mut dyn Vcpu) + Send>;
@@ -77,6 +77,7 @@ pub struct VcpuHandle {
     quit: AtomicBool,
     tid: AtomicI32,
     thread: Mutex<Option<JoinHandle<()>>>,
+    path: OnceLock<String>,
 }
 
 impl VcpuHandle {
@@ -96,6 +97,7 @@ impl VcpuHandle {
             quit: AtomicBool::new(false),
             tid: AtomicI32::new(0),
             thread: Mutex::new(None),
+            path: OnceLock::new(),
         });
         let mine = handle.clone();
         let (ready, started) = mpsc::channel();
@@ -111,6 +113,15 @@ impl VcpuHandle {
         let _ = started.recv();
         *handle.thread.lock() = Some(thread);
         Ok(handle)
+    }
+
+    pub(crate) fn set_path(&self, path: String) {
+        let _ = self.path.set(path);
+    }
+
+    /// Its place in the object tree.
+    pub fn path(&self) -> &str {
+        self.path.get().map_or("", String::as_str)
     }
 
     /// The host's id of the vCPU's thread.

@@ -1,0 +1,187 @@
+//! What a PC runs first: firmware from a ROM, or a kernel put in place directly.
+
+use super::Platform;
+use crate::memory::Rom;
+use crate::{Devices, Machine, Memory};
+use base::{Result, fail};
+use cpu::models::CpuModel;
+use device::Services;
+use firmware::boot::{self, Plan, chipset};
+use firmware::fw_cfg;
+use firmware::{FwCfg, acpi, rom, smbios};
+use serde_json::Value;
+use spec::machine::MachineSpec;
+use std::sync::Arc;
+
+/// The boot set-up of a board, performed again at every reset.
+pub(crate) struct Boot {
+    platform: Platform,
+    fw_cfg: Arc<FwCfg>,
+    plan: Option<Plan>,
+}
+
+impl Boot {
+    pub fn prepare(
+        spec: &MachineSpec,
+        platform: Platform,
+        memory: &Memory,
+        services: &Services,
+        devices: &Devices,
+        model: &CpuModel,
+    ) -> Result<Boot> {
+        let with_acpi =
+            spec.options.get("acpi").is_none_or(|on| on != &Value::from("off") && on != &Value::from(false));
+        let acpi = with_acpi.then(|| acpi::Tables::build(&platform));
+        let mut config = smbios::Config::new(&platform, &type_name(spec));
+        config.uuid = spec.uuid;
+        let leaf = model.table(&crate::cpus::topology(&spec.smp), 0).query(1, 0);
+        config.cpu_id = (leaf.eax, leaf.edx);
+        config.cores = u8::try_from(spec.smp.cores * spec.smp.dies).unwrap_or(255);
+        config.threads = u8::try_from(spec.smp.cores * spec.smp.dies * spec.smp.threads).unwrap_or(255);
+        let smbios = smbios::Tables::build(&config, &platform);
+        let fw_cfg = FwCfg::create(services);
+        let asked = fw_cfg::Boot {
+            menu: spec.boot.menu,
+            menu_wait: spec.boot.splash_time.map(|ms| ms.min(0xffff) as u16),
+            reboot_timeout: spec.boot.reboot_timeout,
+            strict: spec.boot.strict,
+            order: Vec::new(),
+            nographic: false,
+            uuid: spec.uuid.unwrap_or_default(),
+        };
+        fw_cfg.edit(|items| fw_cfg::fill(items, &platform, &asked, acpi.as_ref(), &smbios))?;
+        devices.adopt(fw_cfg.clone(), None);
+        let plan = match &spec.boot.kernel {
+            Some(kernel) => Some(plan_kernel(spec, kernel, &platform, acpi.as_ref(), &smbios, model)?),
+            None => {
+                map_bios(spec, memory, services)?;
+                None
+            }
+        };
+        Ok(Boot { platform, fw_cfg, plan })
+    }
+
+    /// Puts the kernel in place and the processors where it expects them; with firmware
+    /// there is nothing to do.
+    pub fn after_reset(&self, machine: &Machine) -> Result<()> {
+        let Some(plan) = &self.plan else { return Ok(()) };
+        chipset::program(&self.platform, &machine.services.ports);
+        plan.write(&machine.services.memory);
+        for vcpu in machine.vcpus() {
+            let mut state = vcpu.with(|cpu| cpu.save())?;
+            chipset::cpu(&self.platform, &mut state);
+            if vcpu.index == 0 {
+                plan.enter(&mut state);
+            }
+            vcpu.with(move |cpu| cpu.load(&state))??;
+        }
+        Ok(())
+    }
+
+    /// Writes the devices' `bootindex` as the firmware's boot order.
+    pub fn set_boot_order(&self, spec: &MachineSpec, devices: &Devices) -> Result<()> {
+        let mut indexed: Vec<(u64, String)> = Vec::new();
+        for entry in devices.entries() {
+            let Some(index) = entry.props.opt_u64("bootindex") else { continue };
+            let path = firmware_path(&entry, devices);
+            if indexed.iter().any(|(other, _)| *other == index) {
+                return Err(fail!("The bootindex {index} has already been used"));
+            }
+            indexed.extend(path.map(|path| (index, path)));
+        }
+        indexed.sort();
+        let mut lines: Vec<String> = indexed.into_iter().map(|(_, path)| path).collect();
+        if spec.boot.strict {
+            lines.push("HALT".into());
+        }
+        let mut text = lines.join("\n").into_bytes();
+        text.push(0);
+        self.fw_cfg.edit(|items| items.put_file("bootorder", text))
+    }
+}
+
+/// The versioned name that SMBIOS shows.
+fn type_name(spec: &MachineSpec) -> String {
+    match spec.type_name.as_str() {
+        "pc" => "pc-i440fx-7.2".into(),
+        "q35" => "pc-q35-7.2".into(),
+        other => other.into(),
+    }
+}
+
+fn plan_kernel(
+    spec: &MachineSpec,
+    name: &str,
+    platform: &Platform,
+    acpi: Option<&acpi::Tables>,
+    smbios: &smbios::Tables,
+    model: &CpuModel,
+) -> Result<Plan> {
+    let kernel = boot::read_kernel(name)?;
+    let initrd = match &spec.boot.initrd {
+        Some(option) => boot::read_initrd(option, &kernel)?,
+        None => Vec::new(),
+    };
+    let request = boot::Request {
+        platform,
+        kernel_name: name.to_string(),
+        kernel,
+        initrd,
+        command_line: spec.boot.append.clone().unwrap_or_default(),
+        long_mode: model.features.contains("lm"),
+        acpi,
+        smbios: Some(smbios),
+    };
+    request.plan()
+}
+
+fn map_bios(spec: &MachineSpec, memory: &Memory, services: &Services) -> Result<()> {
+    let executable = std::env::current_exe().ok();
+    let dirs = rom::search_path(&spec.boot.firmware_dirs, executable.as_deref());
+    let name = spec.boot.bios.as_deref().unwrap_or(rom::DEFAULT_BIOS);
+    let qtest = spec.accels.first().is_some_and(|accel| accel.name == "qtest");
+    let bios = match rom::Bios::find(name, &dirs) {
+        Ok(bios) => bios,
+        // Nothing executes: a test program without firmware is served all the same.
+        Err(_) if qtest && spec.boot.bios.is_none() => return Ok(()),
+        Err(failure) => return Err(failure),
+    };
+    services.memory.edit(|edit| bios.map(edit, 1));
+    let mut image = vec![0; bios.block().len() as usize];
+    bios.block().read(0, &mut image);
+    memory.add_rom(Rom {
+        name: name.to_string(),
+        address: bios.high().0,
+        block: bios.block(),
+        image: image.into(),
+    });
+    Ok(())
+}
+
+/// The Open Firmware path by which SeaBIOS knows a bootable device.
+fn firmware_path(entry: &crate::Entry, devices: &Devices) -> Option<String> {
+    let model = entry.model();
+    let bus = entry.bus.as_deref()?;
+    let parent =
+        devices.entries().into_iter().find(|other| other.device.buses().iter().any(|b| b.name() == bus));
+    let at = |entry: &crate::Entry| {
+        let devfn = entry.device.pci()?.core().address();
+        let (slot, function) = (devfn >> 3, devfn & 7);
+        Some(if function == 0 { format!("{slot:x}") } else { format!("{slot:x},{function:x}") })
+    };
+    match model.parent {
+        "virtio-pci" | "virtio-blk-pci-base" => Some(format!("/pci@i0cf8/scsi@{}/disk@0,0", at(entry)?)),
+        "ide-device" => {
+            let number: u64 = bus.rsplit('.').next()?.parse().ok()?;
+            let unit = entry.props.u64("unit");
+            let parent = parent?;
+            let controller = at(&parent)?;
+            let channel = if parent.model().name.contains("ahci") { "" } else { "drive@" };
+            Some(match channel {
+                "" => format!("/pci@i0cf8/pci8086,2922@{controller}/drive@{number}/disk@{unit}"),
+                _ => format!("/pci@i0cf8/ide@{controller}/drive@{number}/disk@{unit}"),
+            })
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,120 @@
+//! The devices that a PC board always has, and those made for `-serial`, `-drive` and the like.
+
+use super::{Interrupts, no_props};
+use crate::Devices;
+use crate::drives::{Drive, Interface};
+use base::{Result, bail};
+use device::pci::PciBus;
+use device::{Bus, IrqLine, Services};
+use devices::pc::pit::{LostTicks, Pit};
+use devices::pci::{self, AcpiPm, Host as PciHost, IsaBus};
+use firmware::{Chipset, IsaDevices};
+use serde_json::{Map, Value};
+use spec::machine::{MachineKind, MachineSpec};
+use std::sync::Arc;
+
+/// What the board keeps of its own devices.
+pub(crate) struct Onboard {
+    pub pci: Arc<PciBus>,
+    pub pm: Arc<AcpiPm>,
+    pub isa: IsaDevices,
+}
+
+pub(crate) fn create(
+    spec: &MachineSpec,
+    chipset: Chipset,
+    services: &Services,
+    devices: &Devices,
+    interrupts: &Interrupts,
+) -> Result<Onboard> {
+    devices.adopt(interrupts.pic.clone(), None);
+    devices.adopt(interrupts.ioapic.clone(), None);
+    for apic in interrupts.apics.lapics().iter() {
+        devices.adopt(apic.clone(), None);
+    }
+    let (pci, pm) = chips(chipset, services, devices)?;
+    let isa_bus: Arc<dyn Bus> = IsaBus::new("isa.0");
+    if !devices.buses().iter().any(|bus| bus.name() == "isa.0") {
+        devices.add_bus(isa_bus.clone());
+    }
+    let isa = legacy(spec, services, devices, interrupts)?;
+    Ok(Onboard { pci, pm, isa })
+}
+
+/// Host bridge and chipset functions at their customary places.
+fn chips(chipset: Chipset, services: &Services, devices: &Devices) -> Result<(Arc<PciBus>, Arc<AcpiPm>)> {
+    let (host, functions): (_, &[(&str, &str)]) = match chipset {
+        Chipset::I440fx => (
+            PciHost::i440fx(services),
+            &[("i440FX", "0"), ("PIIX3", "1"), ("piix3-ide", "1.1"), ("PIIX4_PM", "1.3")],
+        ),
+        Chipset::Q35 => (
+            PciHost::q35(services),
+            &[("mch", "0"), ("ICH9-LPC", "1f.0"), ("ich9-ahci", "1f.2"), ("ICH9-SMB", "1f.3")],
+        ),
+    };
+    let bus = host.bus().clone();
+    devices.adopt(host, None);
+    let as_bus: Arc<dyn Bus> = bus.clone();
+    if !devices.buses().iter().any(|other| other.name() == as_bus.name()) {
+        devices.add_bus(as_bus.clone());
+    }
+    let mut pm = None;
+    for (name, at) in functions {
+        if devices.model(name).is_none() {
+            continue;
+        }
+        let mut props = no_props();
+        props.insert("addr".into(), (*at).into());
+        if at.contains('.') || *at == "1" {
+            props.insert("multifunction".into(), true.into());
+        }
+        let entry = devices.make(name, &as_bus, props)?;
+        pm = pm.or_else(|| pci::acpi_pm(&*entry.device));
+    }
+    match pm {
+        Some(pm) => Ok((bus, pm)),
+        None => bail!("the chipset has no power management function"),
+    }
+}
+
+fn legacy(
+    spec: &MachineSpec,
+    services: &Services,
+    devices: &Devices,
+    interrupts: &Interrupts,
+) -> Result<IsaDevices> {
+    let clock = &services.clocks.virtual_;
+    let irq = |number: usize| services.irqs.get(number).cloned().unwrap_or_else(IrqLine::unconnected);
+    let pit = Pit::new(clock, irq(0), LostTicks::default());
+    let (pic, ioapic) = (interrupts.pic.clone(), interrupts.ioapic.clone());
+    pit.set_pending_probe(move || pic.is_pending(0) || ioapic.is_pending(2));
+    pit.map(&services.ports);
+    devices.adopt(pit, Some("isa.0"));
+    let mut isa = IsaDevices::default();
+    let _ = (spec, &mut isa);
+    Ok(isa)
+}
+
+/// Devices for `-drive if=ide|virtio|floppy|scsi|pflash`.
+pub(crate) fn attach_drives(spec: &MachineSpec, devices: &Devices, drives: Vec<Drive>) -> Result<()> {
+    for drive in drives {
+        let mut asked: Map<String, Value> = drive.device_props.clone();
+        let driver = match drive.interface {
+            Interface::None => continue,
+            Interface::Ide => {
+                asked.insert("bus".into(), format!("ide.{}", drive.bus).into());
+                if spec.kind == MachineKind::Pc {
+                    asked.insert("unit".into(), drive.unit.into());
+                }
+                if drive.is_cdrom { "ide-cd" } else { "ide-hd" }
+            }
+            Interface::Virtio => "virtio-blk-pci",
+            other => bail!("machine type does not support if={}", other.name()),
+        };
+        asked.insert("driver".into(), driver.into());
+        asked.insert("drive".into(), drive.backend.name().into());
+        devices.add(&asked)?;
+    }
+    Ok(())
+}
