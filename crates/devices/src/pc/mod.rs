@@ -8,14 +8,16 @@ pub mod apic;
 pub mod ioapic;
 pub mod pic;
 pub mod pit;
+pub mod port92;
 mod range;
+pub mod uart;
 
 use device::Model;
 pub use range::{Range, byte_range};
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    Vec::new()
+    vec![&uart::MODEL]
 }
 
 #[cfg(test)]
