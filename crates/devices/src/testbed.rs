@@ -41,10 +41,18 @@ impl Power for Recorder {
     fn request_suspend(&self) {
         self.note("suspend");
     }
-    fn guest_panicked(&self, _: bool) {}
-    fn watchdog_expired(&self) {}
-    fn exit(&self, _: i32) {}
-    fn set_a20(&self, _: bool) {}
+    fn guest_panicked(&self, loaded: bool) {
+        self.note(if loaded { "crash loaded" } else { "panicked" });
+    }
+    fn watchdog_expired(&self) {
+        self.note("watchdog");
+    }
+    fn exit(&self, status: i32) {
+        self.note(&format!("exit {status}"));
+    }
+    fn set_a20(&self, enabled: bool) {
+        self.note(if enabled { "a20 on" } else { "a20 off" });
+    }
     fn a20(&self) -> bool {
         true
     }
@@ -52,6 +60,12 @@ impl Power for Recorder {
 }
 
 impl Backends for Recorder {
+    fn chardev(&self, name: &str) -> base::Result<chardev::Port> {
+        base::bail!("Chardev \"{name}\" not found")
+    }
+    fn drive(&self, name: &str, _: &str) -> base::Result<block::Backend> {
+        base::bail!("Property 'drive': can't find value '{name}'")
+    }
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
         self.objects.lock().unwrap().get(id).cloned()
     }

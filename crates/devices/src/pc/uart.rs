@@ -73,7 +73,8 @@ impl Uart {
     /// `model` is the record of the device it is part of; without a character device all
     /// output vanishes.
     pub fn new(model: &'static Model, clock: &Clock, irq: IrqLine, port: Option<Port>) -> Arc<Self> {
-        let uart = Uart::with_wire(model, clock, irq, port.clone().map(|port| Box::new(port) as Box<dyn Wire>));
+        let uart =
+            Uart::with_wire(model, clock, irq, port.clone().map(|port| Box::new(port) as Box<dyn Wire>));
         if let Some(port) = port {
             port.connect(&uart);
         }
