@@ -12,7 +12,11 @@ impl chardev::Host for Plain {
     fn take_fd(&self, name: &str) -> base::Result<std::os::fd::OwnedFd> {
         Err(base::fail!("no descriptor {name}"))
     }
-    fn open_fdset(&self, _set: u64, _flags: rustix::fs::OFlags) -> Result<base::fd::SetFd, rustix::io::Errno> {
+    fn open_fdset(
+        &self,
+        _set: u64,
+        _flags: rustix::fs::OFlags,
+    ) -> Result<base::fd::SetFd, rustix::io::Errno> {
         Err(rustix::io::Errno::NOENT)
     }
     fn info(&self, text: &str) {

@@ -160,10 +160,9 @@ fn the_virtual_clock_stands_while_stopped() {
 
 #[test]
 fn both_boards_come_up_with_their_functions_on_the_bus() {
-    for (kind, expected) in [
-        (spec::MachineKind::Pc, [0x1237, 0x7000]),
-        (spec::MachineKind::Q35, [0x29c0, 0x2918]),
-    ] {
+    for (kind, expected) in
+        [(spec::MachineKind::Pc, [0x1237, 0x7000]), (spec::MachineKind::Q35, [0x29c0, 0x2918])]
+    {
         let accel = spec::Accel { name: "qtest".into(), options: spec::Tree::new() };
         let spec = spec::MachineSpec { kind, accels: vec![accel], ..spec::MachineSpec::default() };
         let machine = build(spec, &host()).unwrap();

@@ -7,6 +7,7 @@ use base::{Result, bail};
 use device::pci::PciBus;
 use device::{Bus, IrqLine, Services};
 use devices::pc::pit::{LostTicks, Pit};
+use devices::pc::port92::Port92;
 use devices::pci::{self, AcpiPm, Host as PciHost, IsaBus};
 use firmware::{Chipset, IsaDevices};
 use serde_json::{Map, Value};
@@ -33,11 +34,15 @@ pub(crate) fn create(
         devices.adopt(apic.clone(), None);
     }
     let (pci, pm) = chips(chipset, services, devices)?;
-    let isa_bus: Arc<dyn Bus> = IsaBus::new("isa.0");
-    if !devices.buses().iter().any(|bus| bus.name() == "isa.0") {
-        devices.add_bus(isa_bus.clone());
-    }
-    let isa = legacy(spec, services, devices, interrupts)?;
+    let isa_bus = match devices.buses().into_iter().find(|bus| bus.name() == "isa.0") {
+        Some(bus) => bus,
+        None => {
+            let bus: Arc<dyn Bus> = IsaBus::new("isa.0");
+            devices.add_bus(bus.clone());
+            bus
+        }
+    };
+    let isa = legacy(spec, services, devices, interrupts, &isa_bus)?;
     Ok(Onboard { pci, pm, isa })
 }
 
@@ -83,6 +88,7 @@ fn legacy(
     services: &Services,
     devices: &Devices,
     interrupts: &Interrupts,
+    isa_bus: &Arc<dyn Bus>,
 ) -> Result<IsaDevices> {
     let clock = &services.clocks.virtual_;
     let irq = |number: usize| services.irqs.get(number).cloned().unwrap_or_else(IrqLine::unconnected);
@@ -91,8 +97,21 @@ fn legacy(
     pit.set_pending_probe(move || pic.is_pending(0) || ioapic.is_pending(2));
     pit.map(&services.ports);
     devices.adopt(pit, Some("isa.0"));
+    let port92 = Port92::new(services.power.clone());
+    port92.map(&services.ports);
+    devices.adopt(port92, Some("isa.0"));
     let mut isa = IsaDevices::default();
-    let _ = (spec, &mut isa);
+    for (index, chardev) in spec.serials.iter().enumerate() {
+        let Some(chardev) = chardev else { continue };
+        if index >= isa.serial.len() {
+            bail!("the board has {} serial ports", isa.serial.len());
+        }
+        let mut props = no_props();
+        props.insert("index".into(), index.into());
+        props.insert("chardev".into(), chardev.as_str().into());
+        devices.make("isa-serial", isa_bus, props)?;
+        isa.serial[index] = true;
+    }
     Ok(isa)
 }
 
