@@ -48,6 +48,14 @@ impl Inherited {
             .ok_or_else(|| fail!("File descriptor {raw} is not open or already in use"))
     }
 
+    /// Takes in a descriptor that came later (over a socket); it is handed out by the number
+    /// returned.
+    pub fn put(&self, fd: OwnedFd) -> RawFd {
+        let raw = fd.as_raw_fd();
+        self.open.lock().insert(raw, fd);
+        raw
+    }
+
     /// A duplicate of descriptor `raw` (standard streams included); the original stays.
     pub fn duplicate(&self, raw: RawFd) -> Result<OwnedFd> {
         let bad = |e: rustix::io::Errno| Failure::os(format!("File descriptor {raw}"), &e.into());

@@ -1,9 +1,10 @@
 //! Block devices and block nodes.
 
-use crate::commands;
-use qapi::{Command, Describe};
+use crate::{commands, events};
+use qapi::{Command, Describe, Event};
 
 commands![QueryBlock, QueryBlockstats];
+events![BlockIoError, BlockImageCorrupted, DeviceTrayMoved];
 
 /// The block devices and what is in them.
 #[derive(Command, Debug, Clone)]
@@ -160,4 +161,60 @@ pub struct BlockDeviceStats {
     pub account_failed: bool,
     /// nanoseconds since the last request
     pub idle_time_ns: Option<i64>,
+}
+
+#[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IoOperation {
+    Read,
+    /// or flush
+    Write,
+}
+
+/// What was done about an error.
+#[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BlockErrorAction {
+    Ignore,
+    /// the guest was told
+    Report,
+    /// the machine stopped; the request is retried when it goes on
+    Stop,
+}
+
+/// A request of the guest failed. With action `stop`, STOP follows.
+#[derive(Event, Debug, Clone)]
+pub struct BlockIoError {
+    pub qom_path: Option<String>,
+    /// back end name, or empty
+    pub device: String,
+    pub node_name: Option<String>,
+    pub operation: IoOperation,
+    pub action: BlockErrorAction,
+    /// it failed for lack of space; only where `io-status` is kept
+    pub nospace: Option<bool>,
+    /// for people
+    pub reason: String,
+}
+
+/// Something in an image contradicts itself.
+#[derive(Event, Debug, Clone)]
+pub struct BlockImageCorrupted {
+    /// back end name, or empty
+    pub device: String,
+    pub node_name: Option<String>,
+    /// for people
+    pub msg: String,
+    pub offset: Option<i64>,
+    pub size: Option<i64>,
+    /// the image cannot be used any more
+    pub fatal: bool,
+}
+
+/// A tray was opened or closed.
+#[derive(Event, Debug, Clone)]
+pub struct DeviceTrayMoved {
+    /// back end name, or empty
+    pub device: String,
+    /// id or QOM path of the device
+    pub id: String,
+    pub tray_open: bool,
 }

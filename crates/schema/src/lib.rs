@@ -55,7 +55,7 @@ pub const AREAS: &[Area] = &[
     Area { title: "Memory", commands: memory::COMMANDS, events: &[] },
     Area { title: "Devices and objects", commands: qom::COMMANDS, events: qom::EVENTS },
     Area { title: "PCI", commands: pci::COMMANDS, events: &[] },
-    Area { title: "Block devices", commands: block::COMMANDS, events: &[] },
+    Area { title: "Block devices", commands: block::COMMANDS, events: block::EVENTS },
     Area { title: "Character devices", commands: chardev::COMMANDS, events: &[] },
     Area { title: "Descriptors", commands: fd::COMMANDS, events: &[] },
     Area { title: "Monitor", commands: monitor::COMMANDS, events: &[] },

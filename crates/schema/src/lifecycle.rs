@@ -3,8 +3,8 @@
 use crate::{commands, events};
 use qapi::{Command, Describe, Event};
 
-commands![Quit, Stop, Cont, SystemReset, SystemPowerdown, QueryStatus];
-events![Shutdown, Powerdown, Reset, StopEvent, Resume];
+commands![Quit, Stop, Cont, SystemReset, SystemPowerdown, SystemWakeup, QueryStatus];
+events![Shutdown, Powerdown, Reset, StopEvent, Resume, Suspend, SuspendDisk, Wakeup];
 
 /// Ends the process in good order: images are flushed and closed, exit status 0. Overrides
 /// `-no-shutdown`. The reply is sent before, but may be cut off by the end of the connection.
@@ -29,6 +29,11 @@ pub struct SystemReset {}
 #[derive(Command, Debug, Clone)]
 #[command(name = "system_powerdown")]
 pub struct SystemPowerdown {}
+
+/// Ends a sleep (S3) of the guest. Nothing happens in any other state.
+#[derive(Command, Debug, Clone)]
+#[command(name = "system_wakeup")]
+pub struct SystemWakeup {}
 
 /// Tells whether the machine runs, and if not, why.
 #[derive(Command, Debug, Clone)]
@@ -134,3 +139,15 @@ pub struct StopEvent {}
 /// The vCPUs run.
 #[derive(Event, Debug, Clone)]
 pub struct Resume {}
+
+/// The guest went to sleep (S3).
+#[derive(Event, Debug, Clone)]
+pub struct Suspend {}
+
+/// The guest hibernated (S4); SHUTDOWN follows.
+#[derive(Event, Debug, Clone)]
+pub struct SuspendDisk {}
+
+/// The guest woke from its sleep and runs.
+#[derive(Event, Debug, Clone)]
+pub struct Wakeup {}

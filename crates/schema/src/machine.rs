@@ -8,7 +8,6 @@ commands![
     QueryUuid,
     QueryKvm,
     QueryTarget,
-    QueryMachines,
     QueryCurrentMachine,
     InjectNmi,
     QueryTpmModels,

@@ -1,0 +1,60 @@
+use crate::{Call, Routes};
+use base::Result;
+use schema::machine::*;
+use spec::machine::MachineKind;
+
+pub fn route(routes: &mut Routes) {
+    routes.add(query_name);
+    routes.add(query_uuid);
+    routes.add(query_kvm);
+    routes.add(query_target);
+    routes.add(query_current_machine);
+    routes.add(inject_nmi);
+    routes.add(query_tpm_models);
+    routes.add(query_tpm_types);
+}
+
+async fn query_name(call: Call, _: QueryName) -> Result<NameInfo> {
+    Ok(NameInfo { name: call.machine().spec.name.clone() })
+}
+
+async fn query_uuid(call: Call, _: QueryUuid) -> Result<UuidInfo> {
+    let bytes = call.machine().spec.uuid.unwrap_or_default();
+    let mut uuid = String::with_capacity(36);
+    for (at, byte) in bytes.iter().enumerate() {
+        if matches!(at, 4 | 6 | 8 | 10) {
+            uuid.push('-');
+        }
+        uuid.push_str(&format!("{byte:02x}"));
+    }
+    Ok(UuidInfo { uuid })
+}
+
+async fn query_kvm(call: Call, _: QueryKvm) -> Result<KvmInfo> {
+    Ok(KvmInfo { enabled: call.machine().engine.name() == "kvm", present: true })
+}
+
+async fn query_target(_: Call, _: QueryTarget) -> Result<TargetInfo> {
+    Ok(TargetInfo { arch: SysEmuTarget::X86_64 })
+}
+
+async fn query_current_machine(call: Call, _: QueryCurrentMachine) -> Result<CurrentMachineParams> {
+    let spec = &call.machine().spec;
+    let acpi = spec.options.get("acpi").and_then(|value| value.as_bool()).unwrap_or(true);
+    Ok(CurrentMachineParams { wakeup_suspend_support: acpi && spec.kind != MachineKind::None })
+}
+
+async fn inject_nmi(call: Call, _: InjectNmi) -> Result<()> {
+    call.machine().inject_nmi();
+    Ok(())
+}
+
+async fn query_tpm_models(call: Call, _: QueryTpmModels) -> Result<Vec<String>> {
+    let models = call.machine().devices.models().iter();
+    Ok(models.filter(|model| model.name.starts_with("tpm-")).map(|model| model.name.to_string()).collect())
+}
+
+async fn query_tpm_types(_: Call, _: QueryTpmTypes) -> Result<Vec<String>> {
+    let kinds = machine::Objects::types().iter();
+    Ok(kinds.filter_map(|kind| kind.name.strip_prefix("tpm-")).map(str::to_string).collect())
+}

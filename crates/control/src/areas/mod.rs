@@ -1,0 +1,34 @@
+//! The handlers, one file an area of `schema`.
+
+mod block;
+mod chardev;
+mod cpu;
+mod fd;
+mod introspect;
+mod lifecycle;
+mod machine;
+mod memory;
+mod monitor;
+mod pci;
+mod qom;
+mod topology;
+mod trace;
+mod types;
+
+use crate::Routes;
+
+/// Routes every command that has a handler.
+pub fn route_all(routes: &mut Routes) {
+    lifecycle::route(routes);
+    machine::route(routes);
+    cpu::route(routes);
+    memory::route(routes);
+    qom::route(routes);
+    pci::route(routes);
+    block::route(routes);
+    chardev::route(routes);
+    fd::route(routes);
+    monitor::route(routes);
+    introspect::route(routes);
+    trace::route(routes);
+}

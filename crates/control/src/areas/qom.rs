@@ -1,0 +1,124 @@
+use super::types;
+use crate::{Call, Routes};
+use base::{Failure, Result, fail};
+use schema::qom::*;
+use serde_json::Value;
+
+pub fn route(routes: &mut Routes) {
+    routes.add(qom_list);
+    routes.add(qom_get);
+    routes.add(qom_set);
+    routes.add(qom_list_types);
+    routes.add(qom_list_properties);
+    routes.add(device_list_properties);
+    routes.add(object_add);
+    routes.add(object_del);
+    routes.add(query_iothreads);
+}
+
+fn property(name: String, kind: String) -> ObjectPropertyInfo {
+    ObjectPropertyInfo { name, kind, description: None, default_value: None }
+}
+
+async fn qom_list(call: Call, command: QomList) -> Result<Vec<ObjectPropertyInfo>> {
+    let list = call.world().host.tree.list(&command.path)?;
+    Ok(list.into_iter().map(|info| property(info.name, info.kind)).collect())
+}
+
+async fn qom_get(call: Call, command: QomGet) -> Result<Value> {
+    call.world().host.tree.get(&command.path, &command.property)
+}
+
+async fn qom_set(call: Call, command: QomSet) -> Result<()> {
+    call.world().host.tree.set(&command.path, &command.property, &command.value)
+}
+
+async fn qom_list_types(call: Call, command: QomListTypes) -> Result<Vec<ObjectTypeInfo>> {
+    let types = types::registry(call.machine());
+    let list = types.list(command.implements.as_deref(), command.with_abstract.unwrap_or(false));
+    Ok(list
+        .into_iter()
+        .map(|info| ObjectTypeInfo {
+            name: info.name.clone(),
+            is_abstract: info.is_abstract.then_some(true),
+            parent: info.parent.clone(),
+        })
+        .collect())
+}
+
+/// Properties of a table of models or object types.
+fn table<'a>(properties: impl Iterator<Item = &'a device::Property>) -> Vec<ObjectPropertyInfo> {
+    properties
+        .map(|row| ObjectPropertyInfo {
+            description: (!row.help.is_empty()).then(|| row.help.to_string()),
+            default_value: row.default.and_then(|text| row.canonical(&text.into(), "").ok()),
+            ..property(row.name.into(), row.type_name())
+        })
+        .collect()
+}
+
+async fn device_list_properties(
+    call: Call,
+    command: DeviceListProperties,
+) -> Result<Vec<ObjectPropertyInfo>> {
+    let name = command.typename;
+    if let Some(model) = call.machine().devices.models().iter().find(|model| model.name == name) {
+        return Ok(table(model.all_properties()));
+    }
+    let types = types::registry(call.machine());
+    match types.get(&name) {
+        None => Err(Failure::device_not_found(&name)),
+        Some(_) if types.is_a(&name, "device") => Ok(Vec::new()),
+        Some(_) => Err(Failure::expects("typename", "device")),
+    }
+}
+
+async fn qom_list_properties(call: Call, command: QomListProperties) -> Result<Vec<ObjectPropertyInfo>> {
+    let name = command.typename;
+    let mut list = vec![property("type".into(), "string".into())];
+    if let Some(kind) = machine::Objects::types().iter().find(|kind| kind.name == name) {
+        list.extend(table(kind.properties.iter()));
+        return Ok(list);
+    }
+    if let Some(model) = call.machine().devices.models().iter().find(|model| model.name == name) {
+        list.extend(
+            ["realized", "hotplugged", "hotpluggable"].map(|name| property(name.into(), "bool".into())),
+        );
+        list.push(property("parent_bus".into(), "link<bus>".into()));
+        list.extend(table(model.all_properties()));
+        return Ok(list);
+    }
+    if types::registry(call.machine()).get(&name).is_none() {
+        return Err(Failure::device_not_found(&name));
+    }
+    Ok(list)
+}
+
+async fn object_add(call: Call, command: ObjectAdd) -> Result<()> {
+    let ObjectAdd { qom_type, id, props, properties } = command;
+    let mut asked = qapi::Map::new();
+    asked.insert("qom-type".into(), qom_type.into());
+    asked.insert("id".into(), id.into());
+    asked.extend(properties);
+    match props {
+        None => {}
+        Some(Value::Object(props)) => asked.extend(props),
+        Some(_) => return Err(fail!("Invalid parameter type for 'props', expected: dict")),
+    }
+    call.world().host.objects.add(&asked)
+}
+
+async fn object_del(call: Call, command: ObjectDel) -> Result<()> {
+    call.world().host.objects.remove(&command.id)
+}
+
+async fn query_iothreads(call: Call, _: QueryIothreads) -> Result<Vec<IothreadInfo>> {
+    let objects = &call.world().host.objects;
+    let threads = objects.list().into_iter().filter(|(_, kind)| *kind == "iothread");
+    Ok(threads
+        .filter_map(|(id, _)| {
+            let thread = objects.find(&id)?.downcast::<block::IoThread>().ok()?;
+            Some(IothreadInfo { thread_id: thread.thread_id().into(), id })
+        })
+        .collect())
+}

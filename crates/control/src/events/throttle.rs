@@ -1,0 +1,95 @@
+//! At most one event a second of each kind and key; the latest of those held back wins.
+
+use qapi::Value;
+use qmp::Line;
+use std::time::{Duration, Instant};
+
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// What to do with an event.
+pub enum Verdict {
+    Send(Line),
+    Held,
+}
+
+struct Slot {
+    name: &'static str,
+    key: Vec<Value>,
+    last: Instant,
+    held: Option<Line>,
+}
+
+#[derive(Default)]
+pub struct Throttle(Vec<Slot>);
+
+impl Throttle {
+    pub fn offer(&mut self, name: &'static str, key: Vec<Value>, line: Line, now: Instant) -> Verdict {
+        // Slots that have been quiet for a period say nothing any more.
+        self.0.retain(|slot| slot.held.is_some() || now.saturating_duration_since(slot.last) < PERIOD);
+        match self.0.iter_mut().find(|slot| slot.name == name && slot.key == key) {
+            Some(slot) => {
+                slot.held = Some(line);
+                Verdict::Held
+            }
+            None => {
+                self.0.push(Slot { name, key, last: now, held: None });
+                Verdict::Send(line)
+            }
+        }
+    }
+
+    /// When the next event held back is to be sent.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.0.iter().filter(|slot| slot.held.is_some()).map(|slot| slot.last + PERIOD).min()
+    }
+
+    /// Events whose time has come.
+    pub fn take_due(&mut self, now: Instant) -> Vec<Line> {
+        let mut due = Vec::new();
+        for slot in &mut self.0 {
+            if now >= slot.last + PERIOD
+                && let Some(line) = slot.held.take()
+            {
+                slot.last = now;
+                due.push(line);
+            }
+        }
+        due
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn offer(throttle: &mut Throttle, key: i64, n: i64, now: Instant) -> Option<i64> {
+        match throttle.offer("E", vec![json!(key)], Line::new(json!(n)), now) {
+            Verdict::Send(line) => line.value().as_i64(),
+            Verdict::Held => None,
+        }
+    }
+
+    fn due(throttle: &mut Throttle, now: Instant) -> Vec<i64> {
+        throttle.take_due(now).iter().map(|line| line.value().as_i64().unwrap()).collect()
+    }
+
+    #[test]
+    fn latest_wins_and_comes_within_a_second() {
+        let mut throttle = Throttle::default();
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(offer(&mut throttle, 1, 1, at(0)), Some(1));
+        assert_eq!(throttle.next_due(), None);
+        assert_eq!(offer(&mut throttle, 1, 2, at(10)), None);
+        assert_eq!(offer(&mut throttle, 1, 3, at(20)), None);
+        assert_eq!(offer(&mut throttle, 2, 9, at(20)), Some(9), "another key has its own slot");
+        assert_eq!(throttle.next_due(), Some(at(1000)));
+        assert!(due(&mut throttle, at(999)).is_empty());
+        assert_eq!(due(&mut throttle, at(1000)), [3]);
+        assert_eq!(offer(&mut throttle, 1, 4, at(1500)), None);
+        assert_eq!(due(&mut throttle, at(2000)), [4]);
+        assert_eq!(offer(&mut throttle, 1, 5, at(3000)), Some(5), "quiet for a second");
+        assert_eq!(throttle.0.len(), 1, "quiet slots are forgotten");
+    }
+}
