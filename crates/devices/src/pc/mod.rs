@@ -10,6 +10,7 @@ pub mod pic;
 pub mod pit;
 pub mod port92;
 mod range;
+pub mod rtc;
 pub mod uart;
 
 use device::Model;
