@@ -7,12 +7,14 @@
 
 pub mod pc;
 pub mod pci;
+pub mod storage;
+pub mod virtio;
 
 use device::Model;
 
 /// Every model of this crate, in the order `-device help` groups them.
 pub fn models() -> Vec<&'static Model> {
-    [pc::models(), pci::models()].concat()
+    [pc::models(), pci::models(), storage::models(), virtio::models()].concat()
 }
 
 #[cfg(test)]

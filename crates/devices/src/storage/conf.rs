@@ -1,0 +1,177 @@
+use base::{Failure, Result, bail, fail};
+use block::{Backend, IoThread, OnError};
+use device::{Property, PropertyKind, Props, Wiring};
+use std::time::Duration;
+
+const ON_ERROR: PropertyKind =
+    PropertyKind::Enum("BlockdevOnError", &["auto", "report", "ignore", "enospc", "stop"]);
+
+/// The properties by which a disk gets its drive.
+pub const DRIVE: &[Property] = &[
+    Property::unset("drive", PropertyKind::Drive, "Node name or ID of a block device to use as a backend"),
+    Property::unset("bootindex", PropertyKind::I32, "Place in the boot order"),
+    Property::new("write-cache", PropertyKind::OnOffAuto, "auto", "Volatile write cache"),
+    Property::new("share-rw", PropertyKind::Bool, "off", "Others may write the same image"),
+    Property::new("rerror", ON_ERROR, "auto", "What to do about read errors"),
+    Property::new("werror", ON_ERROR, "auto", "What to do about write errors"),
+];
+
+/// The properties that say what a disk tells the guest about itself.
+pub const LIMITS: &[Property] = &[
+    Property::new("logical_block_size", PropertyKind::Size, "0", "A power of two between 512 B and 2 MiB"),
+    Property::new("physical_block_size", PropertyKind::Size, "0", "A power of two between 512 B and 2 MiB"),
+    Property::new("min_io_size", PropertyKind::Size, "0", "Minimum good request size"),
+    Property::new("opt_io_size", PropertyKind::Size, "0", "Optimal request size"),
+    Property::new("discard_granularity", PropertyKind::Size, "4294967295", "Smallest discardable unit"),
+    Property::new("cyls", PropertyKind::U32, "0", "Cylinders"),
+    Property::new("heads", PropertyKind::U32, "0", "Heads"),
+    Property::new("secs", PropertyKind::U32, "0", "Sectors a track"),
+];
+
+/// Cylinders, heads and sectors as firmware and old systems count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    pub cylinders: u32,
+    pub heads: u32,
+    pub sectors: u32,
+}
+
+/// A disk's checked settings.
+#[derive(Clone, Debug)]
+pub struct Conf {
+    /// Bytes.
+    pub logical: u32,
+    pub physical: u32,
+    pub min_io: u32,
+    pub opt_io: u32,
+    /// Bytes; 0: no discard.
+    pub discard_granularity: u32,
+    pub serial: String,
+    pub share_rw: bool,
+    geometry: Option<Geometry>,
+}
+
+const DEFAULT_GRANULARITY: u64 = u32::MAX as u64;
+
+fn block_size(props: &Props, model: &str, name: &str, unset: u32) -> Result<u32> {
+    let value = props.u64(name);
+    if value == 0 {
+        return Ok(unset);
+    }
+    if !(512..=2 << 20).contains(&value) {
+        bail!("parameter {name} must be between 512 and 2097152");
+    }
+    if !value.is_power_of_two() {
+        bail!("Property {model}.{name} doesn't take value '{value}', it's not a power of 2");
+    }
+    Ok(value as u32)
+}
+
+impl Conf {
+    pub fn new(props: &Props, model: &str) -> Result<Self> {
+        let logical = block_size(props, model, "logical_block_size", 512)?;
+        let physical = block_size(props, model, "physical_block_size", logical)?;
+        if logical > physical {
+            bail!("logical_block_size > physical_block_size not supported");
+        }
+        let io_size = |name: &str| -> Result<u32> {
+            let value = props.u64(name);
+            if !value.is_multiple_of(logical.into()) {
+                bail!("{name} must be a multiple of logical_block_size");
+            }
+            u32::try_from(value).map_err(|_| fail!("{name} is too large"))
+        };
+        let granularity = match props.opt_u64("discard_granularity").unwrap_or(DEFAULT_GRANULARITY) {
+            DEFAULT_GRANULARITY => u64::from(logical),
+            value => value,
+        };
+        if !granularity.is_multiple_of(logical.into()) {
+            bail!("discard_granularity must be a multiple of logical_block_size");
+        }
+        Ok(Conf {
+            logical,
+            physical,
+            min_io: io_size("min_io_size")?,
+            opt_io: io_size("opt_io_size")?,
+            discard_granularity: u32::try_from(granularity)
+                .map_err(|_| fail!("discard_granularity is too large"))?,
+            serial: props.str("serial").unwrap_or_default().to_string(),
+            share_rw: props.bool("share-rw"),
+            geometry: given_geometry(props)?,
+        })
+    }
+
+    /// The given geometry, else the customary translation of the size.
+    pub fn geometry(&self, bytes: u64) -> Geometry {
+        self.geometry.unwrap_or_else(|| {
+            let cylinders = (bytes / 512 / (16 * 63)).clamp(2, 16383) as u32;
+            Geometry { cylinders, heads: 16, sectors: 63 }
+        })
+    }
+}
+
+fn given_geometry(props: &Props) -> Result<Option<Geometry>> {
+    let number = |name: &str| props.u64(name) as u32;
+    let given = Geometry { cylinders: number("cyls"), heads: number("heads"), sectors: number("secs") };
+    if given == (Geometry { cylinders: 0, heads: 0, sectors: 0 }) {
+        return Ok(None);
+    }
+    for (name, value, max) in [
+        ("cyls", given.cylinders, 65535),
+        ("heads", given.heads, 255),
+        ("secs", given.sectors, 255),
+    ] {
+        if value == 0 || value > max {
+            bail!("{name} must be between 1 and {max}");
+        }
+    }
+    Ok(Some(given))
+}
+
+/// Claims the drive of a disk, if one is named, and applies the properties of [`DRIVE`]
+/// and `iothread` to it. Nothing stays claimed on failure.
+pub fn claim(props: &Props, wiring: &Wiring<'_>) -> Result<Option<Backend>> {
+    let Some(backend) = wiring.drive(props, "drive")? else { return Ok(None) };
+    if backend.front_end().is_some() {
+        bail!("Drive '{}' is already in use by another device", backend.name());
+    }
+    match apply(&backend, props, wiring) {
+        Ok(()) => Ok(Some(backend)),
+        Err(why) => {
+            backend.detach();
+            Err(why)
+        }
+    }
+}
+
+fn apply(backend: &Backend, props: &Props, wiring: &Wiring<'_>) -> Result<()> {
+    match props.str("write-cache") {
+        Some("on") => backend.set_write_cache(true),
+        Some("off") => backend.set_write_cache(false),
+        _ => {}
+    }
+    let (mut read, mut write) = backend.error_policy();
+    for (name, policy) in [("rerror", &mut read), ("werror", &mut write)] {
+        if let Some(chosen) = props.str(name).and_then(OnError::parse) {
+            *policy = chosen;
+        }
+    }
+    backend.set_error_policy(read, write);
+    if let Some(id) = props.str("iothread") {
+        let object = wiring.services.backends.object(id).ok_or_else(|| Failure::device_not_found(id))?;
+        let thread = object
+            .downcast::<IoThread>()
+            .map_err(|_| fail!("Invalid parameter type for 'iothread', expected: iothread"))?;
+        backend.set_thread(&thread);
+    }
+    Ok(())
+}
+
+/// Waits for requests in flight, except those that the error policy holds until the machine
+/// is continued.
+pub fn wait_idle(backend: &Backend) {
+    let held = || backend.io_status().is_some_and(|status| status != block::IoStatus::Ok);
+    while backend.in_flight() > 0 && !held() {
+        std::thread::sleep(Duration::from_micros(100));
+    }
+}

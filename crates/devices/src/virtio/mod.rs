@@ -1,0 +1,66 @@
+//! Virtio 1.2 devices over PCI.
+//!
+//! - [`Virtio`]: what a device is to its transport.
+//! - [`Link`]: what the transport is to its device: queues and interrupts.
+//! - `pci`: the transport, legacy and modern interface.
+//! - `queue`: split virtqueues; the guest is hostile, every value is checked.
+
+mod blk;
+mod link;
+mod pci;
+mod queue;
+mod registers;
+#[cfg(test)]
+mod tests;
+
+pub use link::Link;
+pub use pci::VirtioPci;
+pub use queue::Chain;
+
+use device::{Bus, Model, ResetKind};
+use std::any::Any;
+use std::sync::Arc;
+
+/// The models of this folder.
+pub fn models() -> Vec<&'static Model> {
+    [&blk::MODELS[..]].concat()
+}
+
+/// Feature bits of the transport (virtio 1.2 §6).
+pub mod features {
+    pub const ANY_LAYOUT: u64 = 1 << 27;
+    pub const INDIRECT_DESC: u64 = 1 << 28;
+    pub const EVENT_IDX: u64 = 1 << 29;
+    pub const VERSION_1: u64 = 1 << 32;
+}
+
+/// A virtio device behind some transport. Called from vCPU threads; must not block them.
+pub trait Virtio: Send + Sync + Any {
+    /// Device number (virtio 1.2 §5).
+    fn number(&self) -> u16;
+    /// Largest size of each queue.
+    fn queue_sizes(&self) -> Vec<u16>;
+    /// Offered features beside the transport's.
+    fn features(&self) -> u64;
+    /// The configuration space as it is now, always of one length.
+    fn config(&self) -> Vec<u8>;
+    /// A write into the configuration space, within its length.
+    fn write_config(&self, _offset: usize, _bytes: &[u8]) {}
+    /// Called once, before anything else.
+    fn connect(&self, link: &Arc<Link>);
+    /// The driver is ready, with these features accepted.
+    fn start(&self, _features: u64) {}
+    /// The driver made buffers available.
+    fn notify(&self, queue: usize);
+    /// Back to the state before `start`; requests in flight are waited for or forgotten.
+    fn reset(&self);
+    fn pause(&self) {}
+    fn resume(&self) {}
+    /// The machine itself is reset.
+    fn machine_reset(&self, _kind: ResetKind) {}
+    fn unplug(&self) {}
+    fn buses(&self) -> Vec<Arc<dyn Bus>> {
+        Vec::new()
+    }
+    fn as_any(&self) -> &dyn Any;
+}
