@@ -2,6 +2,7 @@
 
 use base::clock::{Clock, Kind};
 use base::notice::Notices;
+use block::{Graph, Options, Setup};
 use device::{
     Backends, Bus, Clocks, Device, IrqLine, Model, MsiMessage, MsiSink, Power, Props, ResetCause, Services,
     ShutdownCause, Wiring,
@@ -17,6 +18,7 @@ pub struct Recorder {
     pub messages: Mutex<Vec<MsiMessage>>,
     pub asked: Mutex<Vec<String>>,
     pub objects: Mutex<BTreeMap<String, Arc<dyn Any + Send + Sync>>>,
+    graph: Mutex<Option<Arc<Graph>>>,
 }
 
 impl MsiSink for Recorder {
@@ -26,6 +28,11 @@ impl MsiSink for Recorder {
 }
 
 impl Recorder {
+    fn graph(&self) -> Arc<Graph> {
+        let make = || Graph::new(Notices::new(), Clock::new(Kind::Realtime), base::fd::FdSets::new());
+        self.graph.lock().unwrap().get_or_insert_with(make).clone()
+    }
+
     fn note(&self, what: &str) {
         self.asked.lock().unwrap().push(what.to_string());
     }
@@ -64,7 +71,8 @@ impl Backends for Recorder {
         base::bail!("Chardev \"{name}\" not found")
     }
     fn drive(&self, name: &str, _: &str) -> base::Result<block::Backend> {
-        base::bail!("Property 'drive': can't find value '{name}'")
+        let graph = self.graph();
+        graph.device_drive(name)?.ok_or_else(|| base::fail!("can't find value '{name}'"))
     }
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
         self.objects.lock().unwrap().get(id).cloned()
@@ -126,6 +134,33 @@ impl Testbed {
         }
         device.reset(device::ResetKind::Cold);
         Ok(device)
+    }
+
+    /// A drive of that name over a raw image file with this content.
+    pub fn drive(&self, name: &str, content: &[u8]) -> (block::Backend, tempfile::NamedTempFile) {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), content).unwrap();
+        let options = serde_json::json!({"driver": "raw", "node-name": format!("{name}-node"),
+            "file": {"driver": "file", "filename": file.path()}});
+        (self.drive_over(name, options), file)
+    }
+
+    /// A drive over a node with these options; without medium if they are null.
+    pub fn drive_over(&self, name: &str, options: Value) -> block::Backend {
+        let graph = self.recorder.graph();
+        let backend = block::Backend::new(&graph, Setup { name: name.into(), ..Setup::default() }).unwrap();
+        if !options.is_null() {
+            self.insert(&backend, options);
+        }
+        backend
+    }
+
+    /// Puts a medium into a drive.
+    pub fn insert(&self, backend: &block::Backend, options: Value) {
+        let graph = self.recorder.graph();
+        let at = graph.clone();
+        let node = graph.block_on(async move { at.add(Options::json(options)).await }).unwrap();
+        backend.insert(&node).unwrap();
     }
 
     pub fn make(&self, model: &'static Model, bus: Arc<dyn Bus>, given: &[(&str, &str)]) -> Arc<dyn Device> {

@@ -116,11 +116,9 @@ fn given_geometry(props: &Props) -> Result<Option<Geometry>> {
     if given == (Geometry { cylinders: 0, heads: 0, sectors: 0 }) {
         return Ok(None);
     }
-    for (name, value, max) in [
-        ("cyls", given.cylinders, 65535),
-        ("heads", given.heads, 255),
-        ("secs", given.sectors, 255),
-    ] {
+    for (name, value, max) in
+        [("cyls", given.cylinders, 65535), ("heads", given.heads, 255), ("secs", given.sectors, 255)]
+    {
         if value == 0 || value > max {
             bail!("{name} must be between 1 and {max}");
         }

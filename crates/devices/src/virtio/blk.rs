@@ -225,7 +225,8 @@ impl Blk {
         if chain.read(dma, 0, &mut header).is_none() || chain.writable_len() == 0 {
             return self.link().fail(Broken("virtio-blk missing headers"));
         }
-        let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+        let word =
+            |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
         let kind = word(0);
         let sector = u64::from(word(8)) | u64::from(word(12)) << 32;
         match kind {
@@ -242,7 +243,8 @@ impl Blk {
         let block = u64::from(self.conf.logical);
         let start = sector.checked_mul(SECTOR)?;
         let end = start.checked_add(len)?;
-        (start.is_multiple_of(block) && len.is_multiple_of(block) && end <= self.backend.size()).then_some(start)
+        (start.is_multiple_of(block) && len.is_multiple_of(block) && end <= self.backend.size())
+            .then_some(start)
     }
 
     fn begin_transfer(&self, chain: Chain, sector: u64, write: bool) {

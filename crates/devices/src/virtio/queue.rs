@@ -175,8 +175,7 @@ impl Queue {
         fence(Ordering::Acquire);
         let slot = u64::from(self.next_avail % self.size);
         let head = self.load(dma, self.avail, 4 + 2 * slot, 2)? as u16;
-        let mut chain =
-            Chain { queue, head, life: self.life, readable: Vec::new(), writable: Vec::new() };
+        let mut chain = Chain { queue, head, life: self.life, readable: Vec::new(), writable: Vec::new() };
         self.collect(dma, head, &mut chain)?;
         self.next_avail = self.next_avail.wrapping_add(1);
         Ok(Some(chain))

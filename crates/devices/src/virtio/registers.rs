@@ -222,9 +222,7 @@ impl Handler for Modern {
                 match (offset, size) {
                     (0x10 | 0x18 | 0x1c, 4) => first | self.0.read_common(offset + 2) << 16,
                     (0x14, 2) => first | self.0.read_common(0x15) << 8,
-                    (0x14, 4) => {
-                        first | self.0.read_common(0x15) << 8 | self.0.read_common(0x16) << 16
-                    }
+                    (0x14, 4) => first | self.0.read_common(0x15) << 8 | self.0.read_common(0x16) << 16,
                     _ => first,
                 }
             }
