@@ -8,12 +8,14 @@
 
 pub mod chardev;
 pub mod id;
+pub mod invocation;
 pub mod machine;
 pub mod size;
 pub mod socket;
 
 pub use chardev::{Chardev, ChardevKind};
 pub use id::{id_wellformed, nearest};
+pub use invocation::Invocation;
 pub use machine::{Accel, MachineKind, MachineSpec};
 pub use socket::SocketAddress;
 
