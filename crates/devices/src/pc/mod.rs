@@ -5,6 +5,7 @@
 //! controllers, whose locks rank above all devices'.
 
 pub mod apic;
+pub mod i8042;
 pub mod ioapic;
 pub mod pic;
 pub mod pit;
