@@ -1,7 +1,9 @@
 //! What the host's vector unit can do.
 
+use cpu::models::{Features, Identity};
 use iced_x86::CpuidFeature as F;
 use std::arch::is_x86_feature_detected as has;
+use std::arch::x86_64::__cpuid_count;
 
 /// Whether the host executes instructions of this feature and this crate knows them.
 pub fn host_supports(feature: F) -> bool {
@@ -24,5 +26,36 @@ pub fn host_supports(feature: F) -> bool {
         F::VAES => has!("vaes"),
         F::VPCLMULQDQ => has!("vpclmulqdq"),
         _ => false,
+    }
+}
+
+fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
+    #[allow(unused_unsafe)]
+    // SAFETY: every x86-64 processor has CPUID.
+    let r = unsafe { __cpuid_count(leaf, subleaf) };
+    [r.eax, r.ebx, r.ecx, r.edx]
+}
+
+/// The host's CPUID feature words.
+pub fn host_features() -> Features {
+    Features::from_cpuid(cpuid)
+}
+
+/// Vendor, family, model, stepping and brand of the host processor.
+pub fn host_identity() -> Identity {
+    let text = |words: &[u32]| {
+        let bytes: Vec<u8> = words.iter().flat_map(|w| w.to_le_bytes()).take_while(|b| *b != 0).collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let [_, b, c, d] = cpuid(0, 0);
+    let signature = cpuid(1, 0)[0];
+    let family = signature >> 8 & 15;
+    let brand: Vec<u32> = (0x8000_0002..=0x8000_0004).flat_map(|leaf| cpuid(leaf, 0)).collect();
+    Identity {
+        vendor: text(&[b, d, c]),
+        family: if family == 15 { 15 + (signature >> 20 & 0xff) } else { family },
+        model: signature >> 4 & 15 | if family == 15 || family == 6 { signature >> 12 & 0xf0 } else { 0 },
+        stepping: signature & 15,
+        brand: text(&brand),
     }
 }

@@ -1,1 +1,31 @@
-//! TODO
+//! The silicon as judge of the software engines.
+//!
+//! A [`Case`] is a piece of code with all registers and memory it starts from. [`Native`] runs
+//! cases on the host CPU in a sandboxed child process; [`Rig`] runs them in any engine (the
+//! same [`cpu::Engine`] trait for interpreter and translator) as user code of a small 64-bit
+//! guest. Both give an [`Outcome`]; [`compare`] tells where they differ, leaving out what the
+//! architecture leaves undefined. [`Generator`] makes cases: single instructions over every
+//! encoding, or snippets of several.
+//!
+//! Every case ends in an exception: its code is followed by INT3 wherever it may run on, and
+//! faults end it early. Address space, selectors and flags are those of a Linux process, so
+//! that even error codes and fault addresses agree.
+
+mod case;
+mod compare;
+mod generate;
+mod native;
+mod rig;
+mod rng;
+mod run;
+
+pub use case::{Case, Outcome, Patch, layout};
+pub use compare::{Difference, compare};
+pub use generate::{Family, Generator};
+pub use native::Native;
+pub use rig::{NullApic, Rig};
+pub use rng::Rng;
+pub use run::{Report, judge, listing};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,193 @@
+//! Which encodings can be judged.
+
+use cpu::cpuid::CpuidTable;
+use cpu::models::{Offer, Request, Topology, provides, software_features};
+use iced_x86::{Code, EncodingKind, FlowControl, Mnemonic, OpCodeOperandKind};
+use std::sync::OnceLock;
+
+/// A family of encodings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    Integer,
+    String,
+    X87,
+    Mmx,
+    Sse,
+    /// VEX: AVX, AVX2, FMA, BMI and the rest.
+    Vex,
+}
+
+impl Family {
+    pub const ALL: [Family; 6] =
+        [Family::Integer, Family::String, Family::X87, Family::Mmx, Family::Sse, Family::Vex];
+
+    fn of(code: Code) -> Family {
+        let opcode = code.op_code();
+        let kinds = || (0..opcode.op_count()).map(|i| opcode.op_kind(i));
+        let string = |k| matches!(k, OpCodeOperandKind::seg_rSI | OpCodeOperandKind::es_rDI);
+        let mm = |k| {
+            matches!(k, OpCodeOperandKind::mm_reg | OpCodeOperandKind::mm_rm | OpCodeOperandKind::mm_or_mem)
+        };
+        let xmm = |k| {
+            matches!(
+                k,
+                OpCodeOperandKind::xmm_reg | OpCodeOperandKind::xmm_rm | OpCodeOperandKind::xmm_or_mem
+            )
+        };
+        if code.encoding() == EncodingKind::VEX {
+            Family::Vex
+        } else if kinds().any(string) {
+            Family::String
+        } else if kinds().any(xmm) {
+            Family::Sse
+        } else if kinds().any(mm) || code.mnemonic() == Mnemonic::Emms {
+            Family::Mmx
+        } else if code.cpuid_features().iter().any(|f| format!("{f:?}").starts_with("FPU")) {
+            Family::X87
+        } else {
+            Family::Integer
+        }
+    }
+}
+
+/// CPUID that host and engines have in common.
+fn table() -> &'static CpuidTable {
+    static TABLE: OnceLock<CpuidTable> = OnceLock::new();
+    TABLE.get_or_init(|| {
+        let features = software_features(cpu_host::host_supports).intersection(&cpu_host::host_features());
+        let offer = Offer { engine: "judge".into(), features, host: None, phys_bits: 40 };
+        let model = Request::parse("max").and_then(|r| r.resolve(&offer));
+        model.map(|m| m.table(&Topology::default(), 0)).unwrap_or_default()
+    })
+}
+
+/// Instructions whose result depends on the machine, not on the case, or that would take the
+/// child out of its sandbox.
+fn is_excluded(mnemonic: Mnemonic) -> bool {
+    use Mnemonic as M;
+    matches!(
+        mnemonic,
+        M::Rdtsc
+            | M::Rdtscp
+            | M::Rdpmc
+            | M::Cpuid
+            | M::Rdrand
+            | M::Rdseed
+            | M::Rdpid
+            | M::Rdpru
+            | M::Sgdt
+            | M::Sidt
+            | M::Sldt
+            | M::Str
+            | M::Smsw
+            | M::Verr
+            | M::Verw
+            | M::Lar
+            | M::Lsl
+            | M::Xgetbv
+            | M::Syscall
+            | M::Sysenter
+            | M::Sysexit
+            | M::Sysret
+            | M::Rdfsbase
+            | M::Rdgsbase
+            | M::Wrfsbase
+            | M::Wrgsbase
+            | M::Lss
+            | M::Lfs
+            | M::Lgs
+            | M::Int1
+            | M::Xabort
+            | M::Xbegin
+            | M::Xend
+            | M::Xtest
+            | M::Monitor
+            | M::Mwait
+            | M::Monitorx
+            | M::Mwaitx
+            | M::Umonitor
+            | M::Rsm
+            | M::Getsec
+    ) || is_state_image(mnemonic)
+}
+
+/// Images with fields that processors fill differently.
+fn is_state_image(mnemonic: Mnemonic) -> bool {
+    let name = format!("{mnemonic:?}").to_lowercase();
+    name.starts_with("xsave")
+        || name.starts_with("xrstor")
+        || name.starts_with("fxsave")
+        || name.starts_with("fxrstor")
+        || matches!(
+            name.as_str(),
+            "fnstenv" | "fstenv" | "fnsave" | "fsave" | "fldenv" | "frstor" | "frstpm" | "fnsetpm" | "fsetpm"
+        )
+}
+
+/// Whether this encoding may be run.
+pub fn usable(code: Code) -> bool {
+    let opcode = code.op_code();
+    if code == Code::INVALID || !opcode.mode64() || !opcode.is_instruction() || is_excluded(code.mnemonic()) {
+        return false;
+    }
+    if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        return false;
+    }
+    let kinds = (0..opcode.op_count()).map(|i| opcode.op_kind(i));
+    for kind in kinds {
+        use OpCodeOperandKind as K;
+        if matches!(
+            kind,
+            K::farbr2_2
+                | K::farbr4_2
+                | K::tr_reg
+                | K::mem_mpx
+                | K::mem_mib
+                | K::sibmem
+                | K::k_reg
+                | K::bnd_reg
+                | K::br16_1
+                | K::br32_1
+                | K::br16_2
+                | K::br32_4
+        ) {
+            return false;
+        }
+    }
+    // Loads of segment registers: selectors are the operating system's.
+    let first = opcode.op_kind(0);
+    if matches!(first, OpCodeOperandKind::seg_reg)
+        || (code.mnemonic() == Mnemonic::Pop
+            && matches!(first, OpCodeOperandKind::fs | OpCodeOperandKind::gs))
+    {
+        return false;
+    }
+    match code.flow_control() {
+        FlowControl::Next
+        | FlowControl::UnconditionalBranch
+        | FlowControl::ConditionalBranch
+        | FlowControl::Call
+        | FlowControl::Exception => {}
+        FlowControl::IndirectBranch | FlowControl::IndirectCall | FlowControl::Return => {
+            if code.is_jmp_far()
+                || code.is_call_far()
+                || code.is_jmp_far_indirect()
+                || code.is_call_far_indirect()
+            {
+                return false;
+            }
+            if matches!(
+                code.mnemonic(),
+                Mnemonic::Retf | Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq | Mnemonic::Uiret
+            ) {
+                return false;
+            }
+        }
+        _ => return false,
+    }
+    code.cpuid_features().iter().all(|&f| provides(table(), f))
+}
+
+pub fn codes(families: &[Family]) -> Vec<Code> {
+    Code::values().filter(|&code| usable(code) && families.contains(&Family::of(code))).collect()
+}

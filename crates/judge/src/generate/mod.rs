@@ -1,0 +1,147 @@
+//! Making cases: random instructions over every encoding, biased to what breaks engines.
+
+mod catalog;
+mod operands;
+mod state;
+
+use crate::case::{Case, layout};
+use crate::rng::Rng;
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction};
+
+pub use catalog::Family;
+use operands::Build;
+
+/// A seeded source of cases.
+pub struct Generator {
+    rng: Rng,
+    codes: Vec<Code>,
+}
+
+/// REX, size, segment and repeat prefixes to put in front of finished instructions.
+const PREFIXES: [u8; 12] = [0x66, 0x67, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x65, 0x40, 0x48, 0x4f];
+
+impl Generator {
+    pub fn new(seed: u64, families: &[Family]) -> Generator {
+        Generator { rng: Rng::new(seed), codes: catalog::codes(families) }
+    }
+
+    /// Number of encodings that this generator covers.
+    pub fn encodings(&self) -> usize {
+        self.codes.len()
+    }
+
+    /// A case of one instruction. Encodings are visited in turn, so that none is missed:
+    /// `index` says which.
+    pub fn single(&mut self, index: usize) -> Case {
+        let code = self.codes[index % self.codes.len()];
+        for _ in 0..32 {
+            if let Some(case) = self.try_single(code) {
+                return case;
+            }
+        }
+        self.fallback()
+    }
+
+    /// A case of two to `max` instructions without branches in between.
+    pub fn snippet(&mut self, max: usize) -> Case {
+        for _ in 0..32 {
+            if let Some(case) = self.try_snippet(max) {
+                return case;
+            }
+        }
+        self.fallback()
+    }
+
+    /// NOP: for encodings that turn out impossible.
+    fn fallback(&self) -> Case {
+        let mut case = Case::default();
+        case.set_code(&[0x90]);
+        case
+    }
+
+    fn try_single(&mut self, code: Code) -> Option<Case> {
+        let mut case = Case::default();
+        let rng = &mut self.rng;
+        state::randomize(&mut case, rng);
+        place_code(&mut case, rng);
+        let rip = case.registers.rip;
+        let mut build = Build::new(rng, &mut case, false);
+        let instruction = build.instruction(code, rip)?;
+        let mut bytes = encode(&instruction, rip)?;
+        if self.rng.one_in(20) {
+            bytes.insert(0, self.rng.pick(&PREFIXES));
+        } else if self.rng.one_in(100) {
+            bytes.insert(0, 0xf0);
+        }
+        let decoded = decode(&bytes, rip);
+        let vex = matches!(bytes.get(1), Some(0xc4 | 0xc5));
+        let acceptable =
+            if decoded.is_invalid() { vex || bytes[0] == 0xf0 } else { catalog::usable(decoded.code()) };
+        if !acceptable || (!decoded.is_invalid() && decoded.len() != bytes.len()) || bytes.len() > 15 {
+            return None;
+        }
+        if !decoded.is_invalid() {
+            operands::settle(&mut self.rng, &mut case, &decoded);
+            case.undefined_flags = operands::undefined_flags(&decoded, &case.registers);
+            case.undefined_result = u64::from(operands::undefined_result(&decoded, &case.registers));
+        }
+        case.set_code(&bytes);
+        Some(case)
+    }
+
+    fn try_snippet(&mut self, max: usize) -> Option<Case> {
+        let mut case = Case::default();
+        state::randomize(&mut case, &mut self.rng);
+        case.registers.rip = layout::CODE + self.rng.below(layout::PAGE);
+        let wanted = 2 + self.rng.below(max.max(3) as u64 - 2);
+        let mut bytes = Vec::new();
+        let mut undefined = 0;
+        let mut build = Build::new(&mut self.rng, &mut case, true);
+        let mut done = 0;
+        for _ in 0..4 * wanted {
+            let code = self.codes[build.below(self.codes.len() as u64) as usize];
+            let rip = build.rip() + bytes.len() as u64;
+            let Some(instruction) = build.instruction(code, rip) else { continue };
+            let Some(encoded) = encode(&instruction, rip) else { continue };
+            let decoded = decode(&encoded, rip);
+            let fits = bytes.len() + encoded.len() <= crate::case::MAX_CODE - 8;
+            if decoded.is_invalid()
+                || !fits
+                || decoded.flow_control() != FlowControl::Next
+                || !operands::suits_snippet(&decoded)
+                || operands::flags_read(&decoded) & undefined != 0
+            {
+                continue;
+            }
+            undefined =
+                undefined & !operands::flags_defined(&decoded) | operands::undefined_flags_static(&decoded);
+            bytes.extend(encoded);
+            done += 1;
+            if done == wanted {
+                break;
+            }
+        }
+        case.undefined_flags = undefined;
+        case.set_code(&bytes);
+        (done >= 2).then_some(case)
+    }
+}
+
+fn place_code(case: &mut Case, rng: &mut Rng) {
+    let end = layout::CODE + layout::CODE_SIZE;
+    case.registers.rip = match rng.below(20) {
+        0 => layout::CODE + layout::PAGE - 1 - rng.below(12),
+        1 => end - 1 - rng.below(12),
+        _ => layout::CODE + rng.below(layout::CODE_SIZE - 64),
+    };
+}
+
+fn encode(instruction: &Instruction, rip: u64) -> Option<Vec<u8>> {
+    let mut encoder = Encoder::new(64);
+    encoder.encode(instruction, rip).ok()?;
+    Some(encoder.take_buffer())
+}
+
+fn decode(bytes: &[u8], rip: u64) -> Instruction {
+    Decoder::with_ip(64, bytes, rip, DecoderOptions::AMD).decode()
+}

@@ -1,0 +1,576 @@
+//! Operands: registers, immediates, and addresses that hit what they are meant to hit.
+
+use super::state;
+use crate::case::{Case, Registers, layout};
+use crate::rng::Rng;
+use iced_x86::{
+    Code, Instruction, MemorySize, Mnemonic, OpCodeOperandKind as K, OpKind, Register, RflagsBits,
+};
+
+/// Builds instructions for one case, whose registers it sets as addresses need them.
+pub struct Build<'a> {
+    rng: &'a mut Rng,
+    case: &'a mut Case,
+    /// Several instructions: some registers hold addresses, the others data.
+    snippet: bool,
+    /// GPRs whose value is settled.
+    fixed: u16,
+}
+
+const GPR64: [Register; 16] = [
+    Register::RAX,
+    Register::RCX,
+    Register::RDX,
+    Register::RBX,
+    Register::RSP,
+    Register::RBP,
+    Register::RSI,
+    Register::RDI,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+    Register::R12,
+    Register::R13,
+    Register::R14,
+    Register::R15,
+];
+/// In snippets: RBX RBP RSI RDI R12 R13 (and RSP) hold addresses.
+const ADDRESS: [usize; 7] = [3, 5, 6, 7, 12, 13, 4];
+const DATA: [usize; 9] = [0, 1, 2, 8, 9, 10, 11, 14, 15];
+
+fn gpr(number: usize, size: usize) -> Register {
+    let full = GPR64[number & 15];
+    match size {
+        1 => Register::AL + number as u32 + if number >= 4 { 4 } else { 0 },
+        2 => full.full_register32() - Register::EAX as u32 + Register::AX as u32,
+        4 => full.full_register32(),
+        _ => full,
+    }
+}
+
+impl<'a> Build<'a> {
+    pub fn new(rng: &'a mut Rng, case: &'a mut Case, snippet: bool) -> Self {
+        Build { rng, case, snippet, fixed: 0 }
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.rng.below(bound)
+    }
+
+    pub fn rip(&self) -> u64 {
+        self.case.registers.rip
+    }
+
+    fn data_gpr(&mut self) -> usize {
+        if self.snippet { self.rng.pick(&DATA) } else { self.rng.below(16) as usize }
+    }
+
+    /// An instruction of this encoding, to stand at `rip`.
+    pub fn instruction(&mut self, code: Code, rip: u64) -> Option<Instruction> {
+        let opcode = code.op_code();
+        let mut i = Instruction::new();
+        i.set_code(code);
+        let mut memory = None;
+        for operand in 0..opcode.op_count() {
+            self.operand(&mut i, operand, opcode.op_kind(operand), rip, &mut memory)?;
+        }
+        if let Some(vsib) = memory {
+            self.memory(&mut i, vsib, rip)?;
+        }
+        if opcode.can_use_lock_prefix() && i.op0_kind() == OpKind::Memory && self.rng.one_in(4) {
+            i.set_has_lock_prefix(true);
+        }
+        if opcode.can_use_rep_prefix() && self.rng.one_in(2) {
+            i.set_has_rep_prefix(true);
+        } else if opcode.can_use_repne_prefix() && self.rng.one_in(2) {
+            i.set_has_repne_prefix(true);
+        }
+        Some(i)
+    }
+
+    fn operand(
+        &mut self,
+        i: &mut Instruction,
+        operand: u32,
+        kind: K,
+        rip: u64,
+        memory: &mut Option<K>,
+    ) -> Option<()> {
+        let register = match kind {
+            K::r8_or_mem
+            | K::r16_or_mem
+            | K::r32_or_mem
+            | K::r64_or_mem
+            | K::mm_or_mem
+            | K::xmm_or_mem
+            | K::ymm_or_mem
+                if self.rng.below(5) < 3 =>
+            {
+                i.set_op_kind(operand, OpKind::Memory);
+                *memory = Some(kind);
+                return Some(());
+            }
+            K::mem
+            | K::mem_offs
+            | K::mem_vsib32x
+            | K::mem_vsib64x
+            | K::mem_vsib32y
+            | K::mem_vsib64y
+            | K::seg_rBX_al => {
+                i.set_op_kind(operand, OpKind::Memory);
+                *memory = Some(kind);
+                return Some(());
+            }
+            K::r8_reg | K::r8_opcode | K::r8_or_mem => {
+                if self.rng.one_in(5) {
+                    Register::AH + self.rng.below(4) as u32
+                } else {
+                    gpr(self.data_gpr(), 1)
+                }
+            }
+            K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode | K::r16_or_mem => {
+                gpr(self.data_gpr(), 2)
+            }
+            K::r32_reg | K::r32_reg_mem | K::r32_rm | K::r32_opcode | K::r32_vvvv | K::r32_or_mem => {
+                gpr(self.data_gpr(), 4)
+            }
+            K::r64_reg | K::r64_reg_mem | K::r64_rm | K::r64_opcode | K::r64_vvvv | K::r64_or_mem => {
+                gpr(self.data_gpr(), 8)
+            }
+            K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0 + self.rng.below(8) as u32,
+            K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_or_mem => {
+                Register::XMM0 + self.rng.below(16) as u32
+            }
+            K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_or_mem => {
+                Register::YMM0 + self.rng.below(16) as u32
+            }
+            K::seg_reg => Register::ES + self.rng.below(6) as u32,
+            K::cr_reg => {
+                self.rng.pick(&[Register::CR0, Register::CR2, Register::CR3, Register::CR4, Register::CR8])
+            }
+            K::dr_reg => Register::DR0 + self.rng.pick(&[0u32, 1, 2, 3, 6, 7]),
+            K::es => Register::ES,
+            K::cs => Register::CS,
+            K::ss => Register::SS,
+            K::ds => Register::DS,
+            K::fs => Register::FS,
+            K::gs => Register::GS,
+            K::al => Register::AL,
+            K::cl => Register::CL,
+            K::ax => Register::AX,
+            K::dx => Register::DX,
+            K::eax => Register::EAX,
+            K::rax => Register::RAX,
+            K::st0 => Register::ST0,
+            K::sti_opcode => Register::ST0 + self.rng.below(8) as u32,
+            _ => return self.other_operand(i, operand, kind, rip),
+        };
+        i.set_op_kind(operand, OpKind::Register);
+        i.set_op_register(operand, register);
+        Some(())
+    }
+
+    /// Immediates, branch targets and string operands.
+    fn other_operand(&mut self, i: &mut Instruction, operand: u32, kind: K, rip: u64) -> Option<()> {
+        let value = self.rng.value();
+        let (op_kind, value) = match kind {
+            K::imm8 | K::imm4_m2z => {
+                (OpKind::Immediate8, if self.rng.one_in(2) { value & 0x1f } else { value & 0xff })
+            }
+            K::imm8_const_1 => (OpKind::Immediate8, 1),
+            K::imm8sex16 => (OpKind::Immediate8to16, value as i8 as u64),
+            K::imm8sex32 => (OpKind::Immediate8to32, value as i8 as u64),
+            K::imm8sex64 => (OpKind::Immediate8to64, value as i8 as u64),
+            K::imm16 => (OpKind::Immediate16, value & 0xffff),
+            K::imm32 => (OpKind::Immediate32, value & 0xffff_ffff),
+            K::imm32sex64 => (OpKind::Immediate32to64, value as i32 as u64),
+            K::imm64 => (OpKind::Immediate64, value),
+            K::br64_1 | K::br64_4 => {
+                let near = rip.wrapping_add(16 + self.rng.below(100));
+                i.set_op_kind(operand, OpKind::NearBranch64);
+                i.set_near_branch64(near);
+                return Some(());
+            }
+            K::seg_rSI | K::es_rDI | K::seg_rDI => {
+                let narrow = i.op_count() > 0
+                    && operand > 0
+                    && matches!(i.op0_kind(), OpKind::MemorySegESI | OpKind::MemoryESEDI);
+                i.set_op_kind(
+                    operand,
+                    match (kind, narrow) {
+                        (K::seg_rSI, false) => OpKind::MemorySegRSI,
+                        (K::seg_rSI, true) => OpKind::MemorySegESI,
+                        (K::es_rDI, false) => OpKind::MemoryESRDI,
+                        (K::es_rDI, true) => OpKind::MemoryESEDI,
+                        _ => OpKind::MemorySegRDI,
+                    },
+                );
+                return Some(());
+            }
+            _ => return None,
+        };
+        i.set_op_kind(operand, op_kind);
+        if i.op_code().op_count() == 2 && i.mnemonic() == Mnemonic::Enter && operand == 1
+            || i.mnemonic() == Mnemonic::Extrq
+            || i.mnemonic() == Mnemonic::Insertq
+        {
+            i.try_set_immediate_i64(operand, (value & 0x3f) as i64).ok()?;
+        } else {
+            i.try_set_immediate_u64(operand, value).ok()?;
+        }
+        Some(())
+    }
+
+    /// Gives the memory operand a form and the registers values so that it hits its target.
+    fn memory(&mut self, i: &mut Instruction, kind: K, rip: u64) -> Option<()> {
+        let size = access_size(i);
+        let target = target(self.rng, size);
+        state::patch(self.case, 0, target, &interesting(self.rng));
+        i.set_memory_displ_size(8);
+        match kind {
+            K::mem_offs => {
+                i.set_memory_displacement64(target);
+                return Some(());
+            }
+            K::seg_rBX_al => {
+                i.set_memory_base(Register::RBX);
+                i.set_memory_index(Register::AL);
+                i.set_memory_displ_size(0);
+                self.set(3, target.wrapping_sub(self.case.registers.gpr[0] & 0xff));
+                return Some(());
+            }
+            K::mem_vsib32x | K::mem_vsib64x | K::mem_vsib32y | K::mem_vsib64y => {
+                return self.vector_memory(i, kind);
+            }
+            _ => {}
+        }
+        if self.rng.one_in(20) {
+            let prefix =
+                self.rng.pick(&[Register::CS, Register::DS, Register::ES, Register::SS, Register::GS]);
+            i.set_segment_prefix(prefix);
+        }
+        match self.rng.below(12) {
+            0 => {
+                i.set_memory_base(Register::RIP);
+                i.set_memory_displacement64(target);
+                let near = target.wrapping_sub(rip) as i64;
+                (near.unsigned_abs() < 1 << 30).then_some(())
+            }
+            1 if target < 1 << 31 => {
+                i.set_memory_displacement64(target);
+                Some(())
+            }
+            form => self.based(i, target, form == 2 && target < 1 << 32),
+        }
+    }
+
+    fn set(&mut self, number: usize, value: u64) {
+        self.case.registers.gpr[number] = value;
+        self.fixed |= 1 << number;
+    }
+
+    fn based(&mut self, i: &mut Instruction, target: u64, narrow: bool) -> Option<()> {
+        let size = if narrow { 4 } else { 8 };
+        let base = if self.snippet { self.rng.pick(&ADDRESS) } else { self.rng.below(16) as usize };
+        let indexed = self.rng.one_in(3);
+        let index = if self.snippet { self.rng.pick(&DATA) } else { self.rng.below(16) as usize };
+        let scale = 1u64 << self.rng.below(4);
+        let mut displacement = match self.rng.below(4) {
+            0 => 0,
+            1 => self.rng.below(256) as i64 - 128,
+            _ => self.rng.word() as i32 as i64 >> self.rng.below(24),
+        };
+        if self.snippet && self.fixed >> base & 1 != 0 {
+            displacement = target.wrapping_sub(self.case.registers.gpr[base]) as i64;
+            if i32::try_from(displacement).is_err() {
+                return None;
+            }
+        } else if indexed && index != 4 && !self.snippet {
+            i.set_memory_index(gpr(index, size));
+            i.set_memory_index_scale(scale as u32);
+            if index == base {
+                let value = target.wrapping_sub(displacement as u64) / (1 + scale);
+                displacement = target.wrapping_sub(value.wrapping_mul(1 + scale)) as i64;
+                if i32::try_from(displacement).is_err() {
+                    return None;
+                }
+                self.set(base, value);
+            } else {
+                let value = self.rng.value();
+                self.set(index, value);
+                self.set(
+                    base,
+                    target.wrapping_sub(value.wrapping_mul(scale)).wrapping_sub(displacement as u64),
+                );
+            }
+        } else {
+            self.set(base, target.wrapping_sub(displacement as u64));
+        }
+        if narrow && base != 4 {
+            let garbage = self.rng.word() << 32;
+            let low = self.case.registers.gpr[base] & 0xffff_ffff;
+            self.case.registers.gpr[base] = low | garbage;
+            displacement = i64::from(displacement as i32);
+        }
+        i.set_memory_base(gpr(base, size));
+        i.set_memory_displacement64(if narrow {
+            displacement as u64 & 0xffff_ffff
+        } else {
+            displacement as u64
+        });
+        i.set_memory_displ_size(if displacement == 0 && base & 7 != 5 { 0 } else { 1 });
+        Some(())
+    }
+
+    /// Gathers: elements around a base inside the data pages, now and then one outside.
+    fn vector_memory(&mut self, i: &mut Instruction, kind: K) -> Option<()> {
+        let base = self.rng.below(16) as usize;
+        let index = self.rng.below(16) as usize;
+        let scale = 1u64 << self.rng.below(4);
+        let middle = layout::DATA + 4096 + self.rng.below(64);
+        self.set(base, middle);
+        let wild = self.rng.one_in(4);
+        for word in &mut self.case.registers.ymm[index] {
+            let mut near = || {
+                let reach = if wild { 9000 } else { 4000 };
+                (self.rng.below(2 * reach) as i64 - reach as i64) / scale as i64
+            };
+            *word = if matches!(kind, K::mem_vsib64x | K::mem_vsib64y) {
+                near() as u64
+            } else {
+                near() as u64 & 0xffff_ffff | (near() as u64) << 32
+            };
+        }
+        let wide = matches!(kind, K::mem_vsib32y | K::mem_vsib64y);
+        let first = if wide { Register::YMM0 } else { Register::XMM0 };
+        i.set_memory_base(GPR64[base]);
+        i.set_memory_index(first + index as u32);
+        i.set_memory_index_scale(scale as u32);
+        i.set_memory_displacement64(0);
+        i.set_memory_displ_size(1);
+        Some(())
+    }
+}
+
+fn access_size(i: &Instruction) -> u64 {
+    match i.memory_size() {
+        MemorySize::Unknown => 16,
+        size => (size.size() as u64).clamp(1, 64),
+    }
+}
+
+/// An address to hit with an access of `size` bytes.
+pub fn target(rng: &mut Rng, size: u64) -> u64 {
+    use layout::{CODE, DATA, DATA_END, DATA_SIZE, PAGE, READ_ONLY};
+    let align = size.next_power_of_two().min(32);
+    let inside = DATA + rng.below(DATA_SIZE - size);
+    let before = |rng: &mut Rng, edge: u64| edge - 1 - rng.below(size.max(2) - 1);
+    match rng.below(100) {
+        0..58 => inside & !(align - 1),
+        58..76 => inside,
+        76..82 => before(rng, DATA + PAGE),
+        82..87 => before(rng, READ_ONLY),
+        87..91 => (READ_ONLY + rng.below(PAGE - 64)) & !(align - 1),
+        91..94 => before(rng, DATA_END),
+        94..96 => before(rng, DATA),
+        96..98 => DATA_END + rng.below(100_000),
+        98 => CODE + rng.below(4000),
+        _ => 0x8000_0000_0000 << rng.below(8),
+    }
+}
+
+fn interesting(rng: &mut Rng) -> [u8; 64] {
+    let mut bytes = [0; 64];
+    let kind = rng.below(3);
+    for word in bytes.chunks_exact_mut(8) {
+        let value = if kind == 0 { rng.value() } else { rng.float() };
+        word.copy_from_slice(&value.to_le_bytes());
+    }
+    if kind == 2 {
+        bytes[..16].copy_from_slice(&rng.extended());
+    }
+    bytes
+}
+
+/// After the instruction is known: implicit registers get values that make sense.
+pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
+    use Mnemonic as M;
+    let used = |number: usize| {
+        [i.memory_base(), i.memory_index()].iter().any(|r| r.is_gpr() && r.full_register().number() == number)
+    };
+    let kinds: Vec<OpKind> = (0..i.op_count()).map(|n| i.op_kind(n)).collect();
+    let has = |wanted: &[OpKind]| kinds.iter().any(|k| wanted.contains(k));
+    if has(&[OpKind::MemorySegRSI, OpKind::MemorySegESI]) {
+        case.registers.gpr[6] = target(rng, 8);
+    }
+    if has(&[OpKind::MemoryESRDI, OpKind::MemoryESEDI, OpKind::MemorySegRDI, OpKind::MemorySegEDI]) {
+        case.registers.gpr[7] = target(rng, 16);
+        if rng.one_in(4) {
+            case.registers.gpr[7] = case.registers.gpr[6].wrapping_add(rng.below(40)).wrapping_sub(20);
+        }
+    }
+    if i.has_rep_prefix() || i.has_repne_prefix() {
+        case.registers.gpr[1] = match rng.below(10) {
+            0 => 0,
+            1 => 1,
+            2 => rng.below(3000),
+            3 => rng.below(20) | 1 << 32,
+            _ => rng.below(40),
+        };
+        if i.op_count() > 0
+            && matches!(i.mnemonic(), M::Scasb | M::Cmpsb | M::Scasw | M::Cmpsw)
+            && rng.one_in(2)
+        {
+            let same = [case.registers.gpr[0] as u8; 64];
+            super::state::patch(case, 0, case.registers.gpr[7], &same);
+            super::state::patch(case, 1, case.registers.gpr[6], &same);
+        }
+    }
+    if i.is_stack_instruction() && !used(4) {
+        case.registers.gpr[4] =
+            if rng.one_in(3) { target(rng, 8) } else { layout::DATA + 1024 + 8 * rng.below(700) };
+    }
+    let rsp = case.registers.gpr[4];
+    match i.mnemonic() {
+        M::Popf | M::Popfd | M::Popfq => {
+            let flags = rng.word() & 0x4cd5 | 0x202;
+            super::state::patch(case, 1, rsp, &flags.to_le_bytes());
+        }
+        M::Ret => super::state::patch(case, 1, rsp, &code_target(rng).to_le_bytes()),
+        M::Enter | M::Leave => case.registers.gpr[5] = target(rng, 8),
+        M::Div | M::Idiv if !used(2) && rng.below(3) > 0 => {
+            case.registers.gpr[2] = if rng.one_in(2) { 0 } else { rng.below(20) };
+            if rng.one_in(3) && !used(0) {
+                case.registers.gpr[0] = rng.below(1 << 20);
+            }
+        }
+        M::Bt | M::Bts | M::Btr | M::Btc
+            if i.op0_kind() == OpKind::Memory && i.op1_kind() == OpKind::Register =>
+        {
+            let number = i.op1_register().full_register().number();
+            if !used(number) {
+                let bits = rng.below(2000).wrapping_sub(1000);
+                case.registers.gpr[number] = bits;
+            }
+        }
+        M::Cmpxchg | M::Cmpxchg8b | M::Cmpxchg16b if rng.one_in(2) => {
+            let bytes = case.patches[0].bytes;
+            let word = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
+            if !used(0) {
+                case.registers.gpr[0] =
+                    if i.mnemonic() == M::Cmpxchg8b { word(0) & 0xffff_ffff } else { word(0) };
+            }
+            if i.mnemonic() != M::Cmpxchg && !used(2) {
+                case.registers.gpr[2] = if i.mnemonic() == M::Cmpxchg8b { word(0) >> 32 } else { word(8) };
+            }
+        }
+        M::Jmp | M::Call if i.op0_kind() == OpKind::Register => {
+            let number = i.op0_register().full_register().number();
+            case.registers.gpr[number] = code_target(rng);
+        }
+        M::Jmp | M::Call if i.op0_kind() == OpKind::Memory => {
+            let offset = case.patches[0].offset;
+            super::state::patch(case, 0, layout::DATA + u64::from(offset), &code_target(rng).to_le_bytes());
+        }
+        _ => {}
+    }
+}
+
+/// Where an indirect branch goes: INT3 in the code pages, or nowhere.
+fn code_target(rng: &mut Rng) -> u64 {
+    if rng.one_in(10) {
+        layout::CODE - 4096 - rng.below(1000)
+    } else {
+        layout::CODE + rng.below(layout::CODE_SIZE)
+    }
+}
+
+/// RFLAGS bits of iced's own numbering.
+fn to_rflags(bits: u32) -> u64 {
+    let map = [
+        (RflagsBits::OF, 0x800),
+        (RflagsBits::SF, 0x80),
+        (RflagsBits::ZF, 0x40),
+        (RflagsBits::AF, 0x10),
+        (RflagsBits::CF, 1),
+        (RflagsBits::PF, 4),
+        (RflagsBits::DF, 0x400),
+    ];
+    map.iter().filter(|(iced, _)| bits & iced != 0).map(|(_, flag)| flag).sum()
+}
+
+pub fn flags_read(i: &Instruction) -> u64 {
+    match i.mnemonic() {
+        Mnemonic::Pushf | Mnemonic::Pushfd | Mnemonic::Pushfq => 0x8d5,
+        _ => to_rflags(i.rflags_read()),
+    }
+}
+
+pub fn flags_defined(i: &Instruction) -> u64 {
+    to_rflags(i.rflags_written() | i.rflags_cleared() | i.rflags_set())
+}
+
+/// Whatever the operands, for snippets: shifts may leave every flag as it was.
+pub fn undefined_flags_static(i: &Instruction) -> u64 {
+    to_rflags(i.rflags_undefined())
+}
+
+/// Flags that the architecture leaves open for this instruction with these operands.
+pub fn undefined_flags(i: &Instruction, r: &Registers) -> u64 {
+    use Mnemonic as M;
+    let undefined = to_rflags(i.rflags_undefined());
+    let count = shift_count(i, r);
+    match i.mnemonic() {
+        M::Shl | M::Shr | M::Sal if count >= operand_bits(i) => undefined | 1,
+        M::Shld | M::Shrd if count > operand_bits(i) => undefined | 0x8d5,
+        _ => undefined,
+    }
+}
+
+fn operand_bits(i: &Instruction) -> u64 {
+    match i.op0_kind() {
+        OpKind::Register => 8 * i.op0_register().size() as u64,
+        _ => 8 * i.memory_size().size() as u64,
+    }
+}
+
+fn shift_count(i: &Instruction, r: &Registers) -> u64 {
+    let last = i.op_count().saturating_sub(1);
+    let raw = match i.op_kind(last) {
+        OpKind::Immediate8 => u64::from(i.immediate8()),
+        OpKind::Register if i.op_register(last) == Register::CL => r.gpr[1],
+        _ => 0,
+    };
+    raw & if operand_bits(i) == 64 { 63 } else { 31 }
+}
+
+/// Whether the result itself is undefined.
+pub fn undefined_result(i: &Instruction, r: &Registers) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Shld | Mnemonic::Shrd) && shift_count(i, r) > operand_bits(i)
+}
+
+/// Results that depend on undefined matters are not for snippets, whose later instructions
+/// would use them.
+pub fn suits_snippet(i: &Instruction) -> bool {
+    use Mnemonic as M;
+    !matches!(
+        i.mnemonic(),
+        M::Shld
+            | M::Shrd
+            | M::Bsf
+            | M::Bsr
+            | M::Popf
+            | M::Popfd
+            | M::Popfq
+            | M::Enter
+            | M::Leave
+            | M::Shl
+            | M::Shr
+            | M::Sal
+            | M::Rcl
+            | M::Rcr
+    ) && !i.has_rep_prefix()
+        && !i.has_repne_prefix()
+        && !i.is_privileged()
+}
