@@ -480,3 +480,60 @@ async fn throttled_events_come_with_their_own_time() {
         last["timestamp"]["seconds"].as_i64().unwrap() - first["timestamp"]["seconds"].as_i64().unwrap();
     assert!(gap <= 1);
 }
+
+/// What libvirt asks a machine without devices (`spec/clients.md`, probing).
+#[tokio::test]
+async fn probing_an_empty_machine() {
+    let rig = rig().await;
+    let mut client = rig.client().await;
+    let machines = client.get("query-machines", json!({})).await;
+    let names: Vec<_> = machines.as_array().unwrap().iter().map(|m| m["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["pc-i440fx-7.2", "pc-q35-7.2", "none"]);
+    assert_eq!(machines[0]["is-default"], true);
+    assert_eq!(machines[0]["alias"], "pc");
+    let cpus = client.get("query-cpu-definitions", json!({})).await;
+    let cpu = |name: &str| cpus.as_array().unwrap().iter().find(|cpu| cpu["name"] == name).cloned();
+    assert_eq!(cpu("qemu64").unwrap()["typename"], "qemu64-x86_64-cpu");
+    assert!(cpu("Haswell").is_some() && cpu("max").is_some());
+    let model = json!({"type": "static", "model": {"name": "max", "props": {"migratable": false}}});
+    let expansion = client.get("query-cpu-model-expansion", model).await;
+    assert_eq!(expansion["model"]["name"], "base");
+    let props = expansion["model"]["props"].clone();
+    assert_eq!(props["sse2"], true);
+    let full = json!({"type": "full", "model": {"name": "base", "props": props}});
+    let full = client.get("query-cpu-model-expansion", full).await;
+    assert_eq!(full["model"]["props"]["sse2"], true);
+    let unknown = json!({"type": "full", "model": {"name": "nope"}});
+    assert!(client.refusal("query-cpu-model-expansion", unknown).await.1.contains("'nope'"));
+    let types = client.get("qom-list-types", json!({})).await;
+    let has = |name: &str| types.as_array().unwrap().iter().any(|kind| kind["name"] == name);
+    for name in ["max-x86_64-cpu", "none-machine", "pc-i440fx-7.2-machine", "tcg-accel", "rng-random"] {
+        assert!(has(name), "{name}");
+    }
+    let list = client.get("qom-list-properties", json!({"typename": "max-x86_64-cpu"})).await;
+    let names: Vec<_> = list.as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert!(names.contains(&"unavailable-features") && names.contains(&"migratable"));
+    for command in [
+        "query-cpus",
+        "query-cpus-fast",
+        "query-pci",
+        "query-block",
+        "query-blockstats",
+        "query-iothreads",
+        "query-memdev",
+        "query-memory-devices",
+        "query-tpm-models",
+        "query-tpm-types",
+    ] {
+        assert_eq!(client.get(command, json!({})).await, json!([]), "{command}");
+    }
+    assert_eq!(client.get("query-memory-size-summary", json!({})).await["base-memory"], 0);
+    assert_eq!(
+        client.get("query-current-machine", json!({})).await,
+        json!({"wakeup-suspend-support": false})
+    );
+    assert_eq!(
+        client.refusal("query-hotpluggable-cpus", json!({})).await.1,
+        "machine does not support hot-plugging CPUs"
+    );
+}

@@ -115,6 +115,7 @@ impl Object for CpuObject {
         let mut all = vec![PropertyInfo::new("type", "string")];
         all.extend(["realized", "hotplugged", "hotpluggable"].map(|name| PropertyInfo::new(name, "bool")));
         all.extend(NUMBERS.map(|name| PropertyInfo::new(name, "int")));
+        all.push(PropertyInfo::new("unavailable-features", "strList"));
         all.extend(self.model.properties().into_iter().map(|(name, value)| {
             let kind = match value {
                 Property::Bool(_) => "bool",
@@ -138,6 +139,7 @@ impl Object for CpuObject {
             "core-id" => place.core.into(),
             "thread-id" => place.thread.into(),
             "apic-id" => place.apic_id.into(),
+            "unavailable-features" => self.model.unavailable.clone().into(),
             _ => {
                 let found = self.model.properties().into_iter().find(|(property, _)| *property == name);
                 match found.ok_or_else(|| Tree::no_property(name))?.1 {

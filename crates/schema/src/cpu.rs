@@ -4,7 +4,7 @@ use crate::commands;
 use crate::machine::SysEmuTarget;
 use qapi::{Command, Describe, Map};
 
-commands![Cpu, QueryCpus, QueryCpusFast, QueryHotpluggableCpus];
+commands![Cpu, QueryCpus, QueryCpusFast, QueryHotpluggableCpus, QueryCpuDefinitions, QueryCpuModelExpansion];
 
 /// Does nothing, for any index: kept for old clients. The human monitor has its own `cpu`.
 #[derive(Command, Debug, Clone)]

@@ -8,6 +8,7 @@ commands![
     QueryUuid,
     QueryKvm,
     QueryTarget,
+    QueryMachines,
     QueryCurrentMachine,
     InjectNmi,
     QueryTpmModels,

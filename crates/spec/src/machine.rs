@@ -53,6 +53,32 @@ pub enum MachineKind {
     None,
 }
 
+/// A machine type as `-machine help` and `query-machines` list it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MachineType {
+    pub kind: MachineKind,
+    pub name: &'static str,
+    pub alias: Option<&'static str>,
+    pub description: &'static str,
+}
+
+/// The machine types; the first is the default.
+pub const MACHINE_TYPES: &[MachineType] = &[
+    MachineType {
+        kind: MachineKind::Pc,
+        name: "pc-i440fx-7.2",
+        alias: Some("pc"),
+        description: "PC with i440FX and PIIX3",
+    },
+    MachineType {
+        kind: MachineKind::Q35,
+        name: "pc-q35-7.2",
+        alias: Some("q35"),
+        description: "PC with Q35 and ICH9",
+    },
+    MachineType { kind: MachineKind::None, name: "none", alias: None, description: "empty machine" },
+];
+
 /// One accelerator of `-accel`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Accel {

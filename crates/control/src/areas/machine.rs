@@ -1,13 +1,14 @@
 use crate::{Call, Routes};
 use base::Result;
 use schema::machine::*;
-use spec::machine::MachineKind;
+use spec::machine::{MACHINE_TYPES, MachineKind, MachineType};
 
 pub fn route(routes: &mut Routes) {
     routes.add(query_name);
     routes.add(query_uuid);
     routes.add(query_kvm);
     routes.add(query_target);
+    routes.add(query_machines);
     routes.add(query_current_machine);
     routes.add(inject_nmi);
     routes.add(query_tpm_models);
@@ -36,6 +37,26 @@ async fn query_kvm(call: Call, _: QueryKvm) -> Result<KvmInfo> {
 
 async fn query_target(_: Call, _: QueryTarget) -> Result<TargetInfo> {
     Ok(TargetInfo { arch: SysEmuTarget::X86_64 })
+}
+
+async fn query_machines(_: Call, _: QueryMachines) -> Result<Vec<MachineInfo>> {
+    let has_backends = machine::Objects::types().iter().any(|kind| kind.name == "memory-backend-ram");
+    let info = |board: &MachineType| {
+        let is_pc = board.kind != MachineKind::None;
+        MachineInfo {
+            name: board.name.into(),
+            alias: board.alias.map(str::to_string),
+            is_default: (board.kind == MachineKind::default()).then_some(true),
+            cpu_max: if is_pc { machine::cpus::MAX_CPUS.into() } else { 1 },
+            hotpluggable_cpus: false,
+            numa_mem_supported: false,
+            deprecated: false,
+            default_cpu_type: is_pc.then(|| "qemu64-x86_64-cpu".into()),
+            default_ram_id: (is_pc && has_backends).then(|| "pc.ram".into()),
+            acpi: is_pc,
+        }
+    };
+    Ok(MACHINE_TYPES.iter().map(info).collect())
 }
 
 async fn query_current_machine(call: Call, _: QueryCurrentMachine) -> Result<CurrentMachineParams> {

@@ -1,6 +1,8 @@
 use super::types;
 use crate::{Call, Routes};
 use base::{Failure, Result, fail};
+use cpu::models::{Property, Request};
+use schema::introspect::CommandLineParameterType;
 use schema::qom::*;
 use serde_json::Value;
 
@@ -88,10 +90,59 @@ async fn qom_list_properties(call: Call, command: QomListProperties) -> Result<V
         list.extend(table(model.all_properties()));
         return Ok(list);
     }
-    if types::registry(call.machine()).get(&name).is_none() {
+    if let Some(model) = name.strip_suffix("-x86_64-cpu") {
+        list.extend(cpu_properties(&call, model)?);
+        return Ok(list);
+    }
+    let types = types::registry(call.machine());
+    if types.get(&name).is_none() {
         return Err(Failure::device_not_found(&name));
     }
+    if types.is_a(&name, "machine") {
+        list.extend(machine_properties(&call));
+    }
     Ok(list)
+}
+
+/// What `-cpu MODEL,key=value` takes, and what a CPU tells of itself.
+fn cpu_properties(call: &Call, model: &str) -> Result<Vec<ObjectPropertyInfo>> {
+    let type_name = || Failure::device_not_found(format!("{model}-x86_64-cpu"));
+    let request = Request::parse(model).map_err(|_| type_name())?;
+    let offer = machine::engines::offer(call.machine().engine.name());
+    let resolved = request.resolve(&offer).map_err(|_| type_name())?;
+    let mut list: Vec<_> = ["enforce", "check", "migratable", "host-phys-bits", "host-cache-info", "kvm"]
+        .map(|name| property(name.into(), "bool".into()))
+        .into();
+    let places = ["socket-id", "die-id", "core-id", "thread-id", "apic-id"];
+    list.extend(places.map(|name| property(name.into(), "int".into())));
+    list.push(property("unavailable-features".into(), "strList".into()));
+    list.extend(resolved.properties().into_iter().map(|(name, value)| {
+        let kind = match value {
+            Property::Bool(_) => "bool",
+            Property::Number(_) => "int",
+            Property::Text(_) => "string",
+        };
+        property(name.into(), kind.into())
+    }));
+    Ok(list)
+}
+
+/// The keys of `-machine`.
+fn machine_properties(call: &Call) -> Vec<ObjectPropertyInfo> {
+    let options = call.world().options.iter().filter(|option| option.option == "machine");
+    options
+        .flat_map(|option| &option.parameters)
+        .filter(|key| !["type", "accel"].contains(&key.name.as_str()))
+        .map(|key| {
+            let kind = match key.kind {
+                CommandLineParameterType::Boolean => "bool",
+                CommandLineParameterType::Number => "int",
+                CommandLineParameterType::Size => "size",
+                CommandLineParameterType::String => "string",
+            };
+            ObjectPropertyInfo { description: key.help.clone(), ..property(key.name.clone(), kind.into()) }
+        })
+        .collect()
 }
 
 async fn object_add(call: Call, command: ObjectAdd) -> Result<()> {

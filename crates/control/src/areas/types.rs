@@ -3,6 +3,7 @@
 
 use machine::Machine;
 use qom::Types;
+use spec::machine::MachineKind;
 
 /// Abstract types that the others derive from.
 const BASES: &[(&str, Option<&str>, &[&str])] = &[
@@ -27,7 +28,7 @@ const BASES: &[(&str, Option<&str>, &[&str])] = &[
     ("secret_common", Some("object"), &[]),
 ];
 
-pub fn registry(machine: &Machine) -> Types {
+pub fn registry(running: &Machine) -> Types {
     let mut types = Types::new();
     for (name, parent, interfaces) in BASES {
         types.add(name, *parent, true, interfaces);
@@ -37,12 +38,22 @@ pub fn registry(machine: &Machine) -> Types {
         parent(&mut types, kind.parent, "object");
         types.add(kind.name, Some(kind.parent), false, &["user-creatable"]);
     }
-    for model in machine.devices.models() {
+    for model in running.devices.models() {
         parent(&mut types, model.parent, "device");
         types.add(model.name, Some(model.parent), false, &[]);
         if types.get(model.bus.name()).is_none() {
             types.add(model.bus.name(), Some("bus"), false, &[]);
         }
+    }
+    for board in spec::machine::MACHINE_TYPES {
+        let above = if board.kind == MachineKind::None { "machine" } else { "generic-pc-machine" };
+        types.add(&format!("{}-machine", board.name), Some(above), false, &[]);
+    }
+    for name in machine::engines::NAMES {
+        types.add(&format!("{name}-accel"), Some("accel"), false, &[]);
+    }
+    for model in cpu::models::definitions(&machine::engines::offer(running.engine.name())) {
+        types.add(&model.typename, Some("x86_64-cpu"), false, &[]);
     }
     types
 }
