@@ -5,8 +5,10 @@
 
 pub mod cpio;
 pub mod guests;
+pub mod linux;
 pub mod qmp;
 pub mod vm;
 
+pub use linux::Linux;
 pub use qmp::Qmp;
 pub use vm::Vm;

@@ -1,0 +1,99 @@
+//! A Debian kernel with a busybox shell on the serial port, under test.
+
+use crate::guests::{self, Result};
+use crate::vm::Vm;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// How long a boot may take on a slow and busy machine.
+pub const BOOT: Duration = Duration::from_secs(300);
+/// How long a simple command may take.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// A booted guest.
+pub struct Linux {
+    pub vm: Vm,
+    initrd: PathBuf,
+}
+
+impl Linux {
+    /// Boots the kernel of `package` directly to a shell, with further arguments.
+    pub fn boot(package: &str, args: &[&str]) -> Result<Linux> {
+        Linux::boot_with(package, args, "")
+    }
+
+    /// As [`Linux::boot`] with something more on the kernel's command line.
+    pub fn boot_with(package: &str, args: &[&str], append: &str) -> Result<Linux> {
+        static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let kernel = guests::kernel(package)?.display().to_string();
+        let initrd = guests::initramfs_file(&format!("linux-{number}"), guests::SHELL, &[])?;
+        let file = initrd.display().to_string();
+        let line = format!("console=ttyS0 panic=-1 {append}");
+        let mut all = vec!["-kernel", kernel.as_str(), "-initrd", &file, "-append", &line];
+        all.extend(args);
+        let mut linux = Linux { vm: Vm::start(&all)?, initrd };
+        linux.up()?;
+        Ok(linux)
+    }
+
+    /// Waits for the shell of a boot.
+    pub fn up(&mut self) -> Result<()> {
+        self.vm.expect("GUEST-UP", BOOT)?;
+        self.vm.expect("# ", SOON)?;
+        Ok(())
+    }
+
+    pub fn shell(&mut self, command: &str) -> Result<String> {
+        self.vm.shell(command, SOON)
+    }
+
+    /// Seconds since the guest booted, by its own clock.
+    pub fn uptime(&mut self) -> Result<f64> {
+        let text = self.shell("cat /proc/uptime")?;
+        text.split_whitespace().next().and_then(|word| word.parse().ok()).ok_or(format!("uptime: {text}"))
+    }
+
+    /// Lines of the kernel log that tell of trouble.
+    pub fn complaints(&mut self) -> Result<Vec<String>> {
+        let log = self.shell("dmesg")?;
+        Ok(log.lines().filter(|line| complains(line)).map(str::to_string).collect())
+    }
+
+    /// `poweroff` must end the process with SHUTDOWN and status 0.
+    pub fn power_off(mut self) -> Result<()> {
+        self.vm.type_in("poweroff -f\n")?;
+        self.vm.qmp.event("SHUTDOWN", SOON)?;
+        let status = self.vm.wait(SOON)?;
+        if status.success() { Ok(()) } else { Err(format!("ended with {status}: {}", self.vm.errors())) }
+    }
+}
+
+impl Drop for Linux {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.initrd);
+    }
+}
+
+/// Whether a line of dmesg tells of a bug of the kernel or of the machine under it.
+pub fn complains(line: &str) -> bool {
+    const SIGNS: [&str; 16] = [
+        "WARNING:",
+        "BUG:",
+        "Oops",
+        "Call Trace",
+        "unable to handle",
+        "general protection",
+        "spurious 8259A",
+        "IO-APIC + timer doesn't work",
+        "MP-BIOS bug",
+        "Clocksource tsc unstable",
+        "marking unstable",
+        "rcu: INFO",
+        "soft lockup",
+        "ACPI Error",
+        "ACPI BIOS Error",
+        "nobody cared",
+    ];
+    SIGNS.iter().any(|sign| line.contains(sign))
+}
