@@ -6,6 +6,7 @@ use rustix::io::fcntl_dupfd_cloexec;
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The descriptors above standard error that the process was started with. Options such as
 /// `fd=N` take theirs out; the others stay open and untouched.
@@ -38,6 +39,18 @@ impl Inherited {
             open.insert(raw, fd);
         }
         Inherited { open: Mutex::new(open) }
+    }
+
+    /// [`Inherited::scan`] for the first lines of `main`; the second call finds nothing.
+    #[allow(unsafe_code)]
+    pub fn at_start() -> Self {
+        static DONE: AtomicBool = AtomicBool::new(false);
+        let threads = std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count);
+        if DONE.swap(true, Ordering::SeqCst) || threads != 1 {
+            return Inherited::default();
+        }
+        // SAFETY: one thread, at its first call: what is open was open before `main`.
+        unsafe { Inherited::scan() }
     }
 
     /// Hands out descriptor `raw`; it is gone from here afterwards.

@@ -1,0 +1,70 @@
+//! `-daemonize`: the program starts itself anew in a session of its own; the parent waits
+//! until that is ready, and ends with status 0, or with what went wrong.
+
+use base::{Failure, Result, fail};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+
+/// Names the descriptor on which the second process tells that it is ready.
+const VARIABLE: &str = "RYOKAN_DAEMON_READY";
+
+/// Which process this is.
+pub enum Role {
+    /// The one that was started; ends with this status.
+    Parent(ExitCode),
+    /// The one that does the work.
+    Program(Ready),
+}
+
+/// Tells the parent, if there is one, that the program is ready.
+pub struct Ready(Option<File>);
+
+impl Ready {
+    /// Detaches from the terminal and lets the parent go.
+    pub fn tell(&mut self) -> Result<()> {
+        let Some(mut pipe) = self.0.take() else { return Ok(()) };
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        for result in
+            [rustix::stdio::dup2_stdin(&null), rustix::stdio::dup2_stdout(&null), rustix::stdio::dup2_stderr(&null)]
+        {
+            result.map_err(|e| Failure::from(std::io::Error::from(e)))?;
+        }
+        pipe.write_all(b"+")?;
+        Ok(())
+    }
+}
+
+/// Splits into two processes if asked to.
+pub fn detach(daemonize: bool) -> Result<Role> {
+    if !daemonize {
+        return Ok(Role::Program(Ready(None)));
+    }
+    if let Some(fd) = std::env::var_os(VARIABLE) {
+        let path = format!("/proc/self/fd/{}", fd.to_string_lossy());
+        let pipe = File::options().write(true).open(path)?;
+        rustix::process::setsid().map_err(|e| Failure::from(std::io::Error::from(e)))?;
+        std::env::set_current_dir("/").ok();
+        return Ok(Role::Program(Ready(Some(pipe))));
+    }
+    let (reader, writer): (OwnedFd, OwnedFd) = rustix::pipe::pipe().map_err(|e| Failure::from(std::io::Error::from(e)))?;
+    let mut args = std::env::args_os();
+    let name = args.next().unwrap_or_default();
+    let mut child = Command::new("/proc/self/exe")
+        .arg0(name)
+        .args(args)
+        .env(VARIABLE, writer.as_raw_fd().to_string())
+        .stdin(Stdio::null())
+        .spawn()
+        .map_err(|e| Failure::os("cannot start the daemon", &e))?;
+    drop(writer);
+    let mut told = [0; 1];
+    let ready = File::from(reader).read(&mut told)? == 1;
+    if ready {
+        return Ok(Role::Parent(ExitCode::SUCCESS));
+    }
+    let status = child.wait().map_err(|e| fail!("waiting for the daemon: {e}"))?;
+    Ok(Role::Parent(ExitCode::from(status.code().unwrap_or(1).clamp(1, 255) as u8)))
+}

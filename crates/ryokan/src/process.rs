@@ -1,0 +1,90 @@
+//! What the process has before the machine: descriptors, character devices, objects, nodes.
+
+use base::fd::{FdSets, Inherited, SetFd};
+use base::notice::Notices;
+use base::{Result, fail};
+use cli::Complaint;
+use machine::{Host, Objects, block_clock, clocks};
+use rustix::fs::OFlags;
+use spec::Invocation;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+/// The surroundings that character devices ask of.
+struct Surroundings {
+    inherited: Arc<Inherited>,
+    fdsets: FdSets,
+    notices: Notices,
+    program: String,
+}
+
+/// Ctrl-A X on a multiplexed terminal.
+pub struct QuitKey;
+
+impl chardev::Host for Surroundings {
+    fn take_fd(&self, name: &str) -> Result<OwnedFd> {
+        let number = name.parse().map_err(|_| fail!("No file descriptor named {name} found"))?;
+        self.inherited.take(number)
+    }
+
+    fn open_fdset(&self, set: u64, flags: OFlags) -> Result<SetFd, rustix::io::Errno> {
+        self.fdsets.open(set, flags)
+    }
+
+    fn info(&self, text: &str) {
+        eprintln!("{}: {text}", self.program);
+    }
+
+    fn escape(&self, what: chardev::Escape) {
+        if what == chardev::Escape::Quit {
+            self.notices.send(QuitKey);
+        }
+    }
+}
+
+/// Makes everything up to (not including) the machine.
+pub async fn prepare(
+    invocation: &Invocation,
+    inherited: &Arc<Inherited>,
+    fdsets: &FdSets,
+    program: &str,
+) -> Result<Host, Complaint> {
+    let notices = Notices::new();
+    for (add, place) in invocation.add_fds.iter().zip(&invocation.places.add_fds) {
+        let fd = inherited.duplicate(add.fd).map_err(|f| Complaint::at(place, f))?;
+        fdsets.add(Some(add.set), fd, add.opaque.clone());
+    }
+    let qtest = invocation.machine.accels.first().is_some_and(|accel| accel.name == "qtest");
+    let clocks = clocks(qtest);
+    let surroundings = Arc::new(Surroundings {
+        inherited: inherited.clone(),
+        fdsets: fdsets.clone(),
+        notices: notices.clone(),
+        program: program.to_string(),
+    });
+    let chardevs = chardev::Chardevs::new(tokio::runtime::Handle::current(), surroundings);
+    chardevs.set_escape(invocation.escape);
+    let tree = Arc::new(qom::Tree::new());
+    let host = Host {
+        notices: notices.clone(),
+        objects: Arc::new(Objects::new(tree.clone())),
+        tree,
+        chardevs,
+        graph: block::Graph::new(notices, block_clock(&clocks), fdsets.clone()),
+        clocks,
+    };
+    for (object, place) in invocation.machine.objects.iter().zip(&invocation.places.objects) {
+        host.objects.add(object).map_err(|f| Complaint::at(place, f))?;
+    }
+    for (chardev, place) in invocation.chardevs.iter().zip(&invocation.places.chardevs) {
+        let added = host.chardevs.add(chardev).await.map_err(|f| Complaint::at(place, f))?;
+        if let Some(pty) = added.pty {
+            println!("char device redirected to {pty} (label {})", chardev.id);
+        }
+    }
+    for (node, place) in invocation.machine.blockdevs.iter().zip(&invocation.places.blockdevs) {
+        let options = block::Options::flat(node.clone()).map_err(|f| Complaint::at(place, f))?;
+        host.graph.add(options).await.map_err(|f| Complaint::at(place, f))?;
+    }
+    Ok(host)
+}

@@ -1,0 +1,173 @@
+//! One run: surroundings, machine, monitors, the main loop, and the end.
+
+use crate::daemon::Ready;
+use crate::{VERSION, process};
+use base::fd::{FdSets, Inherited};
+use base::{Failure, fail};
+use cli::Complaint;
+use control::{Control, Identity, QmpPort, World};
+use machine::{Cause, Machine, Notice};
+use spec::Invocation;
+use spec::invocation::{Monitor, MonitorMode};
+use std::any::Any;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
+
+/// Runs a machine to its end; returns the exit status.
+pub async fn run(
+    invocation: Invocation,
+    inherited: Arc<Inherited>,
+    mut ready: Ready,
+    program: &str,
+) -> Result<i32, Complaint> {
+    let trace = start_logs(&invocation)?;
+    let fdsets = FdSets::new();
+    let host = process::prepare(&invocation, &inherited, &fdsets, program).await?;
+    let machine = build(&invocation, &host, program)?;
+    let world = World {
+        identity: Identity { package: format!("Ryokan {VERSION}"), ..Identity::default() },
+        host: host.clone(),
+        machine: machine.clone(),
+        fdsets,
+        inherited,
+        trace,
+        options: crate::show::option_info(),
+        human_monitor: None,
+    };
+    let control = Control::new(world);
+    let monitors = Monitors::open(&invocation, &control)?;
+    let _pidfile = invocation.pidfile.as_deref().map(PidFile::write).transpose()?;
+    ready.tell().map_err(|f| Complaint::at("-daemonize", f))?;
+    if !invocation.machine.start_stopped {
+        machine.start().map_err(|f| Complaint::at("", f))?;
+    }
+    let status = main_loop(&control, &machine).await;
+    host.graph.shutdown().await;
+    machine.tear_down();
+    host.chardevs.drain(Duration::from_millis(500)).await;
+    drop(monitors);
+    host.chardevs.close_all().await;
+    Ok(status)
+}
+
+fn build(invocation: &Invocation, host: &machine::Host, program: &str) -> Result<Arc<Machine>, Complaint> {
+    let machine = machine::build(invocation.machine.clone(), host)
+        .map_err(|failure| Complaint::at(place_of(&failure, invocation), failure))?;
+    for warning in machine.cpu_model.iter().flat_map(|model| &model.warnings) {
+        eprintln!("{program}: warning: {warning}");
+    }
+    Ok(machine)
+}
+
+/// Errors of the builder name their option themselves where one is at fault.
+fn place_of(_failure: &Failure, _invocation: &Invocation) -> String {
+    String::new()
+}
+
+fn start_logs(invocation: &Invocation) -> Result<trace::Points, Complaint> {
+    let points = trace::Points::new();
+    if let Some(file) = invocation.log.file.as_deref().or(invocation.trace.file.as_deref()) {
+        trace::set_file(Some(file.as_ref())).map_err(|e| Complaint::at(format!("-D {file}"), e.into()))?;
+    }
+    trace::set_timestamps(invocation.message.timestamp);
+    for pattern in &invocation.trace.patterns {
+        let (on, pattern) = pattern.strip_prefix('-').map_or((true, pattern.as_str()), |rest| (false, rest));
+        points
+            .set(pattern, on)
+            .map_err(|_| Complaint::at("-trace", fail!("no trace point matches '{pattern}'")))?;
+    }
+    Ok(points)
+}
+
+/// The monitors, which live as long as this.
+struct Monitors {
+    _qmp: Vec<Arc<QmpPort>>,
+}
+
+impl Monitors {
+    fn open(invocation: &Invocation, control: &Control) -> Result<Monitors, Complaint> {
+        let mut qmp = Vec::new();
+        for (monitor, place) in invocation.monitors.iter().zip(&invocation.places.monitors) {
+            let at = |failure| Complaint::at(place, failure);
+            match monitor.mode {
+                MonitorMode::Control { pretty } => {
+                    let options = qmp::Options { pretty, oob: offers_oob(invocation, monitor) };
+                    qmp.push(QmpPort::open(control, &monitor.chardev, options).map_err(at)?);
+                }
+                MonitorMode::Readline => return Err(at(fail!("the human monitor is not there yet"))),
+            }
+        }
+        Ok(Monitors { _qmp: qmp })
+    }
+}
+
+/// Out-of-band execution needs a character device of the monitor's own.
+fn offers_oob(invocation: &Invocation, monitor: &Monitor) -> bool {
+    let chardev = invocation.chardevs.iter().find(|chardev| chardev.id == monitor.chardev);
+    chardev.is_some_and(|chardev| !chardev.mux && matches!(chardev.kind, spec::ChardevKind::Socket { .. }))
+}
+
+async fn main_loop(control: &Control, machine: &Arc<Machine>) -> i32 {
+    let finished = Arc::new(Notify::new());
+    listen(control, machine, finished.clone());
+    tokio::select! {
+        () = control.events().run() => {}
+        () = finished.notified() => {}
+        () = signals(machine) => {}
+    }
+    control.events().pump();
+    machine.finished().unwrap_or(0)
+}
+
+/// What is no event: the end, a panic of an engine, the quit key.
+fn listen(control: &Control, machine: &Arc<Machine>, finished: Arc<Notify>) {
+    let machine = machine.clone();
+    control.events().listen(move |what: &dyn Any| {
+        if what.is::<process::QuitKey>() {
+            machine.request_quit(Cause::HostUi);
+        }
+        match what.downcast_ref::<Notice>() {
+            Some(Notice::Finished) => finished.notify_one(),
+            Some(Notice::Broken { vcpu, why }) => eprintln!("CPU {vcpu} cannot go on: {why}"),
+            _ => {}
+        }
+    });
+}
+
+/// TERM, INT and HUP end the machine in order.
+async fn signals(machine: &Arc<Machine>) {
+    let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
+    let Ok(mut all) = kinds.into_iter().map(signal).collect::<Result<Vec<_>, _>>() else {
+        return std::future::pending().await;
+    };
+    let [terminate, interrupt, hangup] = &mut all[..] else { return std::future::pending().await };
+    loop {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            _ = hangup.recv() => "SIGHUP",
+        };
+        eprintln!("terminating on {name}");
+        machine.request_quit(Cause::HostSignal);
+    }
+}
+
+/// A file with the process id, removed at the end.
+struct PidFile(PathBuf);
+
+impl PidFile {
+    fn write(path: &str) -> Result<PidFile, Complaint> {
+        let at = |e: std::io::Error| Complaint::at(format!("-pidfile {path}"), Failure::os("cannot create PID file", &e));
+        std::fs::write(path, format!("{}\n", std::process::id())).map_err(at)?;
+        Ok(PidFile(path.into()))
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
