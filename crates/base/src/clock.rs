@@ -16,6 +16,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Nanoseconds in a second.
 pub const NANOS: u64 = 1_000_000_000;
 
+/// Seconds that the host's local time is east of UTC at this moment.
+#[allow(unsafe_code)]
+pub fn local_offset() -> i64 {
+    // SAFETY: `tm` is a plain C structure that localtime_r fills in; the arguments are valid.
+    unsafe {
+        let now = libc::time(std::ptr::null_mut());
+        let mut parts: libc::tm = std::mem::zeroed();
+        if libc::localtime_r(&now, &mut parts).is_null() { 0 } else { parts.tm_gmtoff }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Realtime,

@@ -13,6 +13,26 @@ trace::points! {
     QMP_COMMAND_OOB = "monitor_qmp_cmd_out_of_band";
 }
 
+type CommandPoints = HashMap<&'static str, (&'static trace::Point, &'static trace::Point)>;
+
+fn command_points(all: &trace::Points, routes: &Routes) -> CommandPoints {
+    all.add(POINTS);
+    all.add(crate::events::POINTS);
+    let points = routes.listed().map(|entry| {
+        let name = entry.info.name.replace('-', "_");
+        let enter = all.make(format!("qmp_enter_{name}"));
+        (entry.info.name, (enter, all.make(format!("qmp_exit_{name}"))))
+    });
+    points.collect()
+}
+
+/// Adds the control plane's trace points to a list (`-trace help`, `-trace PATTERN`).
+pub fn declare_trace_points(all: &trace::Points) {
+    let mut routes = Routes::new();
+    route_all(&mut routes);
+    command_points(all, &routes);
+}
+
 /// The control plane; clones are the same.
 #[derive(Clone)]
 pub struct Control(Arc<Inner>);
@@ -27,21 +47,14 @@ struct Inner {
     present: AtomicUsize,
     schema: OnceLock<Value>,
     commands: OnceLock<Value>,
-    points: Mutex<HashMap<&'static str, (&'static trace::Point, &'static trace::Point)>>,
+    points: Mutex<CommandPoints>,
 }
 
 impl Control {
     pub fn new(world: World) -> Control {
         let mut routes = Routes::new();
         route_all(&mut routes);
-        world.trace.add(POINTS);
-        world.trace.add(crate::events::POINTS);
-        let points = routes.listed().map(|entry| {
-            let name = entry.info.name.replace('-', "_");
-            let enter = world.trace.make(format!("qmp_enter_{name}"));
-            (entry.info.name, (enter, world.trace.make(format!("qmp_exit_{name}"))))
-        });
-        let points = Mutex::new(points.collect());
+        let points = Mutex::new(command_points(&world.trace, &routes));
         let events = Events::new(world.host.notices.clone(), world.machine.clone());
         Control(Arc::new(Inner {
             world,

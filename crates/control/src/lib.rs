@@ -19,7 +19,7 @@ mod world;
 
 pub use areas::route_all;
 pub use call::Call;
-pub use door::Control;
+pub use door::{Control, declare_trace_points};
 pub use events::Events;
 pub use port::QmpPort;
 pub use routes::Routes;

@@ -27,9 +27,11 @@ impl Ready {
     pub fn tell(&mut self) -> Result<()> {
         let Some(mut pipe) = self.0.take() else { return Ok(()) };
         let null = File::options().read(true).write(true).open("/dev/null")?;
-        for result in
-            [rustix::stdio::dup2_stdin(&null), rustix::stdio::dup2_stdout(&null), rustix::stdio::dup2_stderr(&null)]
-        {
+        for result in [
+            rustix::stdio::dup2_stdin(&null),
+            rustix::stdio::dup2_stdout(&null),
+            rustix::stdio::dup2_stderr(&null),
+        ] {
             result.map_err(|e| Failure::from(std::io::Error::from(e)))?;
         }
         pipe.write_all(b"+")?;
@@ -49,7 +51,8 @@ pub fn detach(daemonize: bool) -> Result<Role> {
         std::env::set_current_dir("/").ok();
         return Ok(Role::Program(Ready(Some(pipe))));
     }
-    let (reader, writer): (OwnedFd, OwnedFd) = rustix::pipe::pipe().map_err(|e| Failure::from(std::io::Error::from(e)))?;
+    let (reader, writer): (OwnedFd, OwnedFd) =
+        rustix::pipe::pipe().map_err(|e| Failure::from(std::io::Error::from(e)))?;
     let mut args = std::env::args_os();
     let name = args.next().unwrap_or_default();
     let mut child = Command::new("/proc/self/exe")

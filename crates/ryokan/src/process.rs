@@ -83,7 +83,7 @@ pub async fn prepare(
         }
     }
     for (node, place) in invocation.machine.blockdevs.iter().zip(&invocation.places.blockdevs) {
-        let options = block::Options::flat(node.clone()).map_err(|f| Complaint::at(place, f))?;
+        let options = block::Options::crumple(node.clone()).map_err(|f| Complaint::at(place, f))?;
         host.graph.add(options).await.map_err(|f| Complaint::at(place, f))?;
     }
     Ok(host)

@@ -70,7 +70,7 @@ fn place_of(_failure: &Failure, _invocation: &Invocation) -> String {
 fn start_logs(invocation: &Invocation) -> Result<trace::Points, Complaint> {
     let points = trace::Points::new();
     if let Some(file) = invocation.log.file.as_deref().or(invocation.trace.file.as_deref()) {
-        trace::set_file(Some(file.as_ref())).map_err(|e| Complaint::at(format!("-D {file}"), e.into()))?;
+        trace::set_file(Some(file)).map_err(|e| Complaint::at(format!("-D {file}"), e.into()))?;
     }
     trace::set_timestamps(invocation.message.timestamp);
     for pattern in &invocation.trace.patterns {
@@ -160,7 +160,9 @@ struct PidFile(PathBuf);
 
 impl PidFile {
     fn write(path: &str) -> Result<PidFile, Complaint> {
-        let at = |e: std::io::Error| Complaint::at(format!("-pidfile {path}"), Failure::os("cannot create PID file", &e));
+        let at = |e: std::io::Error| {
+            Complaint::at(format!("-pidfile {path}"), Failure::os("cannot create PID file", &e))
+        };
         std::fs::write(path, format!("{}\n", std::process::id())).map_err(at)?;
         Ok(PidFile(path.into()))
     }

@@ -75,7 +75,7 @@ pub(crate) fn build(
     requests: Arc<Requests>,
 ) -> Result<Arc<Machine>> {
     cpus::check(&spec.smp)?;
-    let chipset = if spec.kind == MachineKind::Q35 { Chipset::Q35 } else { Chipset::I440fx };
+    let chipset = chipset_of(&spec);
     let interrupts = Interrupts::new();
     let services = Services {
         memory: AddressSpace::new(SpaceKind::Memory),
@@ -125,6 +125,10 @@ pub(crate) fn build(
     });
     machine.reset_everything(device::ResetKind::Cold);
     Ok(machine)
+}
+
+fn chipset_of(spec: &MachineSpec) -> Chipset {
+    if spec.kind == MachineKind::Q35 { Chipset::Q35 } else { Chipset::I440fx }
 }
 
 /// RAM below 4 GiB: the PCI hole begins there.

@@ -8,10 +8,11 @@ use device::pci::PciBus;
 use device::{Bus, IrqLine, Services};
 use devices::pc::pit::{LostTicks, Pit};
 use devices::pc::port92::Port92;
+use devices::pc::rtc::{DriftFix, Rtc, RtcBase, RtcConfig};
 use devices::pci::{self, AcpiPm, Host as PciHost, IsaBus};
 use firmware::{Chipset, IsaDevices};
 use serde_json::{Map, Value};
-use spec::machine::{MachineKind, MachineSpec};
+use spec::machine::{MachineKind, MachineSpec, RtcBase as SpecBase, RtcClock};
 use std::sync::Arc;
 
 /// What the board keeps of its own devices.
@@ -97,6 +98,11 @@ fn legacy(
     pit.set_pending_probe(move || pic.is_pending(0) || ioapic.is_pending(2));
     pit.map(&services.ports);
     devices.adopt(pit, Some("isa.0"));
+    let rtc = Rtc::new(rtc_config(spec, services), irq(8), &services.notices);
+    rtc.map(&services.ports);
+    boot_order(spec, &rtc);
+    cmos_sizes(spec, &rtc);
+    devices.adopt(rtc, Some("isa.0"));
     let port92 = Port92::new(services.power.clone());
     port92.map(&services.ports);
     devices.adopt(port92, Some("isa.0"));
@@ -113,6 +119,64 @@ fn legacy(
         isa.serial[index] = true;
     }
     Ok(isa)
+}
+
+fn rtc_config(spec: &MachineSpec, services: &Services) -> RtcConfig {
+    let clocks = &services.clocks;
+    RtcConfig {
+        base: match spec.rtc.base {
+            SpecBase::Utc => RtcBase::Utc,
+            SpecBase::LocalTime => RtcBase::Local(base::clock::local_offset()),
+            SpecBase::Date(seconds) => RtcBase::Date(seconds),
+        },
+        drift_fix: if spec.rtc.slew { DriftFix::Slew } else { DriftFix::None },
+        clock: match spec.rtc.clock {
+            RtcClock::Host => clocks.host.clone(),
+            RtcClock::Realtime => clocks.realtime.clone(),
+            RtcClock::Virtual => clocks.virtual_.clone(),
+        },
+        virtual_clock: clocks.virtual_.clone(),
+        qom_path: "/machine/unattached/rtc".into(),
+    }
+}
+
+/// `-boot order=`: the nibbles that the firmware reads from CMOS 3Dh and 38h.
+fn boot_order(spec: &MachineSpec, rtc: &Rtc) {
+    let order = spec.boot.once.as_deref().or(spec.boot.order.as_deref()).unwrap_or("cad");
+    let code = |letter: u8| match letter {
+        b'a' | b'b' => 1,
+        b'c' => 2,
+        b'd' => 3,
+        b'n' => 4,
+        _ => 0,
+    };
+    let mut codes = order.bytes().map(code).chain(std::iter::repeat(0));
+    let mut next = || codes.next().unwrap_or(0);
+    let (first, second, third) = (next(), next(), next());
+    rtc.set_cmos(0x3d, second << 4 | first);
+    // Bit 0: do not check the floppy's signature.
+    rtc.set_cmos(0x38, third << 4 | 1);
+}
+
+/// Equipment and memory sizes where old firmware and systems look for them.
+fn cmos_sizes(spec: &MachineSpec, rtc: &Rtc) {
+    let low = spec.memory.size.min(super::ram_limit(super::chipset_of(spec), spec.memory.size));
+    let high = spec.memory.size - low;
+    let word = |index: u8, value: u64| {
+        let value = value.min(0xffff) as u16;
+        rtc.set_cmos(index, value as u8);
+        rtc.set_cmos(index + 1, (value >> 8) as u8);
+    };
+    word(0x15, 640);
+    let extended = low.saturating_sub(1 << 20) >> 10;
+    word(0x17, extended);
+    word(0x30, extended);
+    word(0x34, low.saturating_sub(16 << 20) >> 16);
+    word(0x5b, high >> 16);
+    rtc.set_cmos(0x5d, (high >> 32) as u8);
+    rtc.set_cmos(0x5f, (spec.smp.cpus - 1).min(255) as u8);
+    // A floating-point unit and a PS/2 mouse.
+    rtc.set_cmos(0x14, 0x06);
 }
 
 /// Devices for `-drive if=ide|virtio|floppy|scsi|pflash`.
