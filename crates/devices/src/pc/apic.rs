@@ -12,7 +12,7 @@ mod register;
 mod timer;
 
 pub use bus::{ApicBus, DeliveryMode, Interrupt};
-pub use local::{Lapic, LapicConfig};
+pub use local::{Lapic, LapicConfig, MODEL};
 
 #[cfg(test)]
 mod tests;
