@@ -14,11 +14,14 @@
 pub mod apic;
 pub mod cpuid;
 pub mod engine;
+pub mod fault;
 pub mod link;
 pub mod models;
+pub mod paging;
 pub mod state;
 
 pub use apic::LocalApic;
 pub use engine::{CpuBus, Engine, Exit, Vcpu, VcpuConfig};
+pub use fault::Fault;
 pub use link::{Link, Request};
 pub use state::CpuState;

@@ -1,0 +1,69 @@
+//! Decoded operations.
+
+use crate::block::Cache;
+use crate::core::Core;
+use std::cell::Cell;
+
+/// Executes the first of `ops` and, when it can, what follows. Returns why it stopped.
+pub type Handler = for<'a> fn(&mut Core, &'a Cache, &'a [Op]) -> Stop;
+
+/// Why a chain of handlers returned to the run loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Stop {
+    /// `rip` is up to date; look for the next block (and for interrupts).
+    Resolve,
+    /// As `Resolve`; the link named by [`Core::link_from`] may lead there directly.
+    Link,
+    /// [`Core::fault`] was raised by the instruction at `rip`.
+    Fault,
+    /// The block at `rip` was made from bytes that may have changed.
+    Stale,
+    /// The budget is used up or a request is pending.
+    Poll,
+    /// HLT or MWAIT.
+    Halt,
+    /// The memory behind the next operation is reached by the run loop (loop dispatch).
+    Next,
+    /// Loop dispatch: go on with the block in [`Core::goto_block`].
+    Goto,
+}
+
+/// Register-file slot that always reads zero.
+pub const ZERO: u8 = 16;
+/// Segment-cache slot without base or limit.
+pub const FLAT_SEG: u8 = 6;
+
+/// One decoded operation; one cache line.
+#[repr(C, align(64))]
+pub struct Op {
+    pub run: Handler,
+    /// RIP of the instruction.
+    pub pc: u64,
+    pub disp: u64,
+    pub imm: u64,
+    pub dst: u8,
+    pub src: u8,
+    pub base: u8,
+    pub index: u8,
+    /// Shift count of the index.
+    pub scale: u8,
+    pub seg: u8,
+    /// Effective addresses are taken modulo 2^(64 - cut).
+    pub cut: u8,
+    pub len: u8,
+    /// Blocks to go to (0: not linked): taken and not taken.
+    pub links: [Cell<u32>; 2],
+    /// Index of the iced instruction in the cache; for block heads, of the block.
+    pub extra: u32,
+    /// Number of instructions of the block before this one.
+    pub place: u16,
+    pub aux: u16,
+}
+
+impl Op {
+    #[inline(always)]
+    pub fn next_pc(&self) -> u64 {
+        self.pc.wrapping_add(u64::from(self.len))
+    }
+}
