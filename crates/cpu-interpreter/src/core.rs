@@ -38,8 +38,7 @@ pub struct SegFast {
 }
 
 impl SegFast {
-    pub const OPEN: SegFast =
-        SegFast { base: 0, low: 0, high: u64::MAX, readable: true, writable: true };
+    pub const OPEN: SegFast = SegFast { base: 0, low: 0, high: u64::MAX, readable: true, writable: true };
 }
 
 /// A data watchpoint: DR0-3 or the debugger's.
@@ -69,6 +68,15 @@ pub struct Core {
     /// A store hit a page with decoded code: end the block after this instruction.
     pub smc: bool,
     pub fault: Fault,
+    /// How the last generic instruction ended, and whether it faulted instead.
+    pub flow: crate::exec::Flow,
+    pub faulted: bool,
+    /// The instruction delivered a software interrupt: no single-step trap after it.
+    pub delivered: bool,
+    /// Software interrupts are reported as faults (tests).
+    pub report_software: bool,
+    /// Budget that was taken away to end the run early.
+    pub slack: i64,
     /// Where a chain left: (op index in the cache, link number).
     pub link_from: (u32, u8),
     pub goto_block: u32,
@@ -90,6 +98,12 @@ pub struct Core {
     pub monitor: Option<u64>,
     pub random: u64,
     pub index: usize,
+    /// A page behind empty TLB entries and blocks without memory.
+    pub parking: RamBlock,
+    pub simd: cpu_host::SimdContext,
+    /// How to run the SIMD and x87 instructions of the block cache.
+    pub plans: Vec<cpu_host::Plan>,
+    pub thunks: Arc<cpu_host::Thunks>,
     /// Held for locked accesses that cross a page; one for all vCPUs of a machine.
     pub bus_lock: Arc<base::Mutex<()>>,
     /// MXCSR/x87 state may be used without #NM/#UD (recomputed with the mode).
@@ -97,7 +111,7 @@ pub struct Core {
 }
 
 impl Core {
-    pub fn new(config: VcpuConfig, bus_lock: Arc<base::Mutex<()>>) -> Result<Core> {
+    pub fn new(config: VcpuConfig, shared: crate::vcpu::Shared) -> Result<Core> {
         let parking = RamBlock::new("tlb-parking", 4096)?;
         let physical_bits = match config.cpuid.query(0x8000_0008, 0).eax & 0xff {
             0 => 36,
@@ -120,6 +134,11 @@ impl Core {
             cpl: 0,
             smc: false,
             fault: Fault::UD,
+            flow: crate::exec::Flow::Next,
+            faulted: false,
+            delivered: false,
+            report_software: false,
+            slack: 0,
             link_from: (0, 0),
             goto_block: 0,
             features: crate::decode::Features::of(&config.cpuid),
@@ -135,7 +154,11 @@ impl Core {
             monitor: None,
             random: 0x9e37_79b9_7f4a_7c15,
             index: config.index,
-            bus_lock,
+            parking,
+            simd: cpu_host::SimdContext::default(),
+            plans: Vec::new(),
+            thunks: shared.thunks,
+            bus_lock: shared.bus_lock,
             ac_on: false,
             bus: config.bus,
         };
@@ -146,6 +169,7 @@ impl Core {
 
     pub fn load_state(&mut self, state: &CpuState) {
         self.st = state.clone();
+        self.simd.load(&state.fpu);
         self.r[..16].copy_from_slice(&state.gpr);
         self.rip = state.rip;
         self.set_rflags(state.rflags);
@@ -164,6 +188,7 @@ impl Core {
         state.gpr.copy_from_slice(&self.r[..16]);
         state.rip = self.rip;
         state.rflags = self.rflags();
+        state.fpu = self.simd.state();
         state
     }
 

@@ -20,4 +20,7 @@ mod vcpu;
 
 pub mod testing;
 
+#[cfg(test)]
+mod tests;
+
 pub use vcpu::{Interpreter, InterpreterVcpu};

@@ -14,7 +14,11 @@ use memory::{HostPage, RamBlock};
 /// What lies behind a linear address.
 #[derive(Clone, Copy)]
 pub enum Place {
-    Ram { page: HostPage, block: RamBlock, offset: u64 },
+    Ram {
+        page: HostPage,
+        block: RamBlock,
+        offset: u64,
+    },
     /// Not plain memory for this access: the physical address.
     Io(u64),
 }
@@ -188,7 +192,8 @@ impl Core {
         if mapping.size > 4096 {
             self.tlb.note_large(tag, mapping.size);
         }
-        let watched = self.watchpoints.iter().any(|w| w.start & !0xfff == tag || w.start + w.len - 1 & !0xfff == tag);
+        let watched =
+            self.watchpoints.iter().any(|w| w.start & !0xfff == tag || w.start + w.len - 1 & !0xfff == tag);
         if !watched {
             if !write {
                 self.tlb.add_read(tag, page, mapping.global);
@@ -201,7 +206,8 @@ impl Core {
     }
 
     fn check_alignment(&self, linear: u64, size: usize) -> Result<(), Fault> {
-        if self.ac_on && self.view == View::User && size.is_power_of_two() && linear & (size as u64 - 1) != 0 {
+        if self.ac_on && self.view == View::User && size.is_power_of_two() && linear & (size as u64 - 1) != 0
+        {
             return Err(Fault::coded(vector::AC, 0));
         }
         Ok(())
@@ -421,7 +427,7 @@ impl Core {
     }
 
     #[inline]
-    fn note_write(&mut self, block: RamBlock, offset: u64, size: usize) {
+    pub fn note_write(&mut self, block: RamBlock, offset: u64, size: usize) {
         let watch = block.watch(offset);
         if !watch.is_empty() {
             block.note_write(offset, size as u64);
@@ -433,7 +439,7 @@ impl Core {
 
     /// A store through the write TLB hit a watched page.
     #[cold]
-    fn note_stored(&mut self, linear: u64, size: usize) {
+    pub fn note_stored(&mut self, linear: u64, size: usize) {
         if let Ok(Place::Ram { block, offset, .. }) = self.place(linear, true) {
             self.note_write(block, offset, size);
         }
@@ -451,6 +457,7 @@ impl Core {
     pub fn memory_map_changed(&mut self) {
         self.memory_view = self.bus.memory.snapshot();
         self.flush_tlbs(true);
+        self.slack += self.budget;
         self.budget = 0;
     }
 

@@ -4,8 +4,9 @@ use crate::block::Cache;
 use crate::core::Core;
 use std::cell::Cell;
 
-/// Executes the first of `ops` and, when it can, what follows. Returns why it stopped.
-pub type Handler = for<'a> fn(&mut Core, &'a Cache, &'a [Op]) -> Stop;
+/// Executes an operation and, when it can, the rest of its block and what follows it.
+/// Returns why it stopped.
+pub type Handler = for<'a> fn(&mut Core, &'a Cache, &'a Op, &'a [Op]) -> Stop;
 
 /// Why a chain of handlers returned to the run loop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +24,7 @@ pub enum Stop {
     Poll,
     /// HLT or MWAIT.
     Halt,
-    /// The memory behind the next operation is reached by the run loop (loop dispatch).
+    /// Loop dispatch: go on with the next operation.
     Next,
     /// Loop dispatch: go on with the block in [`Core::goto_block`].
     Goto,
@@ -54,12 +55,17 @@ pub struct Op {
     pub len: u8,
     /// Blocks to go to (0: not linked): taken and not taken.
     pub links: [Cell<u32>; 2],
-    /// Index of the iced instruction in the cache; for block heads, of the block.
+    /// Index of the iced instruction in the cache.
     pub extra: u32,
     /// Number of instructions of the block before this one.
     pub place: u16,
+    /// Condition code, link checks, x87 opcode.
     pub aux: u16,
 }
+
+/// [`Op::aux`] bits of a branch: link 0 or 1 leads to another page, so that its mapping must
+/// be checked on the way.
+pub const FAR_LINK: [u16; 2] = [0x100, 0x200];
 
 impl Op {
     #[inline(always)]

@@ -282,11 +282,8 @@ impl<'a> Walk<'a> {
         }
         let linear = self.linear;
         self.linear = linear & 0xffff_ffff;
-        let leaf = self.levels(
-            value & self.address_mask(),
-            2,
-            Rights { writable: true, user: true, nx: false },
-        );
+        let leaf =
+            self.levels(value & self.address_mask(), 2, Rights { writable: true, user: true, nx: false });
         self.linear = linear;
         leaf
     }

@@ -186,14 +186,19 @@ impl Core {
         let bits = size as u64 * 8;
         let a = self.get(i, op, 1, size)? & mask(size);
         let target = i.op0_register();
-        match i.mnemonic() {
+        let kind = match i.mnemonic() {
+            Tzcnt if !self.features.tzcnt() => Bsf,
+            Lzcnt if !self.features.lzcnt() => Bsr,
+            kind => kind,
+        };
+        match kind {
             Bsf | Bsr => {
                 if a == 0 {
                     // The destination keeps its value (also its upper half).
                     self.change_arith(ZF, ZF);
                     return Ok(());
                 }
-                let r = if i.mnemonic() == Bsf {
+                let r = if kind == Bsf {
                     u64::from(a.trailing_zeros())
                 } else {
                     63 - u64::from(a.leading_zeros())
@@ -204,7 +209,7 @@ impl Core {
             Tzcnt | Lzcnt => {
                 let r = if a == 0 {
                     bits
-                } else if i.mnemonic() == Tzcnt {
+                } else if kind == Tzcnt {
                     u64::from(a.trailing_zeros())
                 } else {
                     u64::from(a.leading_zeros()) - (64 - bits)

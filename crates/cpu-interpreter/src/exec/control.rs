@@ -14,8 +14,8 @@ use iced_x86::{Code, Instruction, Mnemonic, OpKind};
 pub fn branch_size(i: &Instruction, is64: bool) -> usize {
     use Code::*;
     match i.code() {
-        Call_rel16 | Jmp_rel16 | Call_rm16 | Jmp_rm16 | Retnw | Retnw_imm16 | Jmp_rel8_16 | Loop_rel8_16_CX
-        | Loop_rel8_16_ECX | Loop_rel8_16_RCX => 2,
+        Call_rel16 | Jmp_rel16 | Call_rm16 | Jmp_rm16 | Retnw | Retnw_imm16 | Jmp_rel8_16
+        | Loop_rel8_16_CX | Loop_rel8_16_ECX | Loop_rel8_16_RCX => 2,
         Call_rel32_32 | Jmp_rel32_32 | Call_rm32 | Jmp_rm32 | Retnd | Retnd_imm16 | Jmp_rel8_32 => 4,
         Call_rel32_64 | Jmp_rel32_64 | Call_rm64 | Jmp_rm64 | Retnq | Retnq_imm16 | Jmp_rel8_64 => 8,
         _ => match i.op0_kind() {
@@ -112,10 +112,7 @@ impl Core {
     fn is_far(i: &Instruction) -> bool {
         use Code::*;
         matches!(i.op0_kind(), OpKind::FarBranch16 | OpKind::FarBranch32)
-            || matches!(
-                i.code(),
-                Jmp_m1616 | Jmp_m1632 | Jmp_m1664 | Call_m1616 | Call_m1632 | Call_m1664
-            )
+            || matches!(i.code(), Jmp_m1616 | Jmp_m1632 | Jmp_m1664 | Call_m1616 | Call_m1632 | Call_m1664)
     }
 
     fn jump(&mut self, i: &Instruction, op: &Op) -> Done {
@@ -182,6 +179,10 @@ impl Core {
 
     fn software_interrupt(&mut self, vector: u8, op: &Op, is_trap: bool) -> Done {
         self.rip = op.next_pc();
+        if self.report_software {
+            return Err(Fault::plain(vector));
+        }
+        self.delivered = true;
         let source = if is_trap { crate::segment::Source::Trap } else { crate::segment::Source::Software };
         match self.interrupt(vector, None, source) {
             Ok(()) => Ok(Flow::Branch),

@@ -7,9 +7,13 @@ mod bits;
 mod control;
 mod data;
 mod fpu_state;
+mod msr;
 mod simd;
 mod strings;
 mod system;
+
+pub use bits::shift;
+pub use control::branch_size;
 
 use crate::core::Core;
 use crate::op::Op;
@@ -181,11 +185,11 @@ impl Core {
     pub fn exec(&mut self, i: &Instruction, op: &Op) -> Done {
         use Mnemonic::*;
         match i.mnemonic() {
-            Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Mul | Imul | Div
-            | Idiv | Daa | Das | Aaa | Aas | Aam | Aad | Adcx | Adox | Mulx => self.arithmetic(i, op),
-            Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Bt | Bts | Btr | Btc | Bsf | Bsr
-            | Tzcnt | Lzcnt | Popcnt | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Pdep | Pext | Rorx
-            | Sarx | Shlx | Shrx | Crc32 => self.bits(i, op),
+            Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Mul | Imul
+            | Div | Idiv | Daa | Das | Aaa | Aas | Aam | Aad | Adcx | Adox | Mulx => self.arithmetic(i, op),
+            Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd | Bt | Bts | Btr | Btc | Bsf
+            | Bsr | Tzcnt | Lzcnt | Popcnt | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Pdep | Pext
+            | Rorx | Sarx | Shlx | Shrx | Crc32 => self.bits(i, op),
             Movsb | Movsw | Movsq | Stosb | Stosw | Stosd | Stosq | Lodsb | Lodsw | Lodsd | Lodsq | Scasb
             | Scasw | Scasd | Scasq | Cmpsb | Cmpsw | Cmpsq | Insb | Insw | Insd | Outsb | Outsw | Outsd => {
                 self.string(i, op)

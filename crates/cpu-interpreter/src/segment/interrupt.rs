@@ -112,7 +112,13 @@ impl Core {
         let gate = Gate {
             selector: d.gate_selector(),
             offset: d.gate_offset() | if long { high << 32 } else { 0 },
-            size: if long { 8 } else if kind >= 0xe { 4 } else { 2 },
+            size: if long {
+                8
+            } else if kind >= 0xe {
+                4
+            } else {
+                2
+            },
             is_trap: kind & 1 != 0,
             stack_index: if long { (low >> 32) as u8 & 7 } else { 0 },
         };
@@ -243,7 +249,13 @@ impl Core {
     ) -> Result<u64, Fault> {
         let s = *stack.unwrap_or(&self.st.seg[seg::SS]);
         let long = self.long_mode() && size == 8;
-        let width = if long { 8 } else if s.big() { 4 } else { 2 };
+        let width = if long {
+            8
+        } else if s.big() {
+            4
+        } else {
+            2
+        };
         let wide = mask(width);
         let fault = if stack.is_some() { Fault::selector(vector::SS, s.selector) } else { Fault::SS0 };
         let user = s.dpl() == 3 && self.cpl == 3 && stack.is_none();
@@ -436,8 +448,7 @@ impl Core {
 
     /// The RFLAGS bits that IRET loads at the present privilege.
     fn iret_changes(&self, size: usize) -> u64 {
-        let mut change =
-            flags::ARITH | flags::TF | flags::DF | flags::NT | flags::RF | flags::AC | flags::ID;
+        let mut change = flags::ARITH | flags::TF | flags::DF | flags::NT | flags::RF | flags::AC | flags::ID;
         if self.cpl <= self.iopl() {
             change |= flags::IF;
         }

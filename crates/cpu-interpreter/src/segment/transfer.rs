@@ -197,7 +197,13 @@ impl Core {
         let (code, target, offset) = self.gate_target(selector, d)?;
         let (inner, cpl) = self.check_gate_code(code, target, false)?;
         self.check_return_target(target, offset)?;
-        let size = if self.long_mode() { 8 } else if d.kind() == 12 { 4 } else { 2 };
+        let size = if self.long_mode() {
+            8
+        } else if d.kind() == 12 {
+            4
+        } else {
+            2
+        };
         let return_items = [u64::from(self.st.seg[seg::CS].selector), self.rip];
         let target = self.mark_accessed(code, target)?;
         if !inner {

@@ -1,0 +1,208 @@
+//! The cache of decoded blocks of one vCPU.
+
+use crate::core::Core;
+use crate::op::{Op, Stop};
+use crate::tlb::code_index;
+use cpu::state::seg;
+use iced_x86::Instruction;
+use memory::HostPage;
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// Where a block's bytes came from, to see whether they are still the same.
+#[derive(Clone, Copy)]
+pub struct CodePage {
+    pub page: HostPage,
+    pub version: &'static AtomicU32,
+    /// Guest physical address of the page.
+    pub physical: u64,
+}
+
+/// What entering a block needs.
+pub struct Head {
+    pub rip: u64,
+    pub start: u32,
+    pub len: u32,
+    pub count: u32,
+    pub mode: u32,
+    pub first: CodePage,
+    pub seen: Cell<u32>,
+    /// The page that the last instruction crosses into. Such blocks are never linked.
+    pub second: Option<(CodePage, Cell<u32>)>,
+    /// The code bytes: range in [`Cache::bytes`].
+    pub bytes: (u32, u16),
+    /// Times entered through the run loop (for a translator's tier-up).
+    pub entered: Cell<u32>,
+}
+
+type Key = (u64, u64, u32);
+
+const JUMP_SLOTS: usize = 4096;
+const MAX_OPS: usize = 1 << 18;
+
+#[derive(Default)]
+pub struct Cache {
+    pub ops: Vec<Op>,
+    pub insns: Vec<Instruction>,
+    /// Slot 0 is never used: link 0 means "not linked".
+    pub heads: Vec<Head>,
+    pub bytes: Vec<u8>,
+    map: HashMap<Key, u32, std::hash::BuildHasherDefault<Mixer>>,
+    jumps: Vec<Cell<u32>>,
+    pub flushes: u64,
+}
+
+/// A multiplying hasher for the block map; keys are not chosen by an adversary's wish to
+/// collide with more than its own vCPU.
+#[derive(Default)]
+pub struct Mixer(u64);
+
+impl std::hash::Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 29
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.write_u64(u64::from(b));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+}
+
+impl Cache {
+    pub fn new() -> Self {
+        Cache { jumps: vec![Cell::new(0); JUMP_SLOTS], ..Cache::default() }
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.ops.len() >= MAX_OPS
+    }
+
+    pub fn clear(&mut self) {
+        self.ops.clear();
+        self.insns.clear();
+        self.heads.clear();
+        self.bytes.clear();
+        self.map.clear();
+        self.jumps.iter().for_each(|slot| slot.set(0));
+        self.flushes += 1;
+    }
+
+    fn slot(&self, rip: u64) -> &Cell<u32> {
+        &self.jumps[(rip ^ rip >> 12) as usize % JUMP_SLOTS]
+    }
+
+    /// The block that was last found at `rip`, unverified (0: none).
+    #[inline(always)]
+    pub fn guess(&self, rip: u64) -> u32 {
+        self.jumps.get((rip ^ rip >> 12) as usize % JUMP_SLOTS).map_or(0, Cell::get)
+    }
+
+    pub fn find(&self, physical: u64, rip: u64, mode: u32) -> Option<u32> {
+        let block = self.map.get(&(physical, rip, mode)).copied()?;
+        self.slot(rip).set(block);
+        Some(block)
+    }
+
+    /// Adds a block whose ops and bytes were appended already.
+    pub fn add(&mut self, physical: u64, head: Head) -> u32 {
+        let key = (physical, head.rip, head.mode);
+        let block = self.heads.len() as u32;
+        self.slot(head.rip).set(block);
+        self.heads.push(head);
+        self.map.insert(key, block);
+        block
+    }
+
+    pub fn forget(&mut self, physical: u64, rip: u64, mode: u32) {
+        self.map.remove(&(physical, rip, mode));
+        self.slot(rip).set(0);
+    }
+}
+
+impl Core {
+    /// Whether linear page of `rip` is known to lead to `physical` (a page) for execution.
+    #[inline(always)]
+    pub fn executes_at(&self, rip: u64, physical: u64) -> bool {
+        let mut linear = rip.wrapping_add(self.sc[seg::CS].base);
+        if self.mode & 3 != 2 {
+            linear &= 0xffff_ffff;
+        }
+        let entry = &self.tlb.code[code_index(linear)];
+        entry.tag == linear & !0xfff && entry.physical == physical
+    }
+}
+
+/// Runs block `block` after the checks that every entry makes.
+#[inline(always)]
+pub fn enter<'a>(core: &mut Core, cache: &'a Cache, block: u32) -> Stop {
+    let Some(head) = cache.heads.get(block as usize) else { return Stop::Resolve };
+    enter_head(core, cache, head, block)
+}
+
+#[inline(always)]
+pub fn enter_head<'a>(core: &mut Core, cache: &'a Cache, head: &'a Head, block: u32) -> Stop {
+    core.budget -= i64::from(head.count);
+    if core.budget < 0 || core.bus.link.cell().load(Ordering::Relaxed) != 0 {
+        core.budget += i64::from(head.count);
+        core.rip = head.rip;
+        return Stop::Poll;
+    }
+    if head.first.version.load(Ordering::Acquire) != head.seen.get() {
+        core.budget += i64::from(head.count);
+        core.rip = head.rip;
+        core.goto_block = block;
+        return Stop::Stale;
+    }
+    let start = head.start as usize;
+    let Some(ops) = cache.ops.get(start..start + head.len as usize) else { return Stop::Resolve };
+    #[cfg(tail_dispatch)]
+    {
+        let [op, rest @ ..] = ops else { return Stop::Resolve };
+        (op.run)(core, cache, op, rest)
+    }
+    #[cfg(not(tail_dispatch))]
+    {
+        let _ = ops;
+        core.goto_block = block;
+        Stop::Goto
+    }
+}
+
+/// Leaves the block through link `n` of `op` to `target`.
+#[inline(always)]
+pub fn follow<'a>(core: &mut Core, cache: &'a Cache, op: &'a Op, n: usize, target: u64) -> Stop {
+    let block = op.links[n].get();
+    if block != 0
+        && let Some(head) = cache.heads.get(block as usize)
+        && (op.aux & crate::op::FAR_LINK[n] == 0 || core.executes_at(target, head.first.physical))
+    {
+        return enter_head(core, cache, head, block);
+    }
+    core.rip = target;
+    core.link_from = (op.extra, n as u8);
+    Stop::Link
+}
+
+/// Leaves the block to an address that was computed.
+#[inline(always)]
+pub fn follow_indirect<'a>(core: &mut Core, cache: &'a Cache, target: u64) -> Stop {
+    let block = cache.guess(target);
+    if block != 0
+        && let Some(head) = cache.heads.get(block as usize)
+        && head.rip == target
+        && head.mode == core.mode
+        && head.second.is_none()
+        && core.executes_at(target, head.first.physical)
+    {
+        return enter_head(core, cache, head, block);
+    }
+    core.rip = target;
+    Stop::Resolve
+}

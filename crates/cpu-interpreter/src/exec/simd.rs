@@ -1,0 +1,189 @@
+//! x87, MMX, SSE and AVX through [`cpu_host`].
+
+use super::{Done, Flow};
+use crate::core::Core;
+use crate::op::Op;
+use cpu::Fault;
+use cpu::fault::vector;
+use cpu::paging::*;
+use cpu::state::seg;
+use cpu_host::{Class, Operand, Plan, SimdFault};
+use iced_x86::{Instruction, Mnemonic};
+
+impl Core {
+    /// #UD and #NM by the instruction's class.
+    pub(super) fn check_class(&self, class: Class) -> Result<(), Fault> {
+        let (cr0, cr4) = (self.st.cr0, self.st.cr4);
+        let undefined = match class {
+            Class::X87 | Class::Wait => false,
+            Class::Mmx => cr0 & CR0_EM != 0,
+            Class::Sse => cr0 & CR0_EM != 0 || cr4 & CR4_OSFXSR == 0,
+            Class::Avx => cr4 & CR4_OSXSAVE == 0 || self.st.xcr0 & 6 != 6 || !self.protected(),
+        };
+        if undefined {
+            return Err(Fault::UD);
+        }
+        let unavailable = match class {
+            Class::X87 => cr0 & (CR0_EM | CR0_TS) != 0,
+            Class::Wait => cr0 & CR0_MP != 0 && cr0 & CR0_TS != 0,
+            _ => cr0 & CR0_TS != 0,
+        };
+        if unavailable { Err(Fault::NM) } else { Ok(()) }
+    }
+
+    fn simd_fault(&self, fault: SimdFault) -> Fault {
+        match fault {
+            SimdFault::Mf => Fault::plain(vector::MF),
+            SimdFault::Xm if self.st.cr4 & CR4_OSXMMEXCPT == 0 => Fault::UD,
+            SimdFault::Xm => Fault::plain(vector::XM),
+        }
+    }
+
+    pub(super) fn simd(&mut self, i: &Instruction, op: &Op) -> Done {
+        if let Some(done) = self.fpu_state(i, op) {
+            return done;
+        }
+        let Some(plan) = self.plans.get(op.imm as usize).copied() else { return Err(Fault::UD) };
+        self.run_plan(i, op, &plan)
+    }
+
+    pub fn run_plan(&mut self, i: &Instruction, op: &Op, plan: &Plan) -> Done {
+        self.check_class(plan.class)?;
+        if let Some(gather) = plan.gather() {
+            let gather = *gather;
+            return self.gather(i, op, &gather);
+        }
+        let mut operand = Operand::default();
+        let mut target = None;
+        let mut byte_mask = u64::MAX;
+        if let Some(memory) = plan.memory {
+            let size = usize::from(memory.size);
+            let linear = if matches!(
+                i.mnemonic(),
+                Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
+            ) {
+                let offset = self.r[7] << (op.cut & 63) >> (op.cut & 63);
+                self.linear(Core::source_segment(i), offset, size, memory.write)?
+            } else {
+                self.operand(op, size, memory.write)?
+            };
+            if memory.align > 1 && linear & (u64::from(memory.align) - 1) != 0 {
+                return Err(Fault::GP0);
+            }
+            if memory.masked {
+                byte_mask = plan.byte_mask(&mut self.simd).map_err(|f| self.simd_fault(f))?;
+                for k in (0..size).filter(|k| byte_mask >> k & 1 != 0) {
+                    let at = self.wrap(linear.wrapping_add(k as u64));
+                    if memory.write {
+                        self.probe_write(at, 1)?;
+                    }
+                    operand.0[k] = self.read(at, 1)? as u8;
+                }
+            } else {
+                if memory.write {
+                    self.probe_write(linear, size)?;
+                }
+                if memory.read {
+                    self.load_operand(linear, size, &mut operand)?;
+                }
+            }
+            if memory.write {
+                target = Some((linear, size, memory.masked));
+            }
+        }
+        if !plan.touches.is_empty() && plan.touches.intersects(cpu_host::Touches::FLAGS_READ) {
+            self.st.rflags |= 0;
+        }
+        let mut rflags = self.rflags();
+        let Some(gpr) = self.r.first_chunk_mut::<16>() else { return Err(Fault::UD) };
+        let result = plan.run(&mut self.simd, gpr, &mut rflags, &mut operand);
+        let store = result.map_err(|fault| self.simd_fault(fault))?;
+        if plan.touches.contains(cpu_host::Touches::FLAGS_WRITE) {
+            self.set_arith(rflags);
+        }
+        if plan.sets_x87_pointers {
+            self.note_x87(i, op, plan.memory.is_some());
+        }
+        if let Some((linear, size, masked)) = target
+            && store
+        {
+            self.store_operand(linear, size, &operand, if masked { byte_mask } else { u64::MAX })?;
+        }
+        Ok(Flow::Next)
+    }
+
+    fn load_operand(&mut self, linear: u64, size: usize, operand: &mut Operand) -> Result<(), Fault> {
+        let entry = &self.tlb.read[crate::tlb::data_index(linear)];
+        let offset = linear.wrapping_sub(entry.tag);
+        if offset <= 4096 - size as u64 {
+            let page = entry.page;
+            page.read(offset as usize, &mut operand.0[..size]);
+            return Ok(());
+        }
+        if matches!(size, 1 | 2 | 4 | 8) {
+            let value = self.read(linear, size)?;
+            operand.0[..8].copy_from_slice(&value.to_le_bytes());
+            return Ok(());
+        }
+        self.read_bytes(linear, &mut operand.0[..size])
+    }
+
+    fn store_operand(
+        &mut self,
+        linear: u64,
+        size: usize,
+        operand: &Operand,
+        byte_mask: u64,
+    ) -> Result<(), Fault> {
+        if byte_mask != u64::MAX {
+            for k in (0..size).filter(|k| byte_mask >> k & 1 != 0) {
+                let at = self.wrap(linear.wrapping_add(k as u64));
+                self.write(at, 1, u64::from(operand.0[k]))?;
+            }
+            return Ok(());
+        }
+        if matches!(size, 1 | 2 | 4 | 8) {
+            let mut bytes = [0; 8];
+            bytes[..size].copy_from_slice(&operand.0[..size]);
+            return self.write(linear, size, u64::from_le_bytes(bytes));
+        }
+        let entry = &self.tlb.write[crate::tlb::data_index(linear)];
+        let offset = linear.wrapping_sub(entry.tag);
+        if offset <= 4096 - size as u64 && self.watchpoints.is_empty() {
+            let watch = entry.watch;
+            entry.page.write(offset as usize, &operand.0[..size]);
+            if watch.load(std::sync::atomic::Ordering::Relaxed) != 0 {
+                self.note_stored(linear, size);
+            }
+            return Ok(());
+        }
+        self.write_bytes(linear, &operand.0[..size])
+    }
+
+    fn note_x87(&mut self, i: &Instruction, op: &Op, memory: bool) {
+        self.simd.fip = i.ip();
+        self.simd.fcs = self.st.seg[seg::CS].selector;
+        self.simd.fop = op.aux;
+        if memory {
+            self.simd.fdp = self.offset(op);
+            self.simd.fds = self.st.seg[usize::from(op.seg.min(5))].selector;
+        }
+    }
+
+    fn gather(&mut self, i: &Instruction, op: &Op, gather: &cpu_host::Gather) -> Done {
+        let size = usize::from(gather.element_size);
+        let scale = i.memory_index_scale() as i64;
+        for k in 0..gather.count {
+            if let Some(index) = gather.index(&self.simd, k) {
+                let base = self.r[usize::from(op.base & 31)].wrapping_add(op.disp);
+                let sum = base.wrapping_add(index.wrapping_mul(scale) as u64);
+                let offset = sum << (op.cut & 63) >> (op.cut & 63);
+                let linear = self.linear(op.seg, offset, size, false)?;
+                let value = self.read(linear, size)?;
+                gather.set(&mut self.simd, k, value);
+            }
+        }
+        gather.finish(&mut self.simd);
+        Ok(Flow::Next)
+    }
+}
