@@ -33,7 +33,7 @@ pub(crate) fn choose(accels: &[Accel]) -> Result<Arc<dyn Engine>> {
 fn make(name: &str) -> Result<Arc<dyn Engine>> {
     match name {
         "qtest" => Ok(Arc::new(QtestEngine)),
-        "tcg" | "interpreter" => Ok(Arc::new(QtestEngine)),
+        "tcg" | "interpreter" => Ok(Arc::new(cpu_interpreter::Interpreter::new()?)),
         _ => {
             let failure = fail!("invalid accelerator {name}");
             match spec::nearest(name, NAMES.iter().copied()) {
