@@ -7,6 +7,7 @@
 
 pub mod pc;
 pub mod pci;
+mod sg;
 pub mod storage;
 pub mod virtio;
 

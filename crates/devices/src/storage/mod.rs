@@ -1,12 +1,27 @@
 //! Disk front ends and what they share.
+//!
+//! - [`Conf`], [`claim`]: the properties of every disk.
+//! - `ata`: ATA commands of a disk; `cdrom`: MMC commands of a CD drive; neither knows how its
+//!   bytes travel.
+//! - `mover`: bytes between a drive and scattered guest memory.
+//! - `ide`: the channel of a parallel ATA controller; `piix3`: that controller.
 
+mod ata;
+mod cdrom;
 mod conf;
+mod ide;
+mod mover;
+mod piix3;
+#[cfg(test)]
+mod tests;
+mod unit;
 
 pub use conf::{Conf, DRIVE, Geometry, LIMITS, claim, wait_idle};
+pub use unit::IdeBus;
 
 use device::Model;
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    Vec::new()
+    vec![&piix3::MODEL, &unit::HD, &unit::CD]
 }

@@ -1,5 +1,6 @@
 //! Split virtqueues (virtio 1.2 §2.7).
 
+use crate::sg::{self, Span};
 use memory::Dma;
 use std::sync::atomic::{Ordering, fence};
 
@@ -15,13 +16,6 @@ const MAX_PIECES: usize = 1024;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Broken(pub &'static str);
 
-/// A piece of guest memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    pub address: u64,
-    pub len: u32,
-}
-
 /// One buffer that the driver made available: what the device may read, then what it may write.
 #[derive(Debug)]
 pub struct Chain {
@@ -33,54 +27,23 @@ pub struct Chain {
     pub writable: Vec<Span>,
 }
 
-fn total(spans: &[Span]) -> u64 {
-    spans.iter().map(|span| u64::from(span.len)).sum()
-}
-
-/// Calls `each(address, from, to)` for the pieces of bytes `at..at + len` of a span list.
-fn pieces(
-    spans: &[Span],
-    at: u64,
-    len: usize,
-    mut each: impl FnMut(u64, usize, usize) -> Option<()>,
-) -> Option<()> {
-    let (mut skip, mut done) = (at, 0);
-    for span in spans {
-        if done == len {
-            break;
-        }
-        let size = u64::from(span.len);
-        if skip >= size {
-            skip -= size;
-            continue;
-        }
-        let step = (size - skip).min((len - done) as u64) as usize;
-        each(span.address.checked_add(skip)?, done, done + step)?;
-        (skip, done) = (0, done + step);
-    }
-    (done == len).then_some(())
-}
-
 impl Chain {
     pub fn readable_len(&self) -> u64 {
-        total(&self.readable)
+        sg::total(&self.readable)
     }
 
     pub fn writable_len(&self) -> u64 {
-        total(&self.writable)
+        sg::total(&self.writable)
     }
 
     /// Copies out of the readable part; `None` past its end or outside memory.
     pub fn read(&self, dma: &Dma, at: u64, to: &mut [u8]) -> Option<()> {
-        let len = to.len();
-        pieces(&self.readable, at, len, |address, from, end| dma.read(address, &mut to[from..end]).ok())
+        sg::read(&self.readable, dma, at, to)
     }
 
     /// Copies into the writable part; `None` past its end or outside memory.
     pub fn write(&self, dma: &Dma, at: u64, bytes: &[u8]) -> Option<()> {
-        pieces(&self.writable, at, bytes.len(), |address, from, end| {
-            dma.write(address, &bytes[from..end]).ok()
-        })
+        sg::write(&self.writable, dma, at, bytes)
     }
 }
 
@@ -266,10 +229,5 @@ impl Queue {
         let old = self.signalled.replace(new);
         // virtio 1.2 §2.7.7.2: has the used index passed the event since the last decision?
         Ok(old.is_none_or(|old| new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)))
-    }
-
-    /// The device's positions in the available and used rings.
-    pub fn positions(&self) -> (u16, u16) {
-        (self.next_avail, self.next_used)
     }
 }
