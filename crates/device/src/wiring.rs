@@ -25,6 +25,8 @@ pub trait Backends: Send + Sync {
     /// Claims a block back end (by back-end name, or making an anonymous one over a node) for
     /// the front end of the given id or path.
     fn drive(&self, name: &str, front_end: &str) -> Result<block::Backend>;
+    /// A new anonymous block back end without a medium (a CD drive without `drive=`).
+    fn empty_drive(&self) -> Result<block::Backend>;
     /// A user-created object (`rng-random`, `iothread`), to be downcast by its type.
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>>;
 }

@@ -74,6 +74,9 @@ impl Backends for Recorder {
         let graph = self.graph();
         graph.device_drive(name)?.ok_or_else(|| base::fail!("can't find value '{name}'"))
     }
+    fn empty_drive(&self) -> base::Result<block::Backend> {
+        block::Backend::new(&self.graph(), Setup::default())
+    }
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
         self.objects.lock().unwrap().get(id).cloned()
     }

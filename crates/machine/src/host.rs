@@ -54,6 +54,10 @@ impl device::Backends for Host {
         Ok(backend)
     }
 
+    fn empty_drive(&self) -> Result<block::Backend> {
+        block::Backend::new(&self.graph, block::Setup::default())
+    }
+
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
         self.objects.find(id)
     }

@@ -28,6 +28,9 @@ impl Backends for Nothing {
     fn drive(&self, name: &str, _front_end: &str) -> base::Result<block::Backend> {
         Err(base::Failure::device_not_found(name))
     }
+    fn empty_drive(&self) -> base::Result<block::Backend> {
+        Err(base::Failure::device_not_found("drive"))
+    }
     fn object(&self, _: &str) -> Option<Arc<dyn Any + Send + Sync>> {
         None
     }

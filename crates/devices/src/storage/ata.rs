@@ -51,15 +51,30 @@ pub enum Action {
     /// Bytes for the host, ready now, by PIO.
     Answer(Vec<u8>),
     /// From the disk to the host; `block` bytes with each PIO request.
-    Read { offset: u64, len: u64, block: usize, dma: bool },
+    Read {
+        offset: u64,
+        len: u64,
+        block: usize,
+        dma: bool,
+    },
     /// From the host to the disk.
-    Write { offset: u64, len: u64, block: usize, dma: bool, fua: bool },
+    Write {
+        offset: u64,
+        len: u64,
+        block: usize,
+        dma: bool,
+        fua: bool,
+    },
     /// No data for the host.
     Disk(Request),
     /// Ranges to discard come from the host, by DMA.
-    Trim { len: u64 },
+    Trim {
+        len: u64,
+    },
     /// A command packet follows; its data by DMA or not.
-    Packet { dma: bool },
+    Packet {
+        dma: bool,
+    },
     /// Both drives of the channel reset.
     Diagnose,
     /// Only this drive resets, without interrupt.
@@ -223,7 +238,9 @@ impl Drive {
     fn short_address(&self, task: &Taskfile) -> Option<u64> {
         let head = u64::from(task.device & 0x0f);
         if task.device & 0x40 != 0 {
-            return Some(head << 24 | u64::from(task.high) << 16 | u64::from(task.mid) << 8 | u64::from(task.low));
+            return Some(
+                head << 24 | u64::from(task.high) << 16 | u64::from(task.mid) << 8 | u64::from(task.low),
+            );
         }
         let (heads, sectors) = {
             let state = self.state.lock();

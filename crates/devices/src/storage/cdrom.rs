@@ -336,8 +336,26 @@ impl Cdrom {
         let speed = (16u16 * 176).to_be_bytes();
         let buffer = 512u16.to_be_bytes();
         vec![
-            0x2a, 18, 0x3b, 0, 0x70, 0, 0x29 | locked, 0, speed[0], speed[1], 0, 2, buffer[0], buffer[1],
-            speed[0], speed[1], 0, 0, 0, 0,
+            0x2a,
+            18,
+            0x3b,
+            0,
+            0x70,
+            0,
+            0x29 | locked,
+            0,
+            speed[0],
+            speed[1],
+            0,
+            2,
+            buffer[0],
+            buffer[1],
+            speed[0],
+            speed[1],
+            0,
+            0,
+            0,
+            0,
         ]
     }
 

@@ -231,7 +231,7 @@ impl Channel {
             self.drive_irq(&state);
             return;
         }
-        if state.task().status & (BUSY | DRQ) != 0 && state.task().status & BUSY != 0 {
+        if state.task().status & BUSY != 0 {
             return;
         }
         state.control &= !CONTROL_HOB;
@@ -306,7 +306,11 @@ impl Channel {
                 state.set_status(READY | SEEK | DRQ);
             }
             Action::Read { offset, len, .. } => {
-                self.dma_job(state, drive, Job::Disk { offset, len, write: false, fua: false, packet: false });
+                self.dma_job(
+                    state,
+                    drive,
+                    Job::Disk { offset, len, write: false, fua: false, packet: false },
+                );
             }
             Action::Write { offset, len, fua, .. } => {
                 self.dma_job(state, drive, Job::Disk { offset, len, write: true, fua, packet: false });
@@ -483,8 +487,7 @@ impl Channel {
             Reply::Check(sense) => state.fail_packet(sense),
             Reply::Data(data) if dma => self.dma_job(state, drive, Job::Answer { data, packet: true }),
             Reply::Data(data) => {
-                state.work =
-                    Work::In(PioIn { data, at: 0, end: 0, block: limit, rest: None, packet: true });
+                state.work = Work::In(PioIn { data, at: 0, end: 0, block: limit, rest: None, packet: true });
                 state.offer_block();
             }
             Reply::Read { offset, len } if dma => {
@@ -623,7 +626,7 @@ impl Channel {
         match result {
             Ok(more) => self.dma_done(state, packet, more),
             Err(Stopped::Memory) => self.dma_failed(state),
-            Err(Stopped::Disk(_)) => {
+            Err(Stopped::Disk) => {
                 state.bm_status &= !BM_ACTIVE;
                 if packet {
                     drive.cdrom.iter().for_each(|cdrom| cdrom.set_sense(READ_ERROR));

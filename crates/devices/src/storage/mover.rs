@@ -9,7 +9,8 @@ const PIECE: u64 = 1 << 20;
 /// Why a transfer ended early.
 #[derive(Debug)]
 pub enum Stopped {
-    Disk(io::Error),
+    /// The drive could not read or write.
+    Disk,
     /// The memory is not there, or too little of it was given.
     Memory,
 }
@@ -64,7 +65,7 @@ impl Mover {
         }
         let data = match result {
             Ok(data) => data,
-            Err(error) => return (self.finish)(Err(Stopped::Disk(error))),
+            Err(_) => return (self.finish)(Err(Stopped::Disk)),
         };
         if !self.write && sg::write(&self.spans, &self.dma, done, &data).is_none() {
             return (self.finish)(Err(Stopped::Memory));

@@ -14,7 +14,12 @@ const ANY_UNIT: u64 = u32::MAX as u64;
 const VERSION: &str = "2.5+";
 
 const COMMON: &[Property] = &[
-    Property::new("unit", PropertyKind::U32, "4294967295", "Place on the bus; the first free one if not given"),
+    Property::new(
+        "unit",
+        PropertyKind::U32,
+        "4294967295",
+        "Place on the bus; the first free one if not given",
+    ),
     Property::unset("ver", PropertyKind::Str, "Firmware version, up to 8 characters"),
     Property::new("wwn", PropertyKind::U64, "0", "World wide name"),
     Property::unset("serial", PropertyKind::Str, "Serial number, up to 20 characters"),
@@ -43,9 +48,10 @@ const fn model(
     }
 }
 
-pub static HD: Model = model("ide-hd", "virtual IDE disk", &[DRIVE, LIMITS, COMMON, ROTATION], |props, wiring| {
-    create(&HD, props, wiring)
-});
+pub static HD: Model =
+    model("ide-hd", "virtual IDE disk", &[DRIVE, LIMITS, COMMON, ROTATION], |props, wiring| {
+        create(&HD, props, wiring)
+    });
 pub static CD: Model = model("ide-cd", "virtual IDE CD-ROM", &[DRIVE, LIMITS, COMMON], |props, wiring| {
     create(&CD, props, wiring)
 });
@@ -73,7 +79,9 @@ impl IdeBus {
         if wanted == ANY_UNIT {
             return match drives.iter().position(Option::is_none) {
                 Some(unit) => Ok(unit),
-                None => bail!("Can't create IDE unit {}, bus supports only {} units", drives.len(), drives.len()),
+                None => {
+                    bail!("Can't create IDE unit {}, bus supports only {} units", drives.len(), drives.len())
+                }
             };
         }
         match usize::try_from(wanted).ok().and_then(|unit| Some((unit, drives.get(unit)?))) {
@@ -149,12 +157,10 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
     if is_cd {
         backend.set_read_only(true);
     }
-    let names = Names {
-        vendor: "QEMU".into(),
-        product: identity.model.clone(),
-        revision: identity.version.clone(),
-    };
-    let cdrom = is_cd.then(|| Cdrom::new(backend.clone(), names, id.clone(), wiring.services.notices.clone()));
+    let names =
+        Names { vendor: "QEMU".into(), product: identity.model.clone(), revision: identity.version.clone() };
+    let cdrom =
+        is_cd.then(|| Cdrom::new(backend.clone(), names, id.clone(), wiring.services.notices.clone()));
     let drive = Arc::new(Drive::new(backend, conf, identity, cdrom));
     if let Err(why) = attach(&drive, id, is_cd) {
         drive.backend.detach();
