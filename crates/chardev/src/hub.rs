@@ -26,6 +26,8 @@ struct Slot {
     front: Option<Weak<dyn FrontEnd>>,
     front_open: bool,
     told_open: bool,
+    /// What the front end was last told about the input of a multiplexer.
+    told_focus: Option<bool>,
     blocked: bool,
 }
 
@@ -48,7 +50,14 @@ impl Hub {
         }
         let tag = slots.next_tag;
         slots.next_tag += 1;
-        slots.list.push(Slot { tag, front: None, front_open: false, told_open: false, blocked: false });
+        slots.list.push(Slot {
+            tag,
+            front: None,
+            front_open: false,
+            told_open: false,
+            told_focus: None,
+            blocked: false,
+        });
         Some(tag)
     }
 
@@ -63,14 +72,18 @@ impl Hub {
         self.room.notify_one();
     }
 
-    /// Attaches the front end of a slot and gives it the input. Returns the one that loses it.
-    pub fn connect(&self, tag: u32, front: Weak<dyn FrontEnd>, open: bool) {
+    /// Attaches the front end of a slot; with `take_focus` the input is its own from now on,
+    /// which [`Hub::announce`] tells.
+    pub fn connect(&self, tag: u32, front: Weak<dyn FrontEnd>, open: bool, take_focus: bool) {
         let mut slots = self.slots.lock();
         let Some(slot) = slots.list.iter_mut().find(|s| s.tag == tag) else { return };
         slot.front = Some(front);
         slot.front_open = open;
         slot.told_open = false;
-        slots.focus.get_or_insert(tag);
+        slot.told_focus = None;
+        if take_focus || slots.focus.is_none() {
+            slots.focus = Some(tag);
+        }
     }
 
     pub fn set_front_open(&self, tag: u32, open: bool) {
@@ -108,20 +121,28 @@ impl Hub {
 
     /// Moves the input to `tag`, telling both sides.
     pub fn set_focus(&self, tag: u32) {
-        let (old, new) = {
-            let mut slots = self.slots.lock();
-            let old = slots.focus.filter(|&old| old != tag);
-            slots.focus = Some(tag);
-            let find = |tag| slots.list.iter().find(|s| Some(s.tag) == tag).and_then(Slot::front);
-            (find(old), find(Some(tag)))
-        };
-        if let Some(old) = old {
-            old.event(Event::MuxOut);
-        }
-        if let Some(new) = new {
-            new.event(Event::MuxIn);
-        }
+        self.slots.lock().focus = Some(tag);
+        self.announce_focus();
         self.room.notify_one();
+    }
+
+    /// Tells the front ends of a multiplexer who lost the input and who has it.
+    pub fn announce_focus(&self) {
+        let mut news: Vec<(bool, Arc<dyn FrontEnd>)> = {
+            let mut slots = self.slots.lock();
+            let focus = slots.focus;
+            let changed = slots.list.iter_mut().filter_map(|s| {
+                let has = focus == Some(s.tag);
+                let news = s.front.is_some() && s.told_focus != Some(has);
+                s.told_focus = if s.front.is_some() { Some(has) } else { None };
+                news.then(|| s.front()).flatten().map(|front| (has, front))
+            });
+            changed.collect()
+        };
+        news.sort_by_key(|(has, _)| *has);
+        for (has, front) in news {
+            front.event(if has { Event::MuxIn } else { Event::MuxOut });
+        }
     }
 
     /// The attached slot after the one with the focus, going round.

@@ -46,13 +46,14 @@ impl Port {
     /// As [`Port::connect`] with the open state given, for a trait object held weakly.
     pub fn attach(&self, front: Weak<dyn FrontEnd>, open: bool) {
         let hold = &self.0;
-        hold.device.hub.connect(hold.tag, front, open);
-        let (device, tag) = (hold.device.clone(), hold.tag);
+        let mux = hold.device.backend.max_fronts() > 1;
+        hold.device.hub.connect(hold.tag, front, open, mux && open);
+        let device = hold.device.clone();
         hold.runtime.spawn(async move {
-            device.hub.announce();
-            if open && device.backend.max_fronts() > 1 {
-                device.hub.set_focus(tag);
+            if mux {
+                device.hub.announce_focus();
             }
+            device.hub.announce();
             device.backend.accept_input();
         });
     }
