@@ -2,6 +2,7 @@
 
 use base::{Result, fail};
 use cpu::cpuid::{CpuidTable, Leaf};
+use cpu::models::{Features, Identity, Offer};
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
 /// Leaf 1 ECX bits that Ryokan itself provides: x2APIC, TSC deadline; and "hypervisor".
@@ -63,6 +64,47 @@ pub fn mask(wanted: &CpuidTable, supported: &[kvm_cpuid_entry2]) -> CpuidTable {
         }
     }
     table
+}
+
+/// What remains of every feature word, and the host's identity.
+pub fn offer(supported: &[kvm_cpuid_entry2]) -> Offer {
+    let all = Leaf { eax: u32::MAX, ebx: u32::MAX, ecx: u32::MAX, edx: u32::MAX };
+    let query = |leaf: u32, sub: u32| {
+        let subleaf = supported.iter().any(|e| e.function == leaf && e.index > 0).then_some(sub);
+        let table = mask(&CpuidTable { leaves: vec![(leaf, subleaf, all)] }, supported);
+        // Words that `mask` does not know are KVM's own (leaf 6, paravirtual features).
+        let value = table.leaves[0].2;
+        match leaf {
+            1 | 7 | 0xd | 0x8000_0001 | 0x8000_0007 | 0x8000_0008 => {
+                [value.eax, value.ebx, value.ecx, value.edx]
+            }
+            _ => [0; 4],
+        }
+    };
+    let word = |leaf: u32| {
+        let entry = supported.iter().find(|e| e.function == leaf);
+        entry.map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+    };
+    let text = |words: &[u32]| {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).collect();
+        String::from_utf8_lossy(&bytes).trim_matches(['\0', ' ']).to_string()
+    };
+    let [_, b, c, d] = word(0);
+    let [signature, ..] = word(1);
+    let brand: Vec<u32> = (0x8000_0002..=0x8000_0004).flat_map(word).collect();
+    let base = signature >> 8 & 15;
+    let identity = Identity {
+        vendor: text(&[b, d, c]),
+        family: if base == 15 { base + (signature >> 20 & 255) } else { base },
+        model: (signature >> 4 & 15) | (signature >> 16 & 15) << 4,
+        stepping: signature & 15,
+        brand: text(&brand),
+    };
+    let phys_bits = match word(0x8000_0008)[0] & 255 {
+        0 => 36,
+        bits => bits,
+    };
+    Offer { engine: "KVM".into(), features: Features::from_cpuid(query), host: Some(identity), phys_bits }
 }
 
 /// KVM's form of a table.

@@ -2,10 +2,11 @@
 
 use crate::slots::SlotTable;
 use crate::vcpu::KvmVcpu;
-use crate::{cpuid, msrs, sys};
+use crate::{cpuid, msrs, probe, sys};
 use base::clock::Clock;
 use base::{Failure, Mutex, Result, bail};
 use cpu::cpuid::CpuidTable;
+use cpu::models::Offer;
 use cpu::{Engine, Vcpu, VcpuConfig};
 use kvm_bindings::{
     KVM_CAP_X86_USER_SPACE_MSR, KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_FILTER, KVM_MSR_EXIT_REASON_INVAL,
@@ -48,6 +49,9 @@ pub(crate) struct Inner {
     tsc: Mutex<Option<TscBase>>,
     origin: Instant,
     most_vcpus: usize,
+    tsc_khz: Option<u64>,
+    /// The slots follow this address space, that of the first vCPU.
+    memory: Mutex<Option<Arc<AddressSpace>>>,
 }
 
 /// How the machine's TSC follows from the host's.
@@ -59,8 +63,8 @@ struct TscBase {
 }
 
 impl KvmEngine {
-    /// Opens KVM and makes a virtual machine over the given physical memory.
-    pub fn open(memory: &AddressSpace) -> Result<KvmEngine> {
+    /// Opens KVM and makes a virtual machine. Its memory is that of the first vCPU's bus.
+    pub fn open() -> Result<KvmEngine> {
         let kvm = open_kvm()?;
         let cannot = |what: &'static str| move |e: kvm_ioctls::Error| Failure::os(what, &e.into());
         let vm = kvm.create_vm().map_err(cannot("KVM: cannot create a virtual machine"))?;
@@ -91,18 +95,11 @@ impl KvmEngine {
             tsc: Mutex::new(None),
             origin: Instant::now(),
             most_vcpus: kvm.get_max_vcpus(),
+            tsc_khz: host_tsc_khz(&kvm),
+            memory: Mutex::new(None),
             vm,
         });
-        let weak: Weak<Inner> = Arc::downgrade(&inner);
-        memory.on_change(move |view| {
-            if let Some(inner) = weak.upgrade() {
-                inner.slots.update(&inner.vm, view);
-            }
-        });
-        match inner.slots.error() {
-            Some(error) => Err(error),
-            None => Ok(KvmEngine { inner }),
-        }
+        Ok(KvmEngine { inner })
     }
 
     /// Why KVM cannot be used here, without making a machine.
@@ -110,12 +107,19 @@ impl KvmEngine {
         open_kvm().map(drop)
     }
 
-    /// The frequency at which guests' TSCs count: the host's, in kHz. The board uses it as
-    /// `CpuBus::tsc_khz`.
-    pub fn host_tsc_khz() -> Result<u64> {
+    /// Whether KVM here runs any operating system. Without hardware virtualisation (PVM) it
+    /// only emulates some instructions: enough for a BIOS, not for a kernel.
+    pub fn is_complete() -> bool {
+        probe::runs_sse().unwrap_or(false)
+    }
+
+    /// What KVM can give a guest on this host.
+    pub fn offer() -> Result<Offer> {
         let kvm = open_kvm()?;
-        let khz = kvm.create_vm().and_then(|vm| vm.create_vcpu(0)).and_then(|vcpu| vcpu.get_tsc_khz());
-        khz.map(u64::from).map_err(|e| Failure::os("KVM: the TSC's frequency is unknown", &e.into()))
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(|e| Failure::os("KVM: cannot ask for its CPU features", &e.into()))?;
+        Ok(cpuid::offer(supported.as_slice()))
     }
 
     /// A CPU model without the features that KVM does not have on this host.
@@ -133,6 +137,12 @@ impl KvmEngine {
     pub fn collect_dirty(&self) -> Result<()> {
         self.inner.slots.collect(&self.inner.vm)
     }
+}
+
+/// From a vCPU of a machine of its own, so that the machine's numbers stay free.
+fn host_tsc_khz(kvm: &Kvm) -> Option<u64> {
+    let khz = kvm.create_vm().and_then(|vm| vm.create_vcpu(0)).and_then(|vcpu| vcpu.get_tsc_khz());
+    khz.ok().map(u64::from)
 }
 
 fn open_kvm() -> Result<Kvm> {
@@ -153,6 +163,26 @@ fn open_kvm() -> Result<Kvm> {
 }
 
 impl Inner {
+    /// Makes the slots follow `memory`, if they do not yet.
+    fn attach(self: &Arc<Self>, memory: &Arc<AddressSpace>) -> Result<()> {
+        let mut attached = self.memory.lock();
+        if let Some(attached) = &*attached {
+            if !Arc::ptr_eq(attached, memory) {
+                bail!("KVM: all CPUs of a machine share one memory");
+            }
+            return Ok(());
+        }
+        *attached = Some(memory.clone());
+        drop(attached);
+        let weak: Weak<Inner> = Arc::downgrade(self);
+        memory.on_change(move |view| {
+            if let Some(inner) = weak.upgrade() {
+                inner.slots.update(&inner.vm, view);
+            }
+        });
+        self.slots.error().map_or(Ok(()), Err)
+    }
+
     /// What the guest's TSC is ahead of the host's while the machine runs, offsets of
     /// single vCPUs aside. The same for all vCPUs until the machine's clock was stopped.
     pub fn tsc_base(&self, clock: &Clock, tsc_khz: u64) -> u64 {
@@ -192,7 +222,12 @@ impl Engine for KvmEngine {
         if config.index >= self.inner.most_vcpus {
             bail!("KVM takes at most {} CPUs on this host", self.inner.most_vcpus);
         }
+        self.inner.attach(&config.bus.memory)?;
         Ok(Box::new(KvmVcpu::new(self.inner.clone(), config)?))
+    }
+
+    fn tsc_khz(&self) -> Option<u64> {
+        self.inner.tsc_khz
     }
 
     fn report(&self) -> String {

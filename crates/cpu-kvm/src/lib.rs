@@ -10,6 +10,7 @@ mod cpuid;
 mod engine;
 mod kick;
 mod msrs;
+mod probe;
 mod segments;
 mod slots;
 mod state;

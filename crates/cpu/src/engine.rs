@@ -118,6 +118,11 @@ pub trait Engine: Send + Sync {
     fn name(&self) -> &'static str;
     /// A vCPU in its reset state.
     fn vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>>;
+    /// The frequency at which guests' TSCs count with this engine, in kHz, if the engine does
+    /// not leave it to the board.
+    fn tsc_khz(&self) -> Option<u64> {
+        None
+    }
     /// A line or more for `info accel` / `info jit`.
     fn report(&self) -> String {
         String::new()
