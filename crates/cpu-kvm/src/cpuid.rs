@@ -72,9 +72,12 @@ pub fn offer(supported: &[kvm_cpuid_entry2]) -> Offer {
     let query = |leaf: u32, sub: u32| {
         let subleaf = supported.iter().any(|e| e.function == leaf && e.index > 0).then_some(sub);
         let table = mask(&CpuidTable { leaves: vec![(leaf, subleaf, all)] }, supported);
-        // Words that `mask` does not know are KVM's own (leaf 6, paravirtual features).
         let value = table.leaves[0].2;
+        let host = supported.iter().find(|e| e.function == leaf).map_or(0, |e| e.eax);
+        // Words that `mask` does not know are KVM's own (paravirtual features) or need
+        // hardware behind them (leaf 6).
         match leaf {
+            0 | 0x8000_0000 => [host, 0, 0, 0],
             1 | 7 | 0xd | 0x8000_0001 | 0x8000_0007 | 0x8000_0008 => {
                 [value.eax, value.ebx, value.ecx, value.edx]
             }

@@ -68,13 +68,14 @@ pub(crate) fn create(
     requests: &Arc<Requests>,
     tree: &Tree,
 ) -> Result<()> {
+    let tsc_khz = engine.tsc_khz().unwrap_or(TSC_KHZ);
     for (index, place) in places(smp).into_iter().enumerate().take(smp.cpus as usize) {
         let link = Arc::new(Link::new());
         let config = LapicConfig {
             id: place.apic_id,
             bootstrap: index == 0,
             x2apic: model.features.contains("x2apic"),
-            tsc_khz: TSC_KHZ,
+            tsc_khz,
         };
         let apic = Lapic::new(config, apics, link.clone(), &services.clocks.virtual_);
         let bus = CpuBus {
@@ -83,7 +84,7 @@ pub(crate) fn create(
             apic,
             link: link.clone(),
             clock: services.clocks.virtual_.clone(),
-            tsc_khz: TSC_KHZ,
+            tsc_khz,
         };
         let cpuid = Arc::new(model.table(&topology(smp), place.apic_id));
         let vcpu = engine.vcpu(VcpuConfig { index, bus, cpuid })?;

@@ -10,13 +10,15 @@ use std::sync::Arc;
 /// Accelerator names that are accepted.
 pub const NAMES: &[&str] = &["kvm", "tcg", "interpreter", "qtest"];
 
-/// Without `-accel`: KVM where it works, else software.
-const DEFAULT: &[&str] = &["kvm", "interpreter"];
+/// Without `-accel`: KVM where it runs operating systems, else software.
+fn default_names() -> Vec<&'static str> {
+    if cpu_kvm::KvmEngine::is_complete() { vec!["kvm", "interpreter"] } else { vec!["interpreter"] }
+}
 
 /// The first accelerator of the list that works here.
 pub(crate) fn choose(accels: &[Accel]) -> Result<Arc<dyn Engine>> {
     let names: Vec<&str> = if accels.is_empty() {
-        DEFAULT.to_vec()
+        default_names()
     } else {
         accels.iter().map(|accel| accel.name.as_str()).collect()
     };
@@ -33,6 +35,7 @@ pub(crate) fn choose(accels: &[Accel]) -> Result<Arc<dyn Engine>> {
 fn make(name: &str) -> Result<Arc<dyn Engine>> {
     match name {
         "qtest" => Ok(Arc::new(QtestEngine)),
+        "kvm" => Ok(Arc::new(cpu_kvm::KvmEngine::open()?)),
         "tcg" | "interpreter" => Ok(Arc::new(cpu_interpreter::Interpreter::new()?)),
         _ => {
             let failure = fail!("invalid accelerator {name}");
@@ -46,6 +49,11 @@ fn make(name: &str) -> Result<Arc<dyn Engine>> {
 
 /// What an engine can give a guest.
 pub fn offer(engine: &str) -> Offer {
+    if engine == "kvm"
+        && let Ok(offer) = cpu_kvm::KvmEngine::offer()
+    {
+        return offer;
+    }
     Offer {
         engine: engine.to_string(),
         features: software_features(cpu_host::host_supports),
