@@ -1,5 +1,6 @@
 //! Image formats, and the one list of all drivers.
 
+pub mod qcow2;
 pub mod raw;
 
 use crate::driver::Driver;
@@ -7,6 +8,7 @@ use crate::driver::Driver;
 /// Every driver, in the order in which lists show them.
 pub static DRIVERS: &[&Driver] = &[
     &raw::DRIVER,
+    &qcow2::DRIVER,
     &crate::protocols::file::FILE,
     &crate::protocols::file::HOST_DEVICE,
     &crate::protocols::file::HOST_CDROM,

@@ -1,0 +1,411 @@
+use crate::driver::{Fix, Snapshot};
+use crate::graph::{Graph, Pin, Settings, tests::graph};
+use crate::options::Options;
+use crate::types::*;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+/// A small generator of numbers that look random (xorshift64*).
+pub(crate) struct Rng(pub u64);
+
+impl Rng {
+    pub fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    pub fn below(&mut self, limit: u64) -> u64 {
+        self.next() % limit.max(1)
+    }
+}
+
+pub(crate) fn tool(program: &str, args: &[&str]) -> String {
+    let out = Command::new(program).args(args).output().expect("the qemu tools are installed");
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success(), "{program} {args:?}: {text}");
+    text
+}
+
+fn make(graph: &Arc<Graph>, path: &Path, options: Value) {
+    let (at, path) = (graph.clone(), path.to_str().unwrap().to_string());
+    graph.block_on(async move { at.create_image(&path, "qcow2", Options::json(options)).await }).unwrap();
+}
+
+fn open(graph: &Arc<Graph>, path: &Path) -> Pin {
+    let options =
+        json!({"driver": "qcow2", "discard": "unmap", "file": {"driver": "file", "filename": path}});
+    let at = graph.clone();
+    graph.block_on(async move { at.open(Options::json(options), Settings::default()).await }).unwrap()
+}
+
+fn close(graph: &Arc<Graph>, pin: Pin) {
+    drop(pin);
+    let at = graph.clone();
+    graph.block_on(async move { at.collect().await });
+    assert!(graph.nodes().is_empty());
+}
+
+fn paths(dir: &tempfile::TempDir) -> (PathBuf, PathBuf) {
+    (dir.path().join("a.qcow2"), dir.path().join("model.raw"))
+}
+
+fn judge(image: &Path, model: &[u8], raw: &Path) {
+    let text = tool("qemu-img", &["check", image.to_str().unwrap()]);
+    assert!(text.contains("No errors were found"), "{text}");
+    std::fs::write(raw, model).unwrap();
+    tool(
+        "qemu-img",
+        &["compare", "-f", "qcow2", "-F", "raw", image.to_str().unwrap(), raw.to_str().unwrap()],
+    );
+}
+
+/// Random requests, checked against a plain array.
+async fn churn(node: &crate::Node, model: &mut [u8], rng: &mut Rng, rounds: usize) {
+    let size = model.len() as u64;
+    for _ in 0..rounds {
+        let offset = rng.below(size);
+        let longest = if rng.below(4) == 0 { 300_000 } else { 6000 };
+        let len = (1 + rng.below(longest)).min(size - offset);
+        let range = offset as usize..(offset + len) as usize;
+        match rng.below(10) {
+            0..=4 => {
+                let data: Vec<u8> = (0..len).map(|at| (rng.0 >> (at % 7)) as u8 | 1).collect();
+                node.write(offset, &data, WriteFlags::empty()).await.unwrap();
+                model[range].copy_from_slice(&data);
+            }
+            5 => {
+                let flags = if rng.below(2) == 0 { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
+                node.write_zeroes(offset, len, flags).await.unwrap();
+                model[range].fill(0);
+            }
+            6 => {
+                node.discard(offset, len).await.unwrap();
+                let mut now = vec![0; len as usize];
+                node.read(offset, &mut now).await.unwrap();
+                // Whether a discarded byte is kept is open; it is the old one or zero.
+                for (new, old) in now.iter().zip(&mut model[range]) {
+                    assert!(*new == *old || *new == 0);
+                    *old = *new;
+                }
+            }
+            7 => node.flush().await.unwrap(),
+            _ => {
+                let mut data = vec![0xaa; len as usize];
+                node.read(offset, &mut data).await.unwrap();
+                assert!(data == model[range], "read at {offset:#x}+{len:#x}");
+            }
+        }
+    }
+}
+
+fn variants() -> Vec<Value> {
+    vec![
+        json!({}),
+        json!({"compat": "0.10"}),
+        json!({"cluster_size": "512"}),
+        json!({"cluster_size": "2M"}),
+        json!({"cluster_size": "4k", "refcount_bits": "1"}),
+        json!({"cluster_size": "1k", "refcount_bits": "64"}),
+        json!({"cluster_size": "16k", "extended_l2": "on"}),
+        json!({"extended_l2": "on"}),
+        json!({"lazy_refcounts": "on", "preallocation": "metadata"}),
+        json!({"preallocation": "falloc", "cluster_size": "8k"}),
+        json!({"compression_type": "zstd", "refcount_bits": "8"}),
+    ]
+}
+
+#[test]
+fn random_requests_leave_what_qemu_img_reads() {
+    for (round, mut options) in variants().into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, raw) = paths(&dir);
+        let graph = graph();
+        let size = 5 * (1 << 20) + 1536;
+        options["size"] = size.into();
+        make(&graph, &image, options.clone());
+        tool("qemu-img", &["check", image.to_str().unwrap()]);
+        let mut model = vec![0; size];
+        for pass in 0..2 {
+            let pin = open(&graph, &image);
+            let node = pin.clone();
+            let mut rng = Rng(1 + round as u64 * 77 + pass);
+            let mut state = model.clone();
+            model = graph.block_on(async move {
+                churn(&node, &mut state, &mut rng, 250).await;
+                state
+            });
+            close(&graph, pin);
+            eprintln!("{options}");
+            judge(&image, &model, &raw);
+        }
+    }
+}
+
+#[test]
+fn parallel_requests_do_not_lose_writes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, raw) = paths(&dir);
+    let graph = graph();
+    make(&graph, &image, json!({"size": 8 << 20, "cluster_size": "64k"}));
+    let pin = open(&graph, &image);
+    let node = pin.clone();
+    let model = graph.block_on(async move {
+        let mut model = vec![0u8; 8 << 20];
+        let mut tasks = tokio::task::JoinSet::new();
+        for at in 0..2048u64 {
+            // Neighbours share a cluster; the order is scrambled.
+            let offset = (at * 797 % 2048) * 4096;
+            let node = node.clone();
+            let byte = (at % 250 + 1) as u8;
+            model[offset as usize..offset as usize + 4096].fill(byte);
+            let flush = pin_flush(&node);
+            tasks.spawn(
+                async move { node.write(offset, &vec![byte; 4096], WriteFlags::empty()).await.unwrap() },
+            );
+            if at % 500 == 0 {
+                tasks.spawn(flush);
+            }
+        }
+        while tasks.join_next().await.is_some() {}
+        model
+    });
+    close(&graph, pin);
+    judge(&image, &model, &raw);
+}
+
+fn pin_flush(node: &Arc<crate::Node>) -> impl Future<Output = ()> + Send + 'static {
+    let node = node.clone();
+    async move { node.flush().await.unwrap() }
+}
+
+#[test]
+fn images_of_qemu_img_are_read_with_backing_and_compression() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, raw) = paths(&dir);
+    let base = dir.path().join("base.qcow2");
+    let mut rng = Rng(5);
+    let model: Vec<u8> =
+        (0..4 << 20).map(|at: u64| if at % 65536 < 30000 { (rng.next() % 5) as u8 } else { 0 }).collect();
+    std::fs::write(&raw, &model).unwrap();
+    let text = |path: &Path| path.to_str().unwrap().to_string();
+    for kind in ["zlib", "zstd"] {
+        let option = format!("compression_type={kind}");
+        tool(
+            "qemu-img",
+            &["convert", "-c", "-f", "raw", "-O", "qcow2", "-o", &option, &text(&raw), &text(&base)],
+        );
+        let _ = std::fs::remove_file(&image);
+        tool("qemu-img", &["create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", &text(&image), "5M"]);
+        let graph = graph();
+        let pin = open(&graph, &image);
+        assert_eq!(pin.backing().unwrap().filename(), text(&base));
+        let node = pin.clone();
+        let mut state = model.clone();
+        state.resize(5 << 20, 0);
+        let seen = graph.block_on(async move {
+            let mut data = vec![1; 5 << 20];
+            node.read(0, &mut data).await.unwrap();
+            assert!(data == state);
+            churn(&node, &mut state, &mut Rng(9), 150).await;
+            state
+        });
+        close(&graph, pin);
+        let other = dir.path().join("other.raw");
+        judge(&image, &seen, &other);
+    }
+}
+
+#[test]
+fn compressed_clusters_of_ours_are_read_by_qemu_img() {
+    for kind in ["zlib", "zstd"] {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, raw) = paths(&dir);
+        let graph = graph();
+        make(&graph, &image, json!({"size": (3 << 20) + 512, "compression_type": kind}));
+        let pin = open(&graph, &image);
+        let node = pin.clone();
+        let model = graph.block_on(async move {
+            let mut rng = Rng(3);
+            let mut model: Vec<u8> = (0..(3 << 20) + 512)
+                .map(|at: u64| if at % 3 == 0 { (rng.next() % 9) as u8 } else { 7 })
+                .collect();
+            for (at, piece) in model.chunks(65536).enumerate() {
+                node.write(at as u64 * 65536, piece, WriteFlags::COMPRESSED).await.unwrap();
+            }
+            churn(&node, &mut model, &mut rng, 100).await;
+            model
+        });
+        close(&graph, pin);
+        judge(&image, &model, &raw);
+    }
+}
+
+#[test]
+fn snapshots_are_kept_and_reverted() {
+    for options in [json!({"cluster_size": "4k"}), json!({"extended_l2": "on"}), json!({"compat": "0.10"})] {
+        let dir = tempfile::tempdir().unwrap();
+        let (image, raw) = paths(&dir);
+        let graph = graph();
+        let mut options = options;
+        options["size"] = (2u64 << 20).into();
+        make(&graph, &image, options);
+        let pin = open(&graph, &image);
+        let node = pin.clone();
+        let (first, last) = graph.block_on(async move {
+            let mut rng = Rng(11);
+            let mut model = vec![0; 2 << 20];
+            churn(&node, &mut model, &mut rng, 100).await;
+            let facet = node.layer().snapshots().unwrap();
+            let named = |name: &str| Snapshot {
+                name: name.into(),
+                date_sec: 1,
+                vm_clock_nsec: 5,
+                ..Snapshot::default()
+            };
+            facet.create(named("one")).await.unwrap();
+            let first = model.clone();
+            churn(&node, &mut model, &mut rng, 100).await;
+            facet.create(named("two")).await.unwrap();
+            churn(&node, &mut model, &mut rng, 60).await;
+            facet.write_vmstate(0, &[5; 100_000]).await.unwrap();
+            let mut state = vec![0; 100_000];
+            facet.read_vmstate(0, &mut state).await.unwrap();
+            assert_eq!(state, [5; 100_000]);
+            assert_eq!(facet.list().len(), 2);
+            facet.delete("2").await.unwrap();
+            churn(&node, &mut model, &mut rng, 60).await;
+            (first, model)
+        });
+        close(&graph, pin);
+        judge(&image, &last, &raw);
+        let listed = tool("qemu-img", &["snapshot", "-l", image.to_str().unwrap()]);
+        assert!(listed.contains("one") && !listed.contains("two"), "{listed}");
+        let copy = dir.path().join("copy.qcow2");
+        std::fs::copy(&image, &copy).unwrap();
+        tool("qemu-img", &["snapshot", "-a", "one", copy.to_str().unwrap()]);
+        judge(&copy, &first, &raw);
+        let pin = open(&graph, &image);
+        let node = pin.clone();
+        graph.block_on(async move { node.layer().snapshots().unwrap().goto("1").await.unwrap() });
+        close(&graph, pin);
+        judge(&image, &first, &raw);
+        tool("qemu-img", &["snapshot", "-d", "one", image.to_str().unwrap()]);
+        judge(&image, &first, &raw);
+    }
+}
+
+#[test]
+fn sizes_change_both_ways() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, raw) = paths(&dir);
+    let graph = graph();
+    make(&graph, &image, json!({"size": 1 << 20, "cluster_size": "512"}));
+    let pin = open(&graph, &image);
+    let node = pin.clone();
+    let model = graph.block_on(async move {
+        let mut rng = Rng(21);
+        let mut model = vec![0; 1 << 20];
+        for size in [3usize << 20, 1 << 19, (40 << 20) + 512, 4096, 1 << 20] {
+            churn(&node, &mut model, &mut rng, 40).await;
+            node.truncate(size as u64, Truncate::default()).await.unwrap();
+            model.resize(size, 0);
+        }
+        churn(&node, &mut model, &mut rng, 40).await;
+        model
+    });
+    close(&graph, pin);
+    judge(&image, &model, &raw);
+}
+
+#[test]
+fn persistent_bitmaps_survive_and_are_seen_by_qemu_img() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, _) = paths(&dir);
+    let graph = graph();
+    make(&graph, &image, json!({"size": 64 << 20}));
+    let pin = open(&graph, &image);
+    let bitmap = crate::DirtyBitmap::new(Some("b0".into()), 65536, 64 << 20);
+    bitmap.set_persistent(true);
+    pin.bitmaps().add(Arc::new(bitmap));
+    let node = pin.clone();
+    graph.block_on(async move {
+        node.write(100_000, &[1; 100_000], WriteFlags::empty()).await.unwrap();
+    });
+    let count = pin.bitmaps().find("b0").unwrap().count();
+    close(&graph, pin);
+    let info = tool("qemu-img", &["info", "--output=json", image.to_str().unwrap()]);
+    assert!(info.contains("\"name\": \"b0\""), "{info}");
+    tool("qemu-img", &["check", image.to_str().unwrap()]);
+    tool("qemu-img", &["bitmap", "--add", image.to_str().unwrap(), "theirs"]);
+    let pin = open(&graph, &image);
+    assert_eq!(pin.bitmaps().find("b0").unwrap().count(), count);
+    assert!(pin.bitmaps().find("b0").unwrap().is_enabled());
+    let node = pin.clone();
+    graph.block_on(async move {
+        let gone = node.bitmaps().find("theirs").unwrap();
+        node.bitmaps().remove(&gone);
+        node.layer().stored_bitmaps().unwrap().remove("theirs").await.unwrap();
+    });
+    close(&graph, pin);
+    let info = tool("qemu-img", &["info", "--output=json", image.to_str().unwrap()]);
+    assert!(info.contains("\"name\": \"b0\"") && !info.contains("theirs"), "{info}");
+    tool("qemu-img", &["check", image.to_str().unwrap()]);
+}
+
+#[test]
+fn an_external_data_file_is_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, raw) = paths(&dir);
+    let data = dir.path().join("data.raw");
+    let graph = graph();
+    make(&graph, &image, json!({"size": 2 << 20, "data_file": data, "data_file_raw": "on"}));
+    let pin = open(&graph, &image);
+    let node = pin.clone();
+    let model = graph.block_on(async move {
+        let mut model = vec![0; 2 << 20];
+        churn(&node, &mut model, &mut Rng(8), 80).await;
+        model
+    });
+    close(&graph, pin);
+    judge(&image, &model, &raw);
+    assert!(std::fs::read(&data).unwrap() == model);
+}
+
+#[test]
+fn leaks_and_wrong_counts_are_found_and_repaired() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, raw) = paths(&dir);
+    let graph = graph();
+    make(&graph, &image, json!({"size": 4 << 20}));
+    let pin = open(&graph, &image);
+    let node = pin.clone();
+    let model = graph.block_on(async move {
+        let mut model = vec![0; 4 << 20];
+        churn(&node, &mut model, &mut Rng(4), 80).await;
+        model
+    });
+    close(&graph, pin);
+    let mut bytes = std::fs::read(&image).unwrap();
+    let be = |bytes: &[u8], at: usize| u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+    let block = be(&bytes, be(&bytes, 48) as usize) as usize;
+    bytes[block + 2 * 5 + 1] = 0; // in use, counted as free
+    bytes[block + 2 * 4000 + 1] = 3; // counted, not in use
+    std::fs::write(&image, &bytes).unwrap();
+    let pin = open(&graph, &image);
+    let node = pin.clone();
+    let (before, after) = graph.block_on(async move {
+        let layer = node.layer();
+        (layer.check(Fix::Nothing).await.unwrap(), {
+            layer.check(Fix::All).await.unwrap();
+            layer.check(Fix::Nothing).await.unwrap()
+        })
+    });
+    assert!(before.corruptions >= 1 && before.leaks == 1, "{before:?}");
+    assert_eq!((after.corruptions, after.leaks), (0, 0), "{after:?}");
+    close(&graph, pin);
+    judge(&image, &model, &raw);
+}
