@@ -39,6 +39,7 @@ pub async fn run(
     };
     let control = Control::new(world);
     let monitors = Monitors::open(&invocation, &control)?;
+    let _qtest = open_qtest(&invocation, &host, &machine)?;
     let _pidfile = invocation.pidfile.as_deref().map(PidFile::write).transpose()?;
     ready.tell().map_err(|f| Complaint::at("-daemonize", f))?;
     if !invocation.machine.start_stopped {
@@ -60,6 +61,18 @@ fn build(invocation: &Invocation, host: &machine::Host, program: &str) -> Result
         eprintln!("{program}: warning: {warning}");
     }
     Ok(machine)
+}
+
+fn open_qtest(
+    invocation: &Invocation,
+    host: &machine::Host,
+    machine: &Arc<Machine>,
+) -> Result<Option<Arc<qtest::Server>>, Complaint> {
+    let Some(name) = &invocation.qtest else { return Ok(None) };
+    let place = invocation.places.qtest.clone().unwrap_or_default();
+    let port = host.chardevs.claim(name).map_err(|f| Complaint::at(&place, f))?;
+    let server = qtest::Server::open(machine, port, invocation.qtest_log.as_deref());
+    server.map(Some).map_err(|f| Complaint::at(&place, f))
 }
 
 /// Errors of the builder name their option themselves where one is at fault.

@@ -8,7 +8,7 @@ use device::{BusKind, Device, IrqLine, Model, ResetKind};
 use memory::AddressSpace;
 use std::any::Any;
 use std::fmt::Write;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 pub static MODEL: Model = board_model("ioapic", "I/O APIC", BusKind::System, "ioapic-common");
 
@@ -38,7 +38,11 @@ pub struct IoApic {
     state: Mutex<State>,
     bus: Weak<ApicBus>,
     version: u8,
+    watch: OnceLock<InputWatch>,
 }
+
+/// Is told of each change of an input: (input, level).
+pub type InputWatch = Box<dyn Fn(usize, bool) + Send + Sync>;
 
 impl IoApic {
     /// `version` is 0x11 (82093AA) or 0x20 (with EOI register). Joins the bus.
@@ -48,6 +52,7 @@ impl IoApic {
             state: Mutex::ranked(ranks::INTERRUPT, state),
             bus: Arc::downgrade(bus),
             version,
+            watch: OnceLock::new(),
         });
         bus.add_ioapic(ioapic.clone());
         ioapic
@@ -82,6 +87,17 @@ impl IoApic {
         if level && (!edge || !was) {
             self.service(&mut state, pin);
         }
+        drop(state);
+        if level != was
+            && let Some(watch) = self.watch.get()
+        {
+            watch(pin, level);
+        }
+    }
+
+    /// Watches the inputs (the qtest protocol); `false` if somebody does already.
+    pub fn watch(&self, watch: InputWatch) -> bool {
+        self.watch.set(watch).is_ok()
     }
 
     pub fn line(self: &Arc<Self>, pin: usize) -> IrqLine {

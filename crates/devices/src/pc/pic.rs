@@ -1,6 +1,7 @@
 //! Two 8259A interrupt controllers, the second on input 2 of the first (Intel 8259A data
 //! sheet), with the edge/level control registers of EISA chipsets (ports 0x4d0, 0x4d1).
 
+use super::ioapic::InputWatch;
 use super::range::{board_model, byte_range};
 use base::Mutex;
 use base::rank::ranks;
@@ -213,6 +214,7 @@ pub struct Pic {
     /// Level last given to the output; held while the output is called, so that levels
     /// arrive in order.
     sent: Mutex<bool>,
+    watch: OnceLock<InputWatch>,
     counts: [AtomicU64; 16],
 }
 
@@ -224,6 +226,7 @@ impl Pic {
             intr: AtomicBool::new(false),
             output: OnceLock::new(),
             sent: Mutex::new(false),
+            watch: OnceLock::new(),
             counts: Default::default(),
         })
     }
@@ -253,11 +256,22 @@ impl Pic {
         }
         let mut state = self.state.lock();
         let chip = &mut state.chips[usize::from(irq >> 3)];
-        if level && chip.lines & (1 << (irq & 7)) == 0 {
+        let was = chip.lines & (1 << (irq & 7)) != 0;
+        if level && !was {
             self.counts[usize::from(irq)].fetch_add(1, Ordering::Relaxed);
         }
         chip.set_line(irq & 7, level);
         self.settle(state);
+        if level != was
+            && let Some(watch) = self.watch.get()
+        {
+            watch(irq.into(), level);
+        }
+    }
+
+    /// Watches the inputs (the qtest protocol); `false` if somebody does already.
+    pub fn watch(&self, watch: InputWatch) -> bool {
+        self.watch.set(watch).is_ok()
     }
 
     /// Input `irq` as a line.
