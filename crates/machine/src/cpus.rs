@@ -16,7 +16,7 @@ use std::sync::Arc;
 /// vCPUs that one machine may have.
 pub const MAX_CPUS: u32 = 255;
 
-/// Frequency of the guest's TSC: the host's own, so that guests see what they expect.
+/// What the TSC of software CPUs counts at, in kHz.
 pub const TSC_KHZ: u64 = 2_000_000;
 
 /// Where a CPU sits.
@@ -58,44 +58,55 @@ pub(crate) fn check(smp: &Smp) -> Result<()> {
     Ok(())
 }
 
-/// Makes the CPUs present at start, parked.
-pub(crate) fn create(
-    smp: &Smp,
-    model: &Arc<CpuModel>,
-    engine: &Arc<dyn Engine>,
-    services: &Services,
-    apics: &Arc<ApicBus>,
-    requests: &Arc<Requests>,
-    tree: &Tree,
-) -> Result<()> {
-    let tsc_khz = engine.tsc_khz().unwrap_or(TSC_KHZ);
-    for (index, place) in places(smp).into_iter().enumerate().take(smp.cpus as usize) {
+/// What vCPUs are made of.
+pub(crate) struct Maker<'a> {
+    pub smp: &'a Smp,
+    pub model: &'a Arc<CpuModel>,
+    pub engine: &'a dyn Engine,
+    pub services: &'a Services,
+    pub apics: &'a Arc<ApicBus>,
+    pub requests: &'a Arc<Requests>,
+    pub tree: &'a Tree,
+}
+
+impl Maker<'_> {
+    /// Makes the CPUs present at start, parked.
+    pub fn make_all(&self) -> Result<()> {
+        for (index, place) in places(self.smp).into_iter().enumerate().take(self.smp.cpus as usize) {
+            self.make(index, place)?;
+        }
+        Ok(())
+    }
+
+    fn make(&self, index: usize, place: Place) -> Result<()> {
         let link = Arc::new(Link::new());
+        let clock = &self.services.clocks.virtual_;
+        let tsc_khz = self.engine.tsc_khz().unwrap_or(TSC_KHZ);
         let config = LapicConfig {
             id: place.apic_id,
             bootstrap: index == 0,
-            x2apic: model.features.contains("x2apic"),
+            x2apic: self.model.features.contains("x2apic"),
             tsc_khz,
         };
-        let apic = Lapic::new(config, apics, link.clone(), &services.clocks.virtual_);
         let bus = CpuBus {
-            memory: services.memory.clone(),
-            ports: services.ports.clone(),
-            apic,
+            memory: self.services.memory.clone(),
+            ports: self.services.ports.clone(),
+            apic: Lapic::new(config, self.apics, link.clone(), clock),
             link: link.clone(),
-            clock: services.clocks.virtual_.clone(),
+            clock: clock.clone(),
             tsc_khz,
         };
-        let cpuid = Arc::new(model.table(&topology(smp), place.apic_id));
-        let vcpu = engine.vcpu(VcpuConfig { index, bus, cpuid })?;
-        let handle =
-            VcpuHandle::start(index, place.apic_id, link, vcpu, requests.gate.clone(), requests.clone())?;
-        let path = tree.free_path("/machine/unattached", "device");
-        tree.insert(&path, Arc::new(CpuObject { model: model.clone(), place, handle: handle.clone() }));
+        let cpuid = Arc::new(self.model.table(&topology(self.smp), place.apic_id));
+        let vcpu = self.engine.vcpu(VcpuConfig { index, bus, cpuid })?;
+        let gate = self.requests.gate.clone();
+        let handle = VcpuHandle::start(index, place.apic_id, link, vcpu, gate, self.requests.clone())?;
+        let path = self.tree.free_path("/machine/unattached", "device");
+        let object = CpuObject { model: self.model.clone(), place, handle: handle.clone() };
+        self.tree.insert(&path, Arc::new(object));
         handle.set_path(path);
-        requests.vcpus.lock().push(handle);
+        self.requests.vcpus.lock().push(handle);
+        Ok(())
     }
-    Ok(())
 }
 
 /// A CPU in the object tree: its place and its features.

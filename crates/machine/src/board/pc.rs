@@ -95,7 +95,16 @@ pub(crate) fn build(
     });
     interrupts.pic.map(&services.ports);
     interrupts.ioapic.map(&services.memory, firmware::platform::IOAPIC.into());
-    cpus::create(&spec.smp, &model, &engine, &services, &interrupts.apics, &requests, &host.tree)?;
+    let maker = cpus::Maker {
+        smp: &spec.smp,
+        model: &model,
+        engine: &*engine,
+        services: &services,
+        apics: &interrupts.apics,
+        requests: &requests,
+        tree: &host.tree,
+    };
+    maker.make_all()?;
     let devices = Devices::new(devices::models(), services.clone(), host.tree.clone(), spec.globals.clone());
     devices.check_globals()?;
     let onboard = onboard::create(&spec, chipset, &services, &devices, &interrupts)?;

@@ -6,11 +6,16 @@ use crate::drives::{Drive, Interface};
 use base::{Result, bail};
 use device::pci::PciBus;
 use device::{Bus, IrqLine, Services};
+use devices::pc::debug::LegacyPorts;
+use devices::pc::dma::IsaDma;
+use devices::pc::hpet::{Hpet, HpetConfig, HpetLines};
+use devices::pc::i8042::I8042;
 use devices::pc::pit::{LostTicks, Pit};
 use devices::pc::port92::Port92;
 use devices::pc::rtc::{DriftFix, Rtc, RtcBase, RtcConfig};
 use devices::pci::{self, AcpiPm, Host as PciHost, IsaBus};
 use firmware::{Chipset, IsaDevices};
+use memory::Dma;
 use serde_json::{Map, Value};
 use spec::machine::{MachineKind, MachineSpec, RtcBase as SpecBase, RtcClock};
 use std::sync::Arc;
@@ -97,16 +102,28 @@ fn legacy(
     let (pic, ioapic) = (interrupts.pic.clone(), interrupts.ioapic.clone());
     pit.set_pending_probe(move || pic.is_pending(0) || ioapic.is_pending(2));
     pit.map(&services.ports);
-    devices.adopt(pit, Some("isa.0"));
+    devices.adopt(pit.clone(), Some("isa.0"));
     let rtc = Rtc::new(rtc_config(spec, services), irq(8), &services.notices);
     rtc.map(&services.ports);
     boot_order(spec, &rtc);
     cmos_sizes(spec, &rtc);
     devices.adopt(rtc, Some("isa.0"));
+    if hpet_wanted(spec) {
+        hpet(services, devices, &pit, irq(8));
+    }
+    let keyboard = I8042::new(irq(1), irq(12), services.power.clone());
+    keyboard.map(&services.ports);
+    devices.adopt(keyboard, Some("isa.0"));
+    let dma = IsaDma::new(Dma::new(services.memory.clone(), true));
+    dma.map(&services.ports);
+    devices.adopt(dma, Some("isa.0"));
+    let ports = LegacyPorts::new(irq(13));
+    ports.map(&services.ports);
+    devices.adopt(ports, Some("isa.0"));
     let port92 = Port92::new(services.power.clone());
     port92.map(&services.ports);
     devices.adopt(port92, Some("isa.0"));
-    let mut isa = IsaDevices::default();
+    let mut isa = IsaDevices { i8042: true, hpet: hpet_wanted(spec), ..IsaDevices::default() };
     for (index, chardev) in spec.serials.iter().enumerate() {
         let Some(chardev) = chardev else { continue };
         if index >= isa.serial.len() {
@@ -118,7 +135,38 @@ fn legacy(
         devices.make("isa-serial", isa_bus, props)?;
         isa.serial[index] = true;
     }
+    for (index, chardev) in spec.parallels.iter().enumerate() {
+        let Some(chardev) = chardev else { continue };
+        if index >= isa.parallel.len() {
+            bail!("the board has {} parallel ports", isa.parallel.len());
+        }
+        let mut props = no_props();
+        props.insert("index".into(), index.into());
+        props.insert("chardev".into(), chardev.as_str().into());
+        devices.make("isa-parallel", isa_bus, props)?;
+        isa.parallel[index] = true;
+    }
+    if let Some(chardev) = &spec.debugcon {
+        let mut props = no_props();
+        props.insert("chardev".into(), chardev.as_str().into());
+        devices.make("isa-debugcon", isa_bus, props)?;
+    }
     Ok(isa)
+}
+
+fn hpet_wanted(spec: &MachineSpec) -> bool {
+    spec.options.get("hpet").is_none_or(|on| on != &Value::from("off") && on != &Value::from(false))
+}
+
+fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine) {
+    let timer_irq = services.irqs.first().cloned().unwrap_or_else(IrqLine::unconnected);
+    let lines =
+        HpetLines { legacy: [timer_irq, rtc_irq], irqs: services.irqs.clone(), msi: services.msi.clone() };
+    let hpet = Hpet::new(&HpetConfig::default(), &services.clocks.virtual_, lines);
+    let pit = pit.clone();
+    hpet.on_legacy(move |on| pit.set_irq_enabled(!on));
+    hpet.map(&services.memory, firmware::platform::HPET.into());
+    devices.adopt(hpet, None);
 }
 
 fn rtc_config(spec: &MachineSpec, services: &Services) -> RtcConfig {
