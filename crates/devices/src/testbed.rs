@@ -19,6 +19,20 @@ pub struct Recorder {
     pub asked: Mutex<Vec<String>>,
     pub objects: Mutex<BTreeMap<String, Arc<dyn Any + Send + Sync>>>,
     graph: Mutex<Option<Arc<Graph>>>,
+    chardevs: Mutex<Option<(chardev::Chardevs, tokio::runtime::Handle)>>,
+}
+
+struct NoHost;
+
+impl chardev::Host for NoHost {
+    fn take_fd(&self, name: &str) -> base::Result<std::os::fd::OwnedFd> {
+        base::bail!("no descriptor '{name}'")
+    }
+    fn open_fdset(&self, _: u64, _: rustix::fs::OFlags) -> Result<base::fd::SetFd, rustix::io::Errno> {
+        Err(rustix::io::Errno::BADF)
+    }
+    fn info(&self, _: &str) {}
+    fn escape(&self, _: chardev::Escape) {}
 }
 
 impl MsiSink for Recorder {
@@ -31,6 +45,30 @@ impl Recorder {
     fn graph(&self) -> Arc<Graph> {
         let make = || Graph::new(Notices::new(), Clock::new(Kind::Realtime), base::fd::FdSets::new());
         self.graph.lock().unwrap().get_or_insert_with(make).clone()
+    }
+
+    /// Character devices on a runtime of their own.
+    pub fn chardevs(&self) -> chardev::Chardevs {
+        let mut slot = self.chardevs.lock().unwrap();
+        let make = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let handle = runtime.handle().clone();
+            std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+            (chardev::Chardevs::new(handle.clone(), Arc::new(NoHost)), handle)
+        };
+        slot.get_or_insert_with(make).0.clone()
+    }
+
+    /// Makes a ring buffer as a character device.
+    pub fn add_ringbuf(&self, id: &str) -> chardev::Chardevs {
+        let chardevs = self.chardevs();
+        let handle = self.chardevs.lock().unwrap().as_ref().unwrap().1.clone();
+        let (tx, rx) = std::sync::mpsc::channel();
+        let (at, kind) = (chardevs.clone(), spec::ChardevKind::Ringbuf { size: 4096 });
+        let device = spec::Chardev::new(id, kind);
+        handle.spawn(async move { tx.send(at.add(&device).await).unwrap() });
+        rx.recv().unwrap().unwrap();
+        chardevs
     }
 
     fn note(&self, what: &str) {
@@ -68,7 +106,7 @@ impl Power for Recorder {
 
 impl Backends for Recorder {
     fn chardev(&self, name: &str) -> base::Result<chardev::Port> {
-        base::bail!("Chardev \"{name}\" not found")
+        self.chardevs().claim(name)
     }
     fn drive(&self, name: &str, _: &str) -> base::Result<block::Backend> {
         let graph = self.graph();

@@ -10,6 +10,8 @@ mod link;
 mod pci;
 mod queue;
 mod registers;
+mod rng;
+mod serial;
 #[cfg(test)]
 mod tests;
 
@@ -23,7 +25,7 @@ use std::sync::Arc;
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    [&blk::MODELS[..]].concat()
+    [&blk::MODELS[..], &rng::MODELS, &serial::MODELS, &[&serial::PORT, &serial::CONSOLE]].concat()
 }
 
 /// Feature bits of the transport (virtio 1.2 §6).

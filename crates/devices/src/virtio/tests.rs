@@ -405,3 +405,22 @@ fn random_rings_and_registers_are_harmless() {
         }
     }
 }
+
+#[test]
+fn rng_fills_buffers_within_its_allowance() {
+    let bed = Testbed::new();
+    let mut d = Driver::new(bed, super::rng::MODELS[0], &[("max-bytes", "100"), ("period", "1000")]);
+    d.start(VERSION_1);
+    d.ram().write(DATA, &[0; 256]);
+    d.descriptor(0, DATA, 64, 2, 0);
+    d.offer(0, 0);
+    assert_eq!(d.used(), (0, 64));
+    assert_ne!(d.load(DATA, 8), 0);
+    d.offer(0, 0);
+    assert_eq!(d.used(), (0, 36), "what is left of the period");
+    d.offer(0, 0);
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(d.load(USED + 2, 2), 2);
+    d.bed.services.clocks.virtual_.advance(1_100_000_000);
+    assert_eq!(d.used(), (0, 64));
+}
