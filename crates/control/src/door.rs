@@ -1,10 +1,11 @@
 use crate::{BoxFuture, Call, Events, Routes, World, route_all};
-use base::{Mutex, Result};
+use base::Result;
 use qapi::{Book, Command, Describe, Value};
 use qmp::{Door, Monitor, Outcome};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 trace::points! {
     /// A QMP monitor calls a command.
@@ -47,14 +48,15 @@ struct Inner {
     present: AtomicUsize,
     schema: OnceLock<Value>,
     commands: OnceLock<Value>,
-    points: Mutex<CommandPoints>,
+    points: CommandPoints,
 }
 
 impl Control {
     pub fn new(world: World) -> Control {
         let mut routes = Routes::new();
         route_all(&mut routes);
-        let points = Mutex::new(command_points(&world.trace, &routes));
+        let points = command_points(&world.trace, &routes);
+        world.couple_block_layer();
         let events = Events::new(world.host.notices.clone(), world.machine.clone());
         Control(Arc::new(Inner {
             world,
@@ -92,6 +94,18 @@ impl Control {
         result
     }
 
+    /// Waits until all monitors' output has left, at most `limit`. The last thing before the
+    /// character devices are closed.
+    pub async fn drain(&self, limit: Duration) {
+        let wait = async {
+            while !self.events().flushed() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            self.world().host.chardevs.drain(limit).await;
+        };
+        let _ = tokio::time::timeout(limit, wait).await;
+    }
+
     /// Makes the QMP monitor that writes to `outlet`, and takes it into the broadcast of
     /// events. The caller runs [`Monitor::run`].
     pub fn monitor(&self, outlet: Arc<dyn qmp::Outlet>, options: qmp::Options) -> Arc<Monitor> {
@@ -125,8 +139,11 @@ impl Control {
     fn trace(&self, call: &qmp::Call) -> Option<&'static trace::Point> {
         let point = if call.oob { &QMP_COMMAND_OOB } else { &QMP_COMMAND };
         trace::trace!(point, "{}", call.command);
-        let (enter, exit) = *self.0.points.lock().get(call.command.as_str())?;
-        trace::trace!(enter, "{}", qmp::text::compact(&Value::Object(call.arguments.clone())));
+        let (enter, exit) = *self.0.points.get(call.command.as_str())?;
+        if enter.is_on() {
+            let arguments = Value::Object(call.arguments.clone());
+            enter.emit(format_args!("{}", qmp::text::compact(&arguments)));
+        }
         exit.is_on().then_some(exit)
     }
 }

@@ -396,6 +396,41 @@ async fn object_tree() {
     assert!(client.refusal("object-del", json!({"id": "rng0"})).await.1.contains("not found"));
 }
 
+/// The description of `object-add` names the types that can be made, with their properties.
+#[test]
+fn described_objects_are_those_that_can_be_made() {
+    let info = qapi::Book::schema_info(schema::all_commands(), schema::all_events());
+    let find = |name: &str| info.as_array().unwrap().iter().find(|entry| entry["name"] == name).unwrap();
+    let arguments = find(find("object-add")["arg-type"].as_str().unwrap());
+    let mut described = BTreeSet::new();
+    for variant in arguments["variants"].as_array().unwrap() {
+        let members = find(variant["type"].as_str().unwrap())["members"].as_array().unwrap().clone();
+        let names = members.iter().map(|member| member["name"].as_str().unwrap().to_string());
+        described.insert((variant["case"].as_str().unwrap().to_string(), names.collect::<BTreeSet<_>>()));
+    }
+    let made: BTreeSet<_> = Objects::types()
+        .iter()
+        .map(|kind| (kind.name.to_string(), kind.properties.iter().map(|p| p.name.to_string()).collect()))
+        .collect();
+    assert_eq!(described, made);
+}
+
+#[tokio::test]
+async fn actions() {
+    let rig = rig().await;
+    let mut client = rig.client().await;
+    let set = json!({"reboot": "shutdown", "panic": "none", "watchdog": "inject-nmi"});
+    client.get("set-action", set).await;
+    client.get("watchdog-set-action", json!({"action": "pause"})).await;
+    let actions = rig.control.world().machine.actions();
+    assert!(actions.reboot_shuts_down && !actions.shutdown_pauses);
+    assert_eq!(actions.panic, spec::machine::PanicAction::None);
+    assert_eq!(actions.watchdog, spec::machine::WatchdogChoice::Pause);
+    assert_eq!(client.get("system_reset", json!({})).await, json!({}));
+    assert_eq!(client.line().await["event"], "SHUTDOWN");
+    assert!(rig.control.world().machine.finished().is_some());
+}
+
 #[tokio::test]
 async fn trace_points() {
     let rig = rig().await;

@@ -48,6 +48,29 @@ pub struct World {
 }
 
 impl World {
+    /// Lets the block layer follow the machine: drained and flushed when it stops; what an
+    /// error policy holds back is tried again when it runs.
+    pub(crate) fn couple_block_layer(&self) {
+        let graph = Arc::downgrade(&self.host.graph);
+        self.machine.on_run_change(move |runs| {
+            let Some(graph) = graph.upgrade() else { return };
+            let backends = graph.backends();
+            if runs {
+                backends.iter().for_each(block::Backend::resume);
+            } else if !backends.is_empty() {
+                graph.block_on(async move {
+                    for backend in backends {
+                        backend.drain().await;
+                        if let Some(node) = backend.node() {
+                            // A failure shows again at the guest's own next flush.
+                            let _ = node.flush().await;
+                        }
+                    }
+                });
+            }
+        });
+    }
+
     /// Creates or truncates a file for output; `/dev/fdset/<N>` gives one of the set.
     pub fn create_file(&self, path: &str) -> Result<File> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;

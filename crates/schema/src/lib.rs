@@ -16,6 +16,7 @@ pub mod introspect;
 pub mod lifecycle;
 pub mod machine;
 pub mod memory;
+pub mod migration;
 pub mod monitor;
 pub mod pci;
 pub mod prepared;
@@ -58,6 +59,7 @@ pub const AREAS: &[Area] = &[
     Area { title: "Block devices", commands: block::COMMANDS, events: block::EVENTS },
     Area { title: "Character devices", commands: chardev::COMMANDS, events: &[] },
     Area { title: "Descriptors", commands: fd::COMMANDS, events: &[] },
+    Area { title: "Migration", commands: migration::COMMANDS, events: &[] },
     Area { title: "Monitor", commands: monitor::COMMANDS, events: &[] },
     Area { title: "Introspection", commands: introspect::COMMANDS, events: &[] },
     Area { title: "Tracing", commands: trace::COMMANDS, events: &[] },

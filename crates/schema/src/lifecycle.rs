@@ -1,9 +1,20 @@
 //! Starting, stopping, resetting and ending the machine.
 
+use crate::machine::WatchdogAction;
 use crate::{commands, events};
 use qapi::{Command, Describe, Event};
 
-commands![Quit, Stop, Cont, SystemReset, SystemPowerdown, SystemWakeup, QueryStatus];
+commands![
+    Quit,
+    Stop,
+    Cont,
+    SystemReset,
+    SystemPowerdown,
+    SystemWakeup,
+    QueryStatus,
+    SetAction,
+    WatchdogSetAction
+];
 events![Shutdown, Powerdown, Reset, StopEvent, Resume, Suspend, SuspendDisk, Wakeup];
 
 /// Ends the process in good order: images are flushed and closed, exit status 0. Overrides
@@ -82,6 +93,51 @@ pub enum RunState {
     Watchdog,
     /// stopped because the guest reported a panic
     GuestPanicked,
+}
+
+/// Chooses what follows certain events in the machine. What is not given stays as it is.
+#[derive(Command, Debug, Clone)]
+#[command(preconfig)]
+pub struct SetAction {
+    pub reboot: Option<RebootAction>,
+    pub shutdown: Option<ShutdownAction>,
+    pub panic: Option<PanicAction>,
+    pub watchdog: Option<WatchdogAction>,
+}
+
+/// Chooses what the watchdog does.
+#[derive(Command, Debug, Clone)]
+pub struct WatchdogSetAction {
+    pub action: WatchdogAction,
+}
+
+/// What follows a reset that the guest asked for.
+#[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RebootAction {
+    Reset,
+    /// power off instead
+    Shutdown,
+}
+
+/// What follows a power-off by the guest.
+#[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShutdownAction {
+    /// end the process
+    Poweroff,
+    /// stop, in state `shutdown`
+    Pause,
+}
+
+/// What follows a panic of the guest.
+#[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PanicAction {
+    Pause,
+    /// power off, or stop where a power-off stops
+    Shutdown,
+    /// end the process with a failure
+    ExitFailure,
+    /// nothing
+    None,
 }
 
 /// Why the machine went down or was reset.

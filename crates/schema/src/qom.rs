@@ -1,7 +1,7 @@
 //! The object tree, its types, and objects that users make.
 
 use crate::{commands, events};
-use qapi::{Command, Describe, Event, Map, Value};
+use qapi::{Command, Describe, Event, Map, Object, Value};
 
 commands![
     QomList,
@@ -89,12 +89,68 @@ pub struct DeviceListProperties {
 #[derive(Command, Debug, Clone)]
 #[command(preconfig)]
 pub struct ObjectAdd {
-    pub qom_type: String,
+    #[qapi(flatten)]
+    pub kind: ObjectKind,
     pub id: String,
     /// properties in the old form; new clients give them beside `id`
+    #[qapi(features("deprecated"))]
     pub props: Option<Value>,
     #[qapi(rest)]
     pub properties: Map,
+}
+
+/// The type of an object. Reads any name, because the registry of types decides; described as
+/// [`ObjectOptions`], so that clients can see what there is.
+#[derive(Debug, Clone)]
+pub struct ObjectKind {
+    pub qom_type: String,
+}
+
+impl qapi::Object for ObjectKind {
+    fn require(fields: &qapi::Fields) -> qapi::Result<()> {
+        fields.require::<String>("qom-type", &[])
+    }
+    fn take(fields: &mut qapi::Fields) -> qapi::Result<Self> {
+        Ok(ObjectKind { qom_type: fields.take("qom-type", &[])? })
+    }
+    fn put(&self, into: &mut Map) {
+        into.insert("qom-type".into(), self.qom_type.as_str().into());
+    }
+    fn shape(book: &mut qapi::Book, shape: &mut qapi::book::Shape) {
+        ObjectOptions::shape(book, shape);
+    }
+}
+
+/// The types of objects that users can make, with their properties.
+#[derive(Describe, Debug, Clone)]
+#[qapi(tag = "qom-type", tag_name = "ObjectType")]
+pub enum ObjectOptions {
+    /// entropy of the host's own generator
+    RngBuiltin,
+    /// entropy from a file or device
+    RngRandom(RngRandomProperties),
+    /// a password or key for other objects
+    Secret(SecretProperties),
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct RngRandomProperties {
+    /// default /dev/urandom
+    pub filename: Option<String>,
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct SecretProperties {
+    pub data: Option<String>,
+    /// file that holds it
+    pub file: Option<String>,
+    pub format: Option<SecretFormat>,
+}
+
+#[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SecretFormat {
+    Raw,
+    Base64,
 }
 
 /// Removes an object made by the user.

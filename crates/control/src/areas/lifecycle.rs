@@ -2,6 +2,8 @@ use crate::{Call, Routes};
 use base::Result;
 use machine::Cause;
 use schema::lifecycle::*;
+use schema::machine::WatchdogAction;
+use spec::machine::{PanicAction as Panic, WatchdogChoice};
 
 pub fn route(routes: &mut Routes) {
     routes.add(quit);
@@ -11,6 +13,8 @@ pub fn route(routes: &mut Routes) {
     routes.add(system_powerdown);
     routes.add(system_wakeup);
     routes.add(query_status);
+    routes.add(set_action);
+    routes.add(watchdog_set_action);
 }
 
 async fn quit(call: Call, _: Quit) -> Result<()> {
@@ -69,5 +73,45 @@ fn wire_state(state: machine::RunState) -> RunState {
         From::Suspended => RunState::Suspended,
         From::Watchdog => RunState::Watchdog,
         From::GuestPanicked => RunState::GuestPanicked,
+    }
+}
+
+async fn set_action(call: Call, command: SetAction) -> Result<()> {
+    call.machine().set_actions(|actions| {
+        if let Some(reboot) = command.reboot {
+            actions.reboot_shuts_down = reboot == RebootAction::Shutdown;
+        }
+        if let Some(shutdown) = command.shutdown {
+            actions.shutdown_pauses = shutdown == ShutdownAction::Pause;
+        }
+        if let Some(panic) = command.panic {
+            actions.panic = match panic {
+                PanicAction::Pause => Panic::Pause,
+                PanicAction::Shutdown => Panic::Shutdown,
+                PanicAction::ExitFailure => Panic::ExitFailure,
+                PanicAction::None => Panic::None,
+            };
+        }
+        if let Some(watchdog) = command.watchdog {
+            actions.watchdog = watchdog_choice(watchdog);
+        }
+    });
+    Ok(())
+}
+
+async fn watchdog_set_action(call: Call, command: WatchdogSetAction) -> Result<()> {
+    call.machine().set_actions(|actions| actions.watchdog = watchdog_choice(command.action));
+    Ok(())
+}
+
+fn watchdog_choice(action: WatchdogAction) -> WatchdogChoice {
+    match action {
+        WatchdogAction::Reset => WatchdogChoice::Reset,
+        WatchdogAction::Shutdown => WatchdogChoice::Shutdown,
+        WatchdogAction::Poweroff => WatchdogChoice::Poweroff,
+        WatchdogAction::Pause => WatchdogChoice::Pause,
+        WatchdogAction::Debug => WatchdogChoice::Debug,
+        WatchdogAction::None => WatchdogChoice::None,
+        WatchdogAction::InjectNmi => WatchdogChoice::InjectNmi,
     }
 }

@@ -8,6 +8,7 @@ mod introspect;
 mod lifecycle;
 mod machine;
 mod memory;
+mod migration;
 mod monitor;
 mod pci;
 mod qom;
@@ -23,6 +24,7 @@ pub fn route_all(routes: &mut Routes) {
     machine::route(routes);
     cpu::route(routes);
     memory::route(routes);
+    migration::route(routes);
     qom::route(routes);
     pci::route(routes);
     block::route(routes);

@@ -146,9 +146,9 @@ fn machine_properties(call: &Call) -> Vec<ObjectPropertyInfo> {
 }
 
 async fn object_add(call: Call, command: ObjectAdd) -> Result<()> {
-    let ObjectAdd { qom_type, id, props, properties } = command;
+    let ObjectAdd { kind, id, props, properties } = command;
     let mut asked = qapi::Map::new();
-    asked.insert("qom-type".into(), qom_type.into());
+    asked.insert("qom-type".into(), kind.qom_type.into());
     asked.insert("id".into(), id.into());
     asked.extend(properties);
     match props {
