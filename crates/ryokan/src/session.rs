@@ -48,7 +48,7 @@ pub async fn run(
     let status = main_loop(&control, &machine).await;
     host.graph.shutdown().await;
     machine.tear_down();
-    host.chardevs.drain(Duration::from_millis(500)).await;
+    control.drain(Duration::from_millis(500)).await;
     drop(monitors);
     host.chardevs.close_all().await;
     Ok(status)
@@ -86,7 +86,20 @@ fn start_logs(invocation: &Invocation) -> Result<trace::Points, Complaint> {
         trace::set_file(Some(file)).map_err(|e| Complaint::at(format!("-D {file}"), e.into()))?;
     }
     trace::set_timestamps(invocation.message.timestamp);
-    for pattern in &invocation.trace.patterns {
+    let items = invocation.log.items.join(",");
+    let unknown = |name| Complaint::at(format!("-d {items}"), fail!("unknown log item '{name}'"));
+    trace::Items::parse(&items).map_err(unknown)?.apply();
+    let mut patterns = invocation.trace.patterns.clone();
+    if let Some(file) = &invocation.trace.events {
+        let text = std::fs::read_to_string(file);
+        let text = text.map_err(|e| Complaint::at(format!("-trace events={file}"), e.into()))?;
+        let lines = text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+        patterns.extend(lines.map(str::to_string));
+    }
+    if !patterns.is_empty() {
+        control::declare_trace_points(&points);
+    }
+    for pattern in &patterns {
         let (on, pattern) = pattern.strip_prefix('-').map_or((true, pattern.as_str()), |rest| (false, rest));
         points
             .set(pattern, on)
