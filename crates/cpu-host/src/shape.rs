@@ -56,8 +56,10 @@ pub fn class(instruction: &Instruction, info: &InstructionInfo) -> Option<Class>
         return Some(Class::Wait);
     }
     let uses = |kind: fn(Register) -> bool| info.used_registers().iter().any(|r| kind(r.register()));
-    let vector =
-        uses(Register::is_vector_register) || matches!(mnemonic, Mnemonic::Vzeroupper | Mnemonic::Vzeroall);
+    // Conversions between memory and general or MMX registers name no vector register.
+    let vector = uses(Register::is_vector_register)
+        || matches!(mnemonic, Mnemonic::Vzeroupper | Mnemonic::Vzeroall)
+        || uses_mxcsr(instruction);
     match instruction.code().encoding() {
         EncodingKind::VEX if vector => Some(Class::Avx),
         EncodingKind::Legacy if is_x87(instruction) => Some(Class::X87),
@@ -74,6 +76,14 @@ pub fn uses_mxcsr(instruction: &Instruction) -> bool {
         "comis", "ucomis", "cvt", "round", "dpp", "hadd", "hsub", "fmadd", "fmsub", "fnmadd", "fnmsub",
         "addsub", "rcp", "rsqrt",
     ];
+    use CpuidFeature as F;
+    // CMPSB and others share a stem.
+    let brings = |f: &F| {
+        matches!(f, F::SSE | F::SSE2 | F::SSE3 | F::SSE4_1 | F::SSE4A | F::AVX | F::AVX2 | F::FMA | F::F16C)
+    };
+    if !instruction.cpuid_features().iter().any(brings) {
+        return false;
+    }
     let name = format!("{:?}", instruction.mnemonic()).to_lowercase();
     let stem = name.strip_prefix('v').unwrap_or(&name);
     STEMS.iter().any(|s| stem.starts_with(s))

@@ -81,6 +81,10 @@ pub struct Case {
     pub undefined_flags: u64,
     /// The instruction's result may differ at will: only fault or no fault is judged.
     pub undefined_result: u64,
+    /// For a gather: the mask register's number plus one, and its element bits times 256.
+    pub gather_mask: u64,
+    /// Bits of CR2 that are compared.
+    pub address_mask: u64,
 }
 
 impl Default for Case {
@@ -92,6 +96,8 @@ impl Default for Case {
             patches: [Patch { offset: 0, len: 0, bytes: [0; PATCH] }; 2],
             undefined_flags: 0,
             undefined_result: 0,
+            gather_mask: 0,
+            address_mask: u64::MAX,
         }
     }
 }

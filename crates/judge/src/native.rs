@@ -353,8 +353,10 @@ const GREGS: [i32; 16] = [
 
 extern "C" fn on_signal(_signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the control block is mapped at CONTROL in the child, the only process that has
-    // this handler; the kernel passes a valid frame.
+    // this handler; the kernel passes a valid frame. AC, NT and ID of the case would stay set in
+    // the handler, and the last two even beyond it.
     unsafe {
+        std::arch::asm!("push 0x202", "popfq");
         let control = &mut *(CONTROL as *mut Control);
         let context = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext;
         if std::mem::take(&mut control.first) != 0 {

@@ -133,6 +133,12 @@ pub fn usable(code: Code) -> bool {
     if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
         return false;
     }
+    // Vendors differ: how long UD0 and UD1 are, and what 66 does to near branches.
+    let vendor = !opcode.intel_decoder64() || matches!(code.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1);
+    let narrow = matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16);
+    if vendor || narrow || opcode.is_reserved_nop() {
+        return false;
+    }
     let kinds = (0..opcode.op_count()).map(|i| opcode.op_kind(i));
     for kind in kinds {
         use OpCodeOperandKind as K;

@@ -83,6 +83,7 @@ impl Generator {
         if !decoded.is_invalid() {
             operands::settle(&mut self.rng, &mut case, &decoded);
             case.undefined_flags = operands::undefined_flags(&decoded, &case.registers);
+            operands::tolerate(&mut case, &decoded);
             case.undefined_result = u64::from(operands::undefined_result(&decoded, &case.registers));
         }
         case.set_code(&bytes);

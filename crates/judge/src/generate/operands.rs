@@ -4,7 +4,8 @@ use super::state;
 use crate::case::{Case, Registers, layout};
 use crate::rng::Rng;
 use iced_x86::{
-    Code, Instruction, MemorySize, Mnemonic, OpCodeOperandKind as K, OpKind, Register, RflagsBits,
+    Code, CpuidFeature, Instruction, MemorySize, Mnemonic, OpCodeOperandKind as K, OpKind, Register,
+    RflagsBits,
 };
 
 /// Builds instructions for one case, whose registers it sets as addresses need them.
@@ -225,7 +226,11 @@ impl<'a> Build<'a> {
     /// Gives the memory operand a form and the registers values so that it hits its target.
     fn memory(&mut self, i: &mut Instruction, kind: K, rip: u64) -> Option<()> {
         let size = access_size(i);
-        let target = target(self.rng, size);
+        let mut target = target(self.rng, size);
+        if i.cpuid_features().contains(&CpuidFeature::SHA) {
+            // Not every processor faults on misaligned operands here.
+            target &= !15;
+        }
         state::patch(self.case, 0, target, &interesting(self.rng));
         i.set_memory_displ_size(8);
         match kind {
@@ -434,7 +439,7 @@ pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
     let rsp = case.registers.gpr[4];
     match i.mnemonic() {
         M::Popf | M::Popfd | M::Popfq => {
-            let flags = rng.word() & 0x4cd5 | 0x202;
+            let flags = rng.word() & 0x24_7cd5 | 0x202;
             super::state::patch(case, 1, rsp, &flags.to_le_bytes());
         }
         M::Ret => super::state::patch(case, 1, rsp, &code_target(rng).to_le_bytes()),
@@ -472,6 +477,30 @@ pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
         M::Jmp | M::Call if i.op0_kind() == OpKind::Memory => {
             let offset = case.patches[0].offset;
             super::state::patch(case, 0, layout::DATA + u64::from(offset), &code_target(rng).to_le_bytes());
+        }
+        _ => {}
+    }
+}
+
+/// Latitude that processors have.
+pub fn tolerate(case: &mut Case, i: &Instruction) {
+    use Mnemonic as M;
+    match i.mnemonic() {
+        // A masked access may fault at its first byte or its first masked byte.
+        M::Maskmovq
+        | M::Maskmovdqu
+        | M::Vmaskmovdqu
+        | M::Vmaskmovps
+        | M::Vmaskmovpd
+        | M::Vpmaskmovd
+        | M::Vpmaskmovq => {
+            case.address_mask = !0xfff;
+        }
+        M::Vpgatherdd | M::Vgatherdps | M::Vpgatherqd | M::Vgatherqps => {
+            case.gather_mask = 32 << 8 | (i.op2_register().number() as u64 + 1);
+        }
+        M::Vpgatherdq | M::Vgatherdpd | M::Vpgatherqq | M::Vgatherqpd => {
+            case.gather_mask = 64 << 8 | (i.op2_register().number() as u64 + 1);
         }
         _ => {}
     }
