@@ -67,49 +67,69 @@ fn writes(access: OpAccess) -> bool {
 
 /// Replaces registers and the memory operand; `None` if the operands do not fit the scheme.
 pub fn canonical(guest: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Canonical> {
-    let accesses: Vec<OpAccess> = {
-        let info = factory.info(guest);
-        (0..guest.op_count()).map(|i| info.op_access(i)).collect()
-    };
     let mut c = Canonical { instruction: *guest, vectors: Vec::new(), zero: None, gprs: Vec::new() };
     let opcode = guest.op_code();
-    for (i, &access) in (0u32..).zip(&accesses) {
+    let mut places = Vec::new();
+    for i in 0..guest.op_count() {
         match guest.op_kind(i) {
             OpKind::Register if is_fixed(opcode.op_kind(i)) => {}
-            OpKind::Register => replace_register(&mut c, i, access)?,
-            OpKind::Memory => {
-                c.instruction.set_segment_prefix(Register::None);
-                c.instruction.set_memory_base(Register::RSI);
-                c.instruction.set_memory_index(Register::None);
-                c.instruction.set_memory_index_scale(1);
-                c.instruction.set_memory_displacement64(0);
-                c.instruction.set_memory_displ_size(0);
-            }
+            OpKind::Register => places.push((i, replace_register(&mut c, i)?)),
+            OpKind::Memory => replace_memory(&mut c.instruction),
             _ => {}
+        }
+    }
+    // Only now: of `psubd xmm1, xmm1` iced says that it does not read XMM1, but the thunk
+    // serves other operands as well.
+    let info = factory.info(&c.instruction);
+    for (operand, place) in places {
+        let access = info.op_access(operand);
+        match place {
+            Place::Vector(slot) => c.vectors[slot].1 = access,
+            Place::Gpr(slot) => c.gprs[slot].2 = access,
+            Place::Own => {}
         }
     }
     add_implicit(&mut c, factory)?;
     Some(c)
 }
 
-fn replace_register(c: &mut Canonical, operand: u32, access: OpAccess) -> Option<()> {
+/// Where a replaced operand's register is kept.
+enum Place {
+    Vector(usize),
+    Gpr(usize),
+    /// MMX and x87 registers stay what they are.
+    Own,
+}
+
+fn replace_memory(instruction: &mut Instruction) {
+    instruction.set_segment_prefix(Register::None);
+    instruction.set_memory_base(Register::RSI);
+    instruction.set_memory_index(Register::None);
+    instruction.set_memory_index_scale(1);
+    instruction.set_memory_displacement64(0);
+    instruction.set_memory_displ_size(0);
+}
+
+fn replace_register(c: &mut Canonical, operand: u32) -> Option<Place> {
     let register = c.instruction.op_register(operand);
     if register.is_xmm() || register.is_ymm() {
         let slot = c.vectors.len();
         let name = if register.is_ymm() { *WIDE_VECTORS.get(slot)? } else { *VECTORS.get(slot)? };
-        c.vectors.push((register.number() as u8, access));
+        c.vectors.push((register.number() as u8, OpAccess::ReadWrite));
         c.instruction.set_op_register(operand, name);
-    } else if register.is_gpr() {
+        return Some(Place::Vector(slot));
+    }
+    if register.is_gpr() {
         let slot = c.gprs.len();
         if slot > 1 || matches!(register, Register::AH | Register::CH | Register::DH | Register::BH) {
             return None;
         }
-        c.gprs.push(((FIRST_EXPLICIT_GPR + slot) as u8, register.full_register().number() as u8, access));
+        let number = register.full_register().number() as u8;
+        c.gprs.push(((FIRST_EXPLICIT_GPR + slot) as u8, number, OpAccess::ReadWrite));
         c.instruction.set_op_register(operand, sized(register.size(), slot));
-    } else if !register.is_mm() && !register.is_st() {
-        return None;
+        return Some(Place::Gpr(slot));
     }
-    Some(())
+    (register.is_mm() || register.is_st()).then_some(Place::Own)
 }
 
 /// Finds registers that the canonical instruction still uses by implication.

@@ -10,7 +10,9 @@ use crate::op::{FLAT_SEG, Op, ZERO};
 use cpu::Fault;
 use cpu::paging::Access;
 use cpu::state::seg;
-use iced_x86::{Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{
+    CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
+};
 use memory::{RamBlock, Watch};
 use std::cell::Cell;
 
@@ -303,12 +305,21 @@ fn operation(core: &Core, cache: &mut Cache, i: &Instruction, place: usize) -> O
         }
         op.scale = i.memory_index_scale().trailing_zeros() as u8;
         op.disp = i.memory_displacement64();
-        op.seg = crate::exec::seg_index(i.memory_segment()) as u8;
+        op.seg = data_segment(i);
         op.cut = (64 - 8 * width) as u8;
     } else {
         implicit_memory(core, i, &mut op);
     }
     op
+}
+
+/// The segment of a memory operand. In 64-bit mode only FS and GS override the default.
+fn data_segment(i: &Instruction) -> u8 {
+    let mut plain = *i;
+    if i.code_size() == CodeSize::Code64 && !matches!(i.segment_prefix(), Register::FS | Register::GS) {
+        plain.set_segment_prefix(Register::None);
+    }
+    crate::exec::seg_index(plain.memory_segment()) as u8
 }
 
 /// XLAT, MONITOR and MASKMOV: segment and address size.

@@ -334,8 +334,9 @@ impl Core {
             self.place(linear, true)?;
         }
         if (linear & 0xfff) + size as u64 > 4096 {
-            let last = self.wrap(linear.wrapping_add(size as u64 - 1));
-            self.place(last, true)?;
+            // CR2 is the first byte of the page that faults.
+            let second = self.wrap((linear & !0xfff).wrapping_add(4096));
+            self.place(second, true)?;
         }
         Ok(())
     }

@@ -241,11 +241,8 @@ impl Core {
             self.modify(i, op, size, |a| if a == expected { new } else { a })?
         };
         if old != expected {
+            // A register destination is not written, not even its upper half.
             self.set_reg(0, size, old);
-            if i.op0_kind() == OpKind::Register && size == 4 {
-                let keep = self.read_register(i.op0_register());
-                self.write_register(i.op0_register(), keep);
-            }
         }
         self.set_lazy(of_sub(expected, old, expected.wrapping_sub(old) & mask(size), size));
         Ok(Flow::Next)
@@ -516,6 +513,9 @@ impl Core {
     pub fn source_segment(i: &Instruction) -> u8 {
         match i.segment_prefix() {
             Register::None => seg::DS as u8,
+            r if i.code_size() == iced_x86::CodeSize::Code64 && !matches!(r, Register::FS | Register::GS) => {
+                seg::DS as u8
+            }
             r => super::seg_index(r) as u8,
         }
     }

@@ -58,22 +58,27 @@ impl Core {
         let mut byte_mask = u64::MAX;
         if let Some(memory) = plan.memory {
             let size = usize::from(memory.size);
-            let linear = if matches!(
+            let (segment, offset) = if matches!(
                 i.mnemonic(),
                 Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
             ) {
-                let offset = self.r[7] << (op.cut & 63) >> (op.cut & 63);
-                self.linear(Core::source_segment(i), offset, size, memory.write)?
+                (Core::source_segment(i), self.r[7] << (op.cut & 63) >> (op.cut & 63))
             } else {
-                self.operand(op, size, memory.write)?
+                (op.seg, self.offset(op))
+            };
+            let linear = if memory.masked {
+                // What is masked out is not checked either.
+                byte_mask = plan.byte_mask(&mut self.simd).map_err(|f| self.simd_fault(f))?;
+                self.wrap(self.sc[usize::from(segment & 7)].base.wrapping_add(offset))
+            } else {
+                self.linear(segment, offset, size, memory.write)?
             };
             if memory.align > 1 && linear & (u64::from(memory.align) - 1) != 0 {
                 return Err(Fault::GP0);
             }
             if memory.masked {
-                byte_mask = plan.byte_mask(&mut self.simd).map_err(|f| self.simd_fault(f))?;
                 for k in (0..size).filter(|k| byte_mask >> k & 1 != 0) {
-                    let at = self.wrap(linear.wrapping_add(k as u64));
+                    let at = self.linear(segment, offset.wrapping_add(k as u64), 1, memory.write)?;
                     if memory.write {
                         self.probe_write(at, 1)?;
                     }

@@ -75,8 +75,13 @@ impl Generator {
         }
         let decoded = decode(&bytes, rip);
         let vex = matches!(bytes.get(1), Some(0xc4 | 0xc5));
-        let acceptable =
-            if decoded.is_invalid() { vex || bytes[0] == 0xf0 } else { catalog::usable(decoded.code()) };
+        // Where an undefined instruction ends is not defined: keep it off the last page's end.
+        let roomy = rip < layout::CODE + layout::CODE_SIZE - 16;
+        let acceptable = match decoded.is_invalid() {
+            true => roomy && (vex || bytes[0] == 0xf0),
+            // AMD: LOCK MOV CR0 is MOV CR8.
+            false => catalog::usable(decoded.code()) && !(bytes[0] == 0xf0 && decoded.is_privileged()),
+        };
         if !acceptable || (!decoded.is_invalid() && decoded.len() != bytes.len()) || bytes.len() > 15 {
             return None;
         }

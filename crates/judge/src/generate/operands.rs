@@ -415,6 +415,10 @@ pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
             case.registers.gpr[7] = case.registers.gpr[6].wrapping_add(rng.below(40)).wrapping_sub(20);
         }
     }
+    if matches!(i.mnemonic(), M::Maskmovq | M::Maskmovdqu | M::Vmaskmovdqu) {
+        // Whether masked-out bytes can fault is up to the processor.
+        case.registers.gpr[7] = layout::DATA + rng.below(layout::DATA_SIZE - 16);
+    }
     if i.has_rep_prefix() || i.has_repne_prefix() {
         case.registers.gpr[1] = match rng.below(10) {
             0 => 0,
