@@ -240,6 +240,8 @@ impl SimdContext {
 
     #[cold]
     fn install(&mut self) {
+        // FXRSTOR loads MXCSR as well.
+        self.sync_mxcsr();
         self.image.mxcsr = DEFAULT_MXCSR;
         self.image.fcw = self.fcw;
         // FXRSTOR takes FSW.ES as it stands; hardware keeps it consistent with the masks.

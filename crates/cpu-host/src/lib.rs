@@ -9,7 +9,7 @@
 //! What the caller must do, in this order:
 //! 1. at decode time: raise #UD if the guest's CPUID lacks [`Plan::features`] or no plan exists;
 //! 2. per execution: check [`Plan::class`] against CR0, CR4 and XCR0 ([`Class`] says how);
-//! 3. translate the memory operand ([`Plan::memory`]), check its alignment, and probe for
+//! 3. [`Plan::check_pending`], then translate the memory operand ([`Plan::memory`]), check its alignment, and probe for
 //!    writing if it is written; load it into the [`Operand`] if it is read. If it is `masked`,
 //!    only the bytes of [`Plan::byte_mask`] are accessed. Gathers go through [`Gather`].
 //! 4. [`Plan::run`]; on `Ok(true)` store the memory operand.

@@ -173,9 +173,7 @@ impl Plan {
         mem: &mut Operand,
     ) -> Result<bool, SimdFault> {
         if self.extra.contains(Extra::X87) {
-            if !self.extra.contains(Extra::NON_WAITING) && context.x87_pending() {
-                return Err(SimdFault::Mf);
-            }
+            self.check_pending(context)?;
             context.enter_x87();
         }
         if self.extra.contains(Extra::SPECIAL) {
@@ -265,6 +263,14 @@ impl Plan {
                 Ok(context.gpr[3] & 0xff)
             }
         }
+    }
+
+    /// #MF if an x87 exception is pending that this instruction reports. It comes before faults
+    /// of the memory operand: ask before accessing it.
+    #[inline]
+    pub fn check_pending(&self, context: &SimdContext) -> Result<(), SimdFault> {
+        let waits = self.extra.contains(Extra::X87) && !self.extra.contains(Extra::NON_WAITING);
+        if waits && context.x87_pending() { Err(SimdFault::Mf) } else { Ok(()) }
     }
 
     /// The operands, if this is a gather: the caller executes it.

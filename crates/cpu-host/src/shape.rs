@@ -105,7 +105,7 @@ pub fn touches(instruction: &Instruction, info: &InstructionInfo, class: Class) 
     if matches!(class, Class::X87 | Class::Wait) {
         touches |= Touches::X87;
     }
-    if matches!(instruction.mnemonic(), Mnemonic::Emms | Mnemonic::Cvtpi2ps) {
+    if matches!(instruction.mnemonic(), Mnemonic::Emms) {
         touches |= Touches::MMX;
     }
     if class != Class::X87 && uses_mxcsr(instruction) {

@@ -1,10 +1,12 @@
 //! Building the host code of one instruction.
 
 use crate::context::{FAULTED_OFFSET, FLAGS_OFFSET, GPR_OFFSET, MXCSR_OFFSET, YMM_OFFSET};
-use crate::emit::{Code, Reg};
+use crate::emit::{self, Reg};
 use crate::plan::{Class, Touches};
 use crate::shape;
-use iced_x86::{Encoder, Instruction, InstructionInfoFactory, OpAccess, OpCodeOperandKind, OpKind, Register};
+use iced_x86::{
+    Code, Encoder, Instruction, InstructionInfoFactory, OpAccess, OpCodeOperandKind, OpKind, Register,
+};
 
 /// Pointers to the guest's vector registers, by operand: RDI and RSI are taken, and the
 /// implicit GPRs (RAX, RCX, RDX) never meet a third vector operand.
@@ -155,6 +157,14 @@ fn add_implicit(c: &mut Canonical, factory: &mut InstructionInfoFactory) -> Opti
 impl Canonical {
     /// The instruction in host encoding; also the key under which its thunk is kept.
     pub fn encode(&self) -> Option<Vec<u8>> {
+        if self.instruction.code() == Code::Cvtpi2ps_xmm_mmm64
+            && self.instruction.op1_kind() == OpKind::Memory
+        {
+            // Some processors go into MMX state here (and report x87 exceptions) though no MMX
+            // register is named, others do not: MOVQ XMM5, [RSI]; CVTDQ2PS XMM5, XMM5;
+            // MOVSD XMM1, XMM5 is the same without.
+            return Some(vec![0xf3, 0x0f, 0x7e, 0x2e, 0x0f, 0x5b, 0xed, 0xf2, 0x0f, 0x10, 0xcd]);
+        }
         let mut encoder = Encoder::new(64);
         encoder.encode(&self.instruction, 0x1000).ok()?;
         Some(encoder.take_buffer())
@@ -163,7 +173,7 @@ impl Canonical {
     /// The whole thunk around `core`, the encoded instruction.
     pub fn build(&self, core: &[u8], class: Class, touches: Touches) -> Vec<u8> {
         let wide = class == Class::Avx;
-        let mut code = Code::default();
+        let mut code = emit::Code::default();
         if touches.contains(Touches::FLAGS_READ) {
             code.load_flags(FLAGS_OFFSET);
         }
@@ -205,7 +215,7 @@ impl Canonical {
 
 /// Where a thunk continues after an unmasked SIMD exception: nothing is stored but MXCSR.
 pub fn recovery() -> Vec<u8> {
-    let mut code = Code::default();
+    let mut code = emit::Code::default();
     code.stmxcsr(MXCSR_OFFSET);
     code.store_byte(FAULTED_OFFSET, 1);
     if crate::host_supports(iced_x86::CpuidFeature::AVX) {

@@ -79,6 +79,8 @@ pub struct Case {
     pub patches: [Patch; 2],
     /// Flags that may differ at the end if the case runs through (see [`crate::compare`]).
     pub undefined_flags: u64,
+    /// The same if it is cut short after its first instruction.
+    pub undefined_midway: u64,
     /// The instruction's result may differ at will: only fault or no fault is judged.
     pub undefined_result: u64,
     /// For a gather: the mask register's number plus one, and its element bits times 256.
@@ -95,6 +97,7 @@ impl Default for Case {
             code_len: 0,
             patches: [Patch { offset: 0, len: 0, bytes: [0; PATCH] }; 2],
             undefined_flags: 0,
+            undefined_midway: 0,
             undefined_result: 0,
             gather_mask: 0,
             address_mask: u64::MAX,

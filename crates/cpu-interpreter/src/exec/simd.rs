@@ -53,6 +53,7 @@ impl Core {
             let gather = *gather;
             return self.gather(i, op, &gather);
         }
+        plan.check_pending(&self.simd).map_err(|fault| self.simd_fault(fault))?;
         let mut operand = Operand::default();
         let mut target = None;
         let mut byte_mask = u64::MAX;
@@ -71,11 +72,12 @@ impl Core {
                 byte_mask = plan.byte_mask(&mut self.simd).map_err(|f| self.simd_fault(f))?;
                 self.wrap(self.sc[usize::from(segment & 7)].base.wrapping_add(offset))
             } else {
+                let base = self.sc[usize::from(segment & 7)].base;
+                if base.wrapping_add(offset) & (u64::from(memory.align) - 1) != 0 {
+                    return Err(Fault::GP0);
+                }
                 self.linear(segment, offset, size, memory.write)?
             };
-            if memory.align > 1 && linear & (u64::from(memory.align) - 1) != 0 {
-                return Err(Fault::GP0);
-            }
             if memory.masked {
                 for k in (0..size).filter(|k| byte_mask >> k & 1 != 0) {
                     let at = self.linear(segment, offset.wrapping_add(k as u64), 1, memory.write)?;

@@ -148,8 +148,8 @@ impl Core {
         match work.kind {
             Kind::Move => {
                 let from = self.source_linear(work)?;
-                let to = self.target_linear(work, true)?;
                 let value = self.read(from, size)?;
+                let to = self.target_linear(work, true)?;
                 self.write(to, size, value)?;
                 self.advance(RSI, work, 1);
                 self.advance(RDI, work, 1);
@@ -172,8 +172,9 @@ impl Core {
                 return Ok(self.compared(self.reg(0, size), b, work));
             }
             Kind::Compare => {
-                let (from, at) = (self.source_linear(work)?, self.target_linear(work, false)?);
+                let from = self.source_linear(work)?;
                 let a = self.read(from, size)?;
+                let at = self.target_linear(work, false)?;
                 let b = self.read(at, size)?;
                 self.advance(RSI, work, 1);
                 self.advance(RDI, work, 1);
@@ -288,8 +289,10 @@ impl Core {
 
     fn chunk_two(&mut self, work: &Work, count: u64) -> Result<Option<(u64, bool)>, Fault> {
         let moving = work.kind == Kind::Move;
-        let from = self.source_linear(work)?;
-        let to = self.target_linear(work, moving)?;
+        // Faults of the two sides come in the order in which single elements meet them.
+        let (Ok(from), Ok(to)) = (self.source_linear(work), self.target_linear(work, moving)) else {
+            return Ok(None);
+        };
         let n = count
             .min(self.room(from, work))
             .min(self.room(to, work))

@@ -80,6 +80,8 @@ impl Generator {
         let acceptable = match decoded.is_invalid() {
             true => roomy && (vex || bytes[0] == 0xf0),
             // AMD: LOCK MOV CR0 is MOV CR8.
+            // REPNE LOOPE is not the same everywhere.
+            false if decoded.is_loopcc() && matches!(bytes[0], 0xf2 | 0xf3) => false,
             false => catalog::usable(decoded.code()) && !(bytes[0] == 0xf0 && decoded.is_privileged()),
         };
         if !acceptable || (!decoded.is_invalid() && decoded.len() != bytes.len()) || bytes.len() > 15 {
@@ -87,6 +89,9 @@ impl Generator {
         }
         if !decoded.is_invalid() {
             operands::settle(&mut self.rng, &mut case, &decoded);
+            if operands::misaligned_sha(&decoded, &case.registers) {
+                return None;
+            }
             case.undefined_flags = operands::undefined_flags(&decoded, &case.registers);
             operands::tolerate(&mut case, &decoded);
             case.undefined_result = u64::from(operands::undefined_result(&decoded, &case.registers));
@@ -102,6 +107,7 @@ impl Generator {
         let wanted = 2 + self.rng.below(max.max(3) as u64 - 2);
         let mut bytes = Vec::new();
         let mut undefined = 0;
+        let mut midway = 0;
         let mut build = Build::new(&mut self.rng, &mut case, true);
         let mut done = 0;
         for _ in 0..4 * wanted {
@@ -121,6 +127,7 @@ impl Generator {
             }
             undefined =
                 undefined & !operands::flags_defined(&decoded) | operands::undefined_flags_static(&decoded);
+            midway |= undefined;
             bytes.extend(encoded);
             done += 1;
             if done == wanted {
@@ -128,6 +135,7 @@ impl Generator {
             }
         }
         case.undefined_flags = undefined;
+        case.undefined_midway = midway;
         case.set_code(&bytes);
         (done >= 2).then_some(case)
     }

@@ -226,11 +226,7 @@ impl<'a> Build<'a> {
     /// Gives the memory operand a form and the registers values so that it hits its target.
     fn memory(&mut self, i: &mut Instruction, kind: K, rip: u64) -> Option<()> {
         let size = access_size(i);
-        let mut target = target(self.rng, size);
-        if i.cpuid_features().contains(&CpuidFeature::SHA) {
-            // Not every processor faults on misaligned operands here.
-            target &= !15;
-        }
+        let target = target(self.rng, size);
         state::patch(self.case, 0, target, &interesting(self.rng));
         i.set_memory_displ_size(8);
         match kind {
@@ -446,6 +442,10 @@ pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
             let flags = rng.word() & 0x24_7cd5 | 0x202;
             super::state::patch(case, 1, rsp, &flags.to_le_bytes());
         }
+        M::Ldmxcsr | M::Vldmxcsr if rng.below(4) > 0 => {
+            let start = layout::DATA + u64::from(case.patches[0].offset);
+            super::state::patch(case, 0, start, &(rng.word() & 0xffff).to_le_bytes());
+        }
         M::Ret => super::state::patch(case, 1, rsp, &code_target(rng).to_le_bytes()),
         M::Enter | M::Leave => case.registers.gpr[5] = target(rng, 8),
         M::Div | M::Idiv if !used(2) && rng.below(3) > 0 => {
@@ -479,11 +479,42 @@ pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
             case.registers.gpr[number] = code_target(rng);
         }
         M::Jmp | M::Call if i.op0_kind() == OpKind::Memory => {
+            if !used(4) {
+                // Which of a bad stack and a bad target comes first is open.
+                case.registers.gpr[4] = layout::DATA + 4096;
+            }
             let offset = case.patches[0].offset;
             super::state::patch(case, 0, layout::DATA + u64::from(offset), &code_target(rng).to_le_bytes());
         }
         _ => {}
     }
+}
+
+/// Instructions with latitude in what they access: see [`tolerate`].
+fn tolerant(mnemonic: Mnemonic) -> bool {
+    let name = format!("{mnemonic:?}").to_lowercase();
+    // AMD has a bit more in MXCSR.
+    name.starts_with("sha1")
+        || name.starts_with("sha256")
+        || name.contains("maskmov")
+        || name.contains("gather")
+        || name.contains("ldmxcsr")
+}
+
+/// Not every processor faults on misaligned memory operands of SHA instructions.
+pub fn misaligned_sha(i: &Instruction, r: &Registers) -> bool {
+    let memory = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
+    let (Some(operand), true) = (memory, i.cpuid_features().contains(&CpuidFeature::SHA)) else {
+        return false;
+    };
+    let value = |register: Register, _, _| {
+        if !register.is_gpr() {
+            return Some(0);
+        }
+        let full = r.gpr[register.full_register().number() & 15];
+        Some(if register.size() == 4 { full & 0xffff_ffff } else { full })
+    };
+    i.virtual_address(operand, 0, value).is_none_or(|address| address & 15 != 0)
 }
 
 /// Latitude that processors have.
@@ -541,6 +572,11 @@ pub fn flags_read(i: &Instruction) -> u64 {
 }
 
 pub fn flags_defined(i: &Instruction) -> u64 {
+    use Mnemonic as M;
+    // A shift by nothing leaves the flags alone.
+    if matches!(i.mnemonic(), M::Shl | M::Shr | M::Sal | M::Sar | M::Rol | M::Ror) {
+        return 0;
+    }
     to_rflags(i.rflags_written() | i.rflags_cleared() | i.rflags_set())
 }
 
@@ -587,23 +623,25 @@ pub fn undefined_result(i: &Instruction, r: &Registers) -> bool {
 /// would use them.
 pub fn suits_snippet(i: &Instruction) -> bool {
     use Mnemonic as M;
-    !matches!(
-        i.mnemonic(),
-        M::Shld
-            | M::Shrd
-            | M::Bsf
-            | M::Bsr
-            | M::Popf
-            | M::Popfd
-            | M::Popfq
-            | M::Enter
-            | M::Leave
-            | M::Shl
-            | M::Shr
-            | M::Sal
-            | M::Rcl
-            | M::Rcr
-    ) && !i.has_rep_prefix()
+    !tolerant(i.mnemonic())
+        && !matches!(
+            i.mnemonic(),
+            M::Shld
+                | M::Shrd
+                | M::Bsf
+                | M::Bsr
+                | M::Popf
+                | M::Popfd
+                | M::Popfq
+                | M::Enter
+                | M::Leave
+                | M::Shl
+                | M::Shr
+                | M::Sal
+                | M::Rcl
+                | M::Rcr
+        )
+        && !i.has_rep_prefix()
         && !i.has_repne_prefix()
         && !i.is_privileged()
 }
