@@ -14,6 +14,8 @@ pub static DRIVERS: &[&Driver] = &[
     &crate::protocols::file::HOST_CDROM,
     &crate::protocols::null::NULL_CO,
     &crate::protocols::null::NULL_AIO,
+    #[cfg(test)]
+    &qcow2::crash::RECORDER,
 ];
 
 pub fn all() -> impl Iterator<Item = &'static Driver> {

@@ -284,14 +284,12 @@ impl Meta {
         dirty > tables / 2 || self.frees.len() > 16384
     }
 
-    /// Forgets clean tables beyond `keep`, oldest first.
+    /// Forgets clean tables beyond `keep`, oldest first; never the one used last, which may
+    /// have been read for an attempt that is still to be made.
     pub fn shrink(&mut self, keep: usize) {
         while self.l2.len() > keep {
-            let oldest = self
-                .l2
-                .iter()
-                .filter(|(_, table)| table.dirty.is_clean())
-                .min_by_key(|(_, table)| table.used);
+            let idle = |table: &Table| table.dirty.is_clean() && table.used != self.clock;
+            let oldest = self.l2.iter().filter(|(_, table)| idle(table)).min_by_key(|(_, table)| table.used);
             let Some(index) = oldest.map(|(index, _)| *index) else { return };
             self.l2.remove(&index);
         }

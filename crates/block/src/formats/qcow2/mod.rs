@@ -337,4 +337,6 @@ impl Layer for Qcow2 {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod crash;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,223 @@
+//! Power loss: a recorder below the image, then cut anywhere, with unflushed writes lost.
+
+use super::tests::{Rng, tool};
+use crate::driver::{Driver, Kind, Layer, Open, Snapshot, layer_of};
+use crate::graph::{Child, Settings, tests::graph};
+use crate::options::Options;
+use crate::types::*;
+use base::{Mutex, Result};
+use serde_json::json;
+use std::sync::Arc;
+
+/// Remembers everything that is written below it.
+pub(crate) static RECORDER: Driver =
+    Driver { name: "test-recorder", kind: Kind::Filter, open, ..Driver::DEFAULT };
+
+#[derive(Clone)]
+enum Op {
+    Write(u64, Vec<u8>),
+    Zero(u64, u64),
+    Size(u64),
+    Flush,
+}
+
+struct Recorder {
+    file: Child,
+    log: Mutex<Vec<Op>>,
+}
+
+fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
+    Box::pin(async {
+        let file = open.child("file", Role::FILTER).await?;
+        Ok(Arc::new(Recorder { file, log: Mutex::default() }) as Arc<dyn Layer>)
+    })
+}
+
+impl Layer for Recorder {
+    fn size(&self) -> u64 {
+        self.file.size()
+    }
+    fn grows(&self) -> bool {
+        true
+    }
+    fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
+        self.file.read(offset, buf)
+    }
+    fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
+        self.log.lock().push(Op::Write(offset, data.to_vec()));
+        self.file.write(offset, data, flags)
+    }
+    fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
+        self.log.lock().push(Op::Zero(offset, len));
+        self.file.write_zeroes(offset, len, flags)
+    }
+    fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
+        self.log.lock().push(Op::Zero(offset, len));
+        self.file.discard(offset, len)
+    }
+    fn flush(&self) -> Fut<'_, IoResult> {
+        self.log.lock().push(Op::Flush);
+        Box::pin(async { Ok(()) })
+    }
+    fn truncate<'a>(&'a self, size: u64, how: Truncate) -> Fut<'a, Result<()>> {
+        self.log.lock().push(Op::Size(size));
+        self.file.truncate(size, how)
+    }
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}
+
+fn apply(image: &mut Vec<u8>, op: &Op) {
+    let mut put = |offset: u64, data: &[u8]| {
+        let end = offset as usize + data.len();
+        if image.len() < end {
+            image.resize(end, 0);
+        }
+        image[offset as usize..end].copy_from_slice(data);
+    };
+    match op {
+        Op::Write(offset, data) => put(*offset, data),
+        Op::Zero(offset, len) => put(*offset, &vec![0; *len as usize]),
+        Op::Size(size) => image.resize(*size as usize, 0),
+        Op::Flush => {}
+    }
+}
+
+/// What the guest may rely on at a point of the log.
+struct Promise {
+    at: usize,
+    disk: Vec<u8>,
+}
+
+struct Run {
+    start: Vec<u8>,
+    log: Vec<Op>,
+    promises: Vec<Promise>,
+    /// (position in the log, range) of every request that changed the disk.
+    touched: Vec<(usize, u64, u64)>,
+}
+
+const SIZE: u64 = 3 << 20;
+
+fn record(seed: u64, options: serde_json::Value, path: &str) -> Run {
+    let graph = graph();
+    let (at, name) = (graph.clone(), path.to_string());
+    graph.block_on(async move { at.create_image(&name, "qcow2", Options::json(options)).await }).unwrap();
+    let start = std::fs::read(path).unwrap();
+    let tree = json!({"driver": "qcow2", "discard": "unmap", "l2-cache-size": 1024,
+        "file": {"driver": "test-recorder", "node-name": "rec", "file": {"driver": "file", "filename": path}}});
+    let at = graph.clone();
+    let run = graph.block_on(async move {
+        let pin = at.open(Options::json(tree), Settings::default()).await.unwrap();
+        let recorder = at.find("rec").unwrap();
+        let log = &layer_of::<Recorder>(&recorder).unwrap().log;
+        let mut rng = Rng(seed);
+        let mut disk = vec![0; SIZE as usize];
+        let mut run = Run { start, log: Vec::new(), promises: Vec::new(), touched: Vec::new() };
+        for _ in 0..120 {
+            let offset = rng.below(SIZE);
+            let longest = if rng.below(3) == 0 { 200_000 } else { 5000 };
+            let len = (1 + rng.below(longest)).min(SIZE - offset);
+            let range = offset as usize..(offset + len) as usize;
+            let position = log.lock().len();
+            match rng.below(12) {
+                0..=5 => {
+                    let data = vec![rng.next() as u8 | 1; len as usize];
+                    run.touched.push((position, offset, len));
+                    pin.write(offset, &data, WriteFlags::empty()).await.unwrap();
+                    disk[range].copy_from_slice(&data);
+                }
+                6 => {
+                    run.touched.push((position, offset, len));
+                    pin.write_zeroes(offset, len, ZeroFlags::MAY_UNMAP).await.unwrap();
+                    disk[range].fill(0);
+                }
+                7 => {
+                    run.touched.push((position, offset, len));
+                    pin.discard(offset, len).await.unwrap();
+                    pin.read(offset, &mut disk[range]).await.unwrap();
+                }
+                8 if rng.below(3) == 0 => {
+                    let facet = pin.layer().snapshots().unwrap();
+                    let name = format!("s{position}");
+                    facet.create(Snapshot { name, ..Snapshot::default() }).await.unwrap();
+                }
+                9 if rng.below(3) == 0 => {
+                    let facet = pin.layer().snapshots().unwrap();
+                    if let Some(one) = facet.list().first() {
+                        facet.delete(&one.id).await.unwrap();
+                    }
+                }
+                _ => {
+                    pin.flush().await.unwrap();
+                    run.promises.push(Promise { at: log.lock().len(), disk: disk.clone() });
+                }
+            }
+        }
+        drop(pin);
+        at.collect().await;
+        // The recorder is gone with its node; its log was shared through the layer.
+        run.log = std::mem::take(&mut *log.lock());
+        run
+    });
+    run
+}
+
+/// The file after a cut at `cut`: all before the last flush, of the rest what `keep` lets.
+fn cut(run: &Run, cut: usize, mut keep: impl FnMut() -> bool) -> Vec<u8> {
+    let flushed = run.log[..cut].iter().rposition(|op| matches!(op, Op::Flush)).unwrap_or(0);
+    let mut image = run.start.clone();
+    for (at, op) in run.log[..cut].iter().enumerate() {
+        if at < flushed || keep() {
+            apply(&mut image, op);
+        }
+    }
+    image
+}
+
+fn judge(run: &Run, position: usize, image: &[u8], path: &str) {
+    std::fs::write(path, image).unwrap();
+    let out = std::process::Command::new("qemu-img").args(["check", "-f", "qcow2", path]).output().unwrap();
+    // 0: clean, 3: leaks only.
+    let code = out.status.code();
+    assert!(matches!(code, Some(0 | 3)), "cut at {position}: {}", String::from_utf8_lossy(&out.stdout));
+    let Some(promise) = run.promises.iter().rev().find(|promise| promise.at <= position) else { return };
+    let raw = format!("{path}.raw");
+    tool("qemu-img", &["convert", "-f", "qcow2", "-O", "raw", path, &raw]);
+    let mut seen = std::fs::read(&raw).unwrap();
+    let mut wanted = promise.disk.clone();
+    for (at, offset, len) in run.touched.iter().filter(|(at, ..)| *at >= promise.at) {
+        let range = *offset as usize..(offset + len) as usize;
+        assert!(*at >= promise.at);
+        seen[range.clone()].fill(0);
+        wanted[range].fill(0);
+    }
+    assert!(seen == wanted, "cut at {position}: flushed data is gone");
+}
+
+#[test]
+fn a_cut_anywhere_leaves_a_valid_image_and_all_flushed_data() {
+    let rounds: u64 = std::env::var("CRASH_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(12);
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("a.qcow2").to_str().unwrap().to_string();
+    let kinds = [
+        json!({"cluster_size": "4k"}),
+        json!({"cluster_size": "512"}),
+        json!({"cluster_size": "64k"}),
+        json!({"cluster_size": "16k", "extended_l2": "on"}),
+    ];
+    for (index, kind) in kinds.iter().enumerate() {
+        let mut options = kind.clone();
+        options["size"] = SIZE.into();
+        let _ = std::fs::remove_file(&path);
+        let run = record(17 + index as u64, options, &path);
+        let mut rng = Rng(99 + index as u64);
+        for _ in 0..rounds {
+            let position = rng.below(run.log.len() as u64 + 1) as usize;
+            let lossy = rng.below(3) > 0;
+            let image = cut(&run, position, || !lossy || rng.below(2) == 0);
+            judge(&run, position, &image, &path);
+        }
+    }
+}
