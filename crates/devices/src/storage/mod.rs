@@ -4,8 +4,9 @@
 //! - `ata`: ATA commands of a disk; `cdrom`: MMC commands of a CD drive; neither knows how its
 //!   bytes travel.
 //! - `mover`: bytes between a drive and scattered guest memory.
-//! - `ide`: the channel of a parallel ATA controller; `piix3`: that controller.
+//! - `ide`: the channel of a parallel ATA controller; `piix3`: that controller; `ahci`: SATA.
 
+mod ahci;
 mod ata;
 mod cdrom;
 mod conf;
@@ -23,5 +24,5 @@ use device::Model;
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    vec![&piix3::MODEL, &unit::HD, &unit::CD]
+    vec![&piix3::MODEL, &ahci::MODEL, &unit::HD, &unit::CD]
 }
