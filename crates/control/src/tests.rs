@@ -47,6 +47,7 @@ pub fn control() -> Control {
     };
     let spec = spec::MachineSpec {
         kind: spec::MachineKind::None,
+        type_name: "none".into(),
         name: Some("guest".into()),
         uuid: Some(*b"0123456789abcdef"),
         start_stopped: true,
@@ -387,6 +388,14 @@ async fn object_tree() {
         client.refusal("qom-get", json!({"path": "rng0", "property": "x"})).await.1,
         "Property '.x' not found"
     );
+    for path in ["/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached"] {
+        assert_eq!(
+            client.get("qom-list", json!({"path": path})).await,
+            json!([{"name": "type", "type": "string"}])
+        );
+    }
+    let kind = client.get("qom-get", json!({"path": "/machine", "property": "type"})).await;
+    assert_eq!(kind, "none-machine");
     let types = client.get("qom-list-types", json!({"implements": "user-creatable"})).await;
     assert!(types.as_array().unwrap().iter().any(|kind| kind["name"] == "rng-random"));
     assert_eq!(client.get("qom-list-types", json!({"implements": "nope"})).await, json!([]));

@@ -20,6 +20,7 @@ mod objects;
 mod qtest_engine;
 mod requests;
 pub mod runstate;
+mod shown;
 mod vcpu;
 
 pub use board::Board;

@@ -57,7 +57,7 @@ pub(crate) struct Parts {
 impl Machine {
     pub(crate) fn new(parts: Parts) -> Arc<Machine> {
         let actions = parts.spec.actions;
-        Arc::new(Machine {
+        let machine = Arc::new(Machine {
             spec: parts.spec,
             services: parts.services,
             memory: parts.memory,
@@ -71,7 +71,9 @@ impl Machine {
             status: Mutex::new(Status { state: RunState::Prelaunch, autostart: true, finished: None }),
             actions: Mutex::new(actions),
             hooks: Mutex::default(),
-        })
+        });
+        crate::shown::enter(&machine);
+        machine
     }
 
     pub fn run_state(&self) -> RunState {
@@ -192,6 +194,15 @@ impl Machine {
     /// `system_powerdown`.
     pub fn request_powerdown(&self) {
         self.requests.put(|pending| pending.powerdown = true);
+    }
+
+    /// Forgets clock interrupts that the guest missed and would still be given.
+    pub fn reset_rtc_reinjection(&self) {
+        self.devices.each(|device| {
+            if let Some(rtc) = device.as_any().downcast_ref::<devices::pc::rtc::Rtc>() {
+                rtc.reset_reinjection();
+            }
+        });
     }
 
     /// `system_wakeup`; nothing unless suspended.

@@ -11,6 +11,7 @@ commands![
     QueryMachines,
     QueryCurrentMachine,
     InjectNmi,
+    RtcResetReinjection,
     QueryTpmModels,
     QueryTpmTypes,
 ];
@@ -107,6 +108,10 @@ pub struct CurrentMachineParams {
 /// Sends a non-maskable interrupt to every vCPU.
 #[derive(Command, Debug, Clone)]
 pub struct InjectNmi {}
+
+/// Forgets clock interrupts that the guest missed while it could not run.
+#[derive(Command, Debug, Clone)]
+pub struct RtcResetReinjection {}
 
 /// The TPM models that `-device` takes.
 #[derive(Command, Debug, Clone)]

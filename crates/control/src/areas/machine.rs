@@ -11,6 +11,7 @@ pub fn route(routes: &mut Routes) {
     routes.add(query_machines);
     routes.add(query_current_machine);
     routes.add(inject_nmi);
+    routes.add(rtc_reset_reinjection);
     routes.add(query_tpm_models);
     routes.add(query_tpm_types);
 }
@@ -67,6 +68,11 @@ async fn query_current_machine(call: Call, _: QueryCurrentMachine) -> Result<Cur
 
 async fn inject_nmi(call: Call, _: InjectNmi) -> Result<()> {
     call.machine().inject_nmi();
+    Ok(())
+}
+
+async fn rtc_reset_reinjection(call: Call, _: RtcResetReinjection) -> Result<()> {
+    call.machine().reset_rtc_reinjection();
     Ok(())
 }
 
