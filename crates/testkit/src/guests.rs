@@ -46,7 +46,7 @@ pub fn package(name: &str) -> Result<PathBuf> {
 }
 
 /// Holds a lock among test processes while it lives.
-fn lock_file(name: &str) -> Result<fs::File> {
+pub(crate) fn lock_file(name: &str) -> Result<fs::File> {
     fs::create_dir_all(cache()).map_err(|e| e.to_string())?;
     let path = cache().join(format!("{}.lock", name.replace('/', "_")));
     let file = fs::File::create(&path).map_err(|e| format!("{}: {e}", path.display()))?;
@@ -72,7 +72,7 @@ fn real_package(name: &str) -> Result<String> {
     Ok(real.unwrap_or(name).to_string())
 }
 
-fn run(command: &mut Command) -> Result<()> {
+pub(crate) fn run(command: &mut Command) -> Result<()> {
     let out = command.output().map_err(|e| format!("{command:?}: {e}"))?;
     if out.status.success() {
         Ok(())
@@ -87,7 +87,21 @@ pub fn kernel(package_name: &str) -> Result<PathBuf> {
     find(&boot, "vmlinuz-").ok_or_else(|| format!("{package_name} has no kernel image"))
 }
 
-fn find(dir: &Path, prefix: &str) -> Option<PathBuf> {
+/// Memtest86+ as a file that boots like a Linux kernel, and as a bootable CD.
+pub fn memtest() -> Result<(PathBuf, PathBuf)> {
+    let dir = package("memtest86+")?;
+    Ok((dir.join("boot/memtest86+x64.bin"), dir.join("usr/lib/memtest86+/memtest86+x64.iso")))
+}
+
+/// Kernel and initrd of the Debian 12 installer (network boot, text).
+pub fn installer() -> Result<(PathBuf, PathBuf)> {
+    let images =
+        package("debian-installer-12-netboot-amd64")?.join("usr/lib/debian-installer/images/12/amd64");
+    let dir = images.join("text/debian-installer/amd64");
+    Ok((dir.join("linux"), dir.join("initrd.gz")))
+}
+
+pub(crate) fn find(dir: &Path, prefix: &str) -> Option<PathBuf> {
     let mut entries: Vec<_> =
         fs::read_dir(dir).ok()?.filter_map(|entry| entry.ok().map(|e| e.path())).collect();
     entries.sort();

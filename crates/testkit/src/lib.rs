@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cpio;
+pub mod disk;
+pub mod foreign;
 pub mod guests;
 pub mod linux;
 pub mod qmp;

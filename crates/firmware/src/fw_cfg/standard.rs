@@ -49,7 +49,9 @@ pub fn fill(
     if let Some(wait) = boot.menu_wait {
         items.put_file("etc/boot-menu-wait", wait.to_le_bytes())?;
     }
-    items.put_file("bootorder", bootorder(boot))?;
+    if boot.strict || !boot.order.is_empty() {
+        items.put_file("bootorder", bootorder(boot))?;
+    }
     items.put_file("etc/smbios/smbios-anchor", smbios.anchor())?;
     items.put_file("etc/smbios/smbios-tables", smbios.structures().to_vec())?;
     if let Some(acpi) = acpi {

@@ -94,6 +94,9 @@ impl Boot {
         if spec.boot.strict {
             lines.push("HALT".into());
         }
+        if lines.is_empty() {
+            return Ok(());
+        }
         let mut text = lines.join("\n").into_bytes();
         text.push(0);
         self.fw_cfg.edit(|items| items.put_file("bootorder", text))
