@@ -37,6 +37,13 @@ impl Port {
         self.attach(weak, true);
     }
 
+    /// As [`Port::connect`], but on a multiplexer a front end that is there already keeps the
+    /// input.
+    pub fn connect_behind(&self, front: &Arc<impl FrontEnd + 'static>) {
+        let weak: Weak<dyn FrontEnd> = Arc::downgrade(front) as Weak<dyn FrontEnd>;
+        self.join(weak, true, false);
+    }
+
     /// As [`Port::connect`], for a front end that the guest has yet to open ([`Port::set_open`]).
     pub fn connect_closed(&self, front: &Arc<impl FrontEnd + 'static>) {
         let weak: Weak<dyn FrontEnd> = Arc::downgrade(front) as Weak<dyn FrontEnd>;
@@ -45,9 +52,13 @@ impl Port {
 
     /// As [`Port::connect`] with the open state given, for a trait object held weakly.
     pub fn attach(&self, front: Weak<dyn FrontEnd>, open: bool) {
+        self.join(front, open, open);
+    }
+
+    fn join(&self, front: Weak<dyn FrontEnd>, open: bool, take_focus: bool) {
         let hold = &self.0;
         let mux = hold.device.backend.max_fronts() > 1;
-        hold.device.hub.connect(hold.tag, front, open, mux && open);
+        hold.device.hub.connect(hold.tag, front, open, mux && take_focus);
         let device = hold.device.clone();
         hold.runtime.spawn(async move {
             if mux {

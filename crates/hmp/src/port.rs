@@ -53,7 +53,7 @@ impl HmpPort {
             state: Mutex::new(state),
             own: own.clone(),
         });
-        front.port.connect(&front);
+        front.port.connect_behind(&front);
         Ok(front)
     }
 

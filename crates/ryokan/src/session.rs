@@ -6,6 +6,7 @@ use base::fd::{FdSets, Inherited};
 use base::{Failure, fail};
 use cli::Complaint;
 use control::{Control, Identity, QmpPort, World};
+use hmp::HmpPort;
 use machine::{Cause, Machine, Notice};
 use spec::Invocation;
 use spec::invocation::{Monitor, MonitorMode};
@@ -35,7 +36,7 @@ pub async fn run(
         inherited,
         trace,
         options: crate::show::option_info(),
-        human_monitor: None,
+        human_monitor: Some(hmp::human_monitor()),
     };
     let control = Control::new(world);
     let monitors = Monitors::open(&invocation, &control)?;
@@ -111,11 +112,12 @@ fn start_logs(invocation: &Invocation) -> Result<trace::Points, Complaint> {
 /// The monitors, which live as long as this.
 struct Monitors {
     _qmp: Vec<Arc<QmpPort>>,
+    _human: Vec<Arc<HmpPort>>,
 }
 
 impl Monitors {
     fn open(invocation: &Invocation, control: &Control) -> Result<Monitors, Complaint> {
-        let mut qmp = Vec::new();
+        let (mut qmp, mut human) = (Vec::new(), Vec::new());
         for (monitor, place) in invocation.monitors.iter().zip(&invocation.places.monitors) {
             let at = |failure| Complaint::at(place, failure);
             match monitor.mode {
@@ -123,10 +125,10 @@ impl Monitors {
                     let options = qmp::Options { pretty, oob: offers_oob(invocation, monitor) };
                     qmp.push(QmpPort::open(control, &monitor.chardev, options).map_err(at)?);
                 }
-                MonitorMode::Readline => return Err(at(fail!("the human monitor is not there yet"))),
+                MonitorMode::Readline => human.push(HmpPort::open(control, &monitor.chardev).map_err(at)?),
             }
         }
-        Ok(Monitors { _qmp: qmp })
+        Ok(Monitors { _qmp: qmp, _human: human })
     }
 }
 
