@@ -206,7 +206,8 @@ fn short_params(text: &str) -> Result<Params> {
             params = Params::parse_rest(options, &k::CHARDEV)?;
             params.set("backend", "socket");
             if scheme == "unix" {
-                params.set("path", place);
+                // The key of the first value may be written out.
+                params.set("path", place.strip_prefix("path=").unwrap_or(place));
             } else {
                 let (host, port) = host_port(place).ok_or_else(|| fail!("'{place}' is not HOST:PORT"))?;
                 params.set("host", host);

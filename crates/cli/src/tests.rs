@@ -102,6 +102,9 @@ readonly,throttling.iops-total=5,file.driver=blkdebug -device virtio-scsi,id=s -
     );
     assert_eq!(inv.machine.accels.len(), 1);
     assert_eq!(inv.qtest.as_deref(), Some("qtest"));
+    let qtest = inv.chardevs.iter().find(|chardev| chardev.id == "qtest").unwrap();
+    let ChardevKind::Socket(socket) = &qtest.kind else { panic!("{qtest:?}") };
+    assert_eq!(json!(socket.addr)["path"], "/s2");
     assert_eq!(
         json!(inv.machine.drives[0]),
         json!({"if": "virtio", "id": "drive0", "file": "a,b.qcow2", "format": "qcow2", "readonly": "on",

@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 pub enum X86_64 {}
 
 /// System registers, in the order in which gdb gets them.
-const SYSTEM: [&str; 9] = ["fs_base", "gs_base", "k_gs_base", "cr0", "cr2", "cr3", "cr4", "cr8", "efer"];
+const SYSTEM: [&str; 8] = ["fs_base", "gs_base", "k_gs_base", "cr0", "cr2", "cr3", "cr4", "efer"];
 
 /// Bytes of the registers that gdb knows itself.
 const CORE: usize = 0x218;
@@ -132,7 +132,7 @@ fn full_tags(state: &CpuState) -> u16 {
 }
 
 impl Regs {
-    pub fn from_state(state: &CpuState, cr8: u8) -> Regs {
+    pub fn from_state(state: &CpuState) -> Regs {
         let mut regs = Regs::default();
         let core = &mut regs.core;
         core.regs = GPRS.map(|index| state.gpr[index]);
@@ -168,14 +168,13 @@ impl Regs {
             state.cr2,
             state.cr3,
             state.cr4,
-            cr8.into(),
             state.efer,
         ];
         regs
     }
 
-    /// Puts what the debugger changed into `state`. CR8 belongs to the local APIC and is
-    /// not changed; selectors of a processor in real mode take their base with them.
+    /// Puts what the debugger changed into `state`. Selectors of a processor in real mode
+    /// take their base with them.
     pub fn into_state(&self, state: &mut CpuState) {
         let core = &self.core;
         for (&value, index) in core.regs.iter().zip(GPRS) {
@@ -218,7 +217,7 @@ impl Regs {
             to[1] = (from >> 64) as u64;
         }
         fpu.mxcsr = core.mxcsr & 0xffff;
-        let [fs, gs, kernel_gs, cr0, cr2, cr3, cr4, _cr8, efer] = self.system;
+        let [fs, gs, kernel_gs, cr0, cr2, cr3, cr4, efer] = self.system;
         state.seg[seg::FS].base = fs;
         state.seg[seg::GS].base = gs;
         state.msr.kernel_gs_base = kernel_gs;
@@ -239,7 +238,7 @@ mod tests {
         state.fpu.st[0][9] = 0x3f;
         state.fpu.st[0][7] = 0x80;
         state.fpu.ymm[3] = [1, 2, 3, 4];
-        let regs = Regs::from_state(&state, 0);
+        let regs = Regs::from_state(&state);
         assert_eq!(regs.core.regs[1], 0x1111_0003, "rbx is second");
         // ST0 is physical 6 and valid, ST1 physical 7 and zero.
         assert_eq!(regs.core.fpu.ftag, 0b01_00_11_11_11_11_11_11);

@@ -154,11 +154,6 @@ impl gdbstub::target::Target for Target {
         BaseOps::MultiThread(self)
     }
 
-    /// gdb itself steps over a breakpoint before it continues.
-    fn guard_rail_implicit_sw_breakpoints(&self) -> bool {
-        true
-    }
-
     fn support_breakpoints(&mut self) -> Option<BreakpointsOps<'_, Self>> {
         Some(self)
     }
@@ -172,7 +167,7 @@ impl MultiThreadBase for Target {
     fn read_registers(&mut self, regs: &mut Regs, tid: Tid) -> TargetResult<(), Self> {
         let vcpu = self.vcpu(tid).map_err(|_| TargetError::NonFatal)?;
         let state = vcpu.with(|vcpu| vcpu.save()).map_err(|_| TargetError::NonFatal)?;
-        *regs = Regs::from_state(&state, 0);
+        *regs = Regs::from_state(&state);
         Ok(())
     }
 
