@@ -5,14 +5,16 @@
 //!   bytes travel.
 //! - `mover`: bytes between a drive and scattered guest memory.
 //! - `ide`: the channel of a parallel ATA controller; `piix3`: that controller; `ahci`: SATA.
+//! - `scsi`: logical units on any SCSI host.
 
 mod ahci;
 mod ata;
-mod cdrom;
+pub(crate) mod cdrom;
 mod conf;
 mod ide;
-mod mover;
+pub(crate) mod mover;
 mod piix3;
+pub mod scsi;
 #[cfg(test)]
 mod tests;
 mod unit;
@@ -24,5 +26,5 @@ use device::Model;
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    vec![&piix3::MODEL, &ahci::MODEL, &unit::HD, &unit::CD]
+    vec![&piix3::MODEL, &ahci::MODEL, &unit::HD, &unit::CD, &scsi::HD, &scsi::CD]
 }

@@ -80,6 +80,11 @@ impl Link {
         self.queues.get(chain.queue).is_some_and(|queue| queue.lock().life == chain.life)
     }
 
+    /// The present life of a queue; a reset begins a new one.
+    pub(super) fn life(&self, queue: usize) -> Option<u64> {
+        Some(self.queues.get(queue)?.lock().life)
+    }
+
     /// Gives a buffer back and interrupts if the driver wants it.
     pub fn push(&self, chain: &Chain, written: u32) {
         let Some(queue) = self.queues.get(chain.queue) else { return };

@@ -11,6 +11,7 @@ mod pci;
 mod queue;
 mod registers;
 mod rng;
+mod scsi;
 mod serial;
 #[cfg(test)]
 mod tests;
@@ -25,7 +26,8 @@ use std::sync::Arc;
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    [&blk::MODELS[..], &rng::MODELS, &serial::MODELS, &[&serial::PORT, &serial::CONSOLE]].concat()
+    [&blk::MODELS[..], &rng::MODELS, &scsi::MODELS, &serial::MODELS, &[&serial::PORT, &serial::CONSOLE]]
+        .concat()
 }
 
 /// Feature bits of the transport (virtio 1.2 §6).
