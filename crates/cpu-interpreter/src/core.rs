@@ -52,10 +52,15 @@ pub struct WatchPoint {
 }
 
 pub struct Core {
-    /// General registers; slot 16 is always zero.
-    pub r: [u64; 32],
+    /// General registers; slot 16 is always zero, those above are there so that any register
+    /// number is in bounds.
+    pub r: [u64; 256],
+    /// Arithmetic flags; see [`crate::flags`].
     pub res: u64,
     pub aux: u64,
+    pub fa: u64,
+    pub fb: u64,
+    pub kind: crate::flags::Kind,
     pub rip: u64,
     pub budget: i64,
     pub sc: [SegFast; 8],
@@ -121,9 +126,12 @@ impl Core {
         let st = CpuState::reset(bootstrap, config.cpuid.signature());
         let memory_view = config.bus.memory.snapshot();
         let mut core = Core {
-            r: [0; 32],
+            r: [0; 256],
             res: 1,
             aux: 0,
+            fa: 0,
+            fb: 0,
+            kind: crate::flags::Kind::Explicit,
             rip: 0,
             budget: 0,
             sc: [SegFast::OPEN; 8],
@@ -226,13 +234,13 @@ impl Core {
     /// Reads a general register's low `size` bytes.
     #[inline(always)]
     pub fn reg(&self, index: u8, size: usize) -> u64 {
-        self.r[usize::from(index & 31)] & mask(size)
+        self.r[usize::from(index)] & mask(size)
     }
 
     /// Writes a general register as an operand of `size` bytes (4 clears the upper half).
     #[inline(always)]
     pub fn set_reg(&mut self, index: u8, size: usize, value: u64) {
-        let slot = &mut self.r[usize::from(index & 31)];
+        let slot = &mut self.r[usize::from(index)];
         *slot = match size {
             1 => *slot & !0xff | value & 0xff,
             2 => *slot & !0xffff | value & 0xffff,

@@ -202,8 +202,8 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
     let mut k = 0;
     while k < insns.len() {
         let i = &insns[k];
-        let fused = if k + 2 == insns.len() { fast::fuse(core, i, &insns[k + 1]) } else { None };
         let mut op = operation(core, cache, i, k);
+        let fused = if k + 2 == insns.len() { fast::fuse(core, i, &insns[k + 1], &op) } else { None };
         if let Some(fused) = fused {
             let branch = &insns[k + 1];
             (op.run, op.dst, op.src, op.imm) = (fused.run, fused.dst, fused.src, fused.imm);
@@ -265,6 +265,7 @@ fn blank(pc: u64, place: usize) -> Op {
         pc,
         disp: 0,
         imm: 0,
+        target: 0,
         dst: ZERO,
         src: ZERO,
         base: ZERO,

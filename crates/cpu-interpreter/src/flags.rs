@@ -1,9 +1,10 @@
-//! Arithmetic flags, kept as a result and the bits that do not follow from it.
+//! Arithmetic flags, kept as a result and what gives the bits that do not follow from it.
 //!
 //! `res` is the last result, sign-extended: ZF is `res == 0`, SF its sign, PF the parity of
-//! its low byte. `aux` holds CF, AF and OF at their RFLAGS positions, a correction of SF at
-//! bit 7 and a correction of the parity byte at bits 16..24 (for POPF and the like, whose
-//! flags fit no result).
+//! its low byte. CF, AF and OF follow from the sign-extended operands `fa` and `fb` of an
+//! addition or subtraction, or ([`Kind::Explicit`]) stand in `aux` at their RFLAGS positions.
+//! `aux` then also has a correction of SF at bit 7 and one of the parity byte at bits 16..24
+//! (for POPF and the like, whose flags fit no result).
 
 use crate::core::Core;
 
@@ -26,6 +27,17 @@ pub const VIP: u64 = 0x10_0000;
 pub const ID: u64 = 0x20_0000;
 /// The six arithmetic flags.
 pub const ARITH: u64 = CF | PF | AF | ZF | SF | OF;
+
+/// Where CF, AF and OF come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `aux`.
+    Explicit,
+    /// `res = fa + fb`.
+    Add,
+    /// `res = fa - fb`.
+    Sub,
+}
 
 /// All ones in the low `size` bytes.
 #[inline(always)]
@@ -76,6 +88,32 @@ pub fn condition(res: u64, aux: u64, code: u8) -> bool {
     value != (code & 1 != 0)
 }
 
+/// Conditions of `a - b = res`; all sign-extended (which keeps unsigned order).
+#[inline(always)]
+pub fn condition_sub(res: u64, a: u64, b: u64, code: u8) -> bool {
+    let value = match code >> 1 {
+        0 => ((a ^ b) & (a ^ res)) >> 63 != 0,
+        1 => a < b,
+        2 => res == 0,
+        3 => a <= b,
+        4 => res >> 63 != 0,
+        5 => parity(res, 0),
+        6 => (a as i64) < b as i64,
+        _ => a as i64 <= b as i64,
+    };
+    value != (code & 1 != 0)
+}
+
+/// CF, AF and OF of `a + b = res` or `a - b = res`; all sign-extended.
+#[inline(always)]
+fn carries(kind: Kind, res: u64, a: u64, b: u64) -> u64 {
+    let (carry, overflow) = match kind {
+        Kind::Add => (res < a, (a ^ res) & (b ^ res)),
+        _ => (a < b, (a ^ b) & (a ^ res)),
+    };
+    u64::from(carry) | ((a ^ b ^ res) & AF) | ((overflow >> 63) << 11)
+}
+
 #[inline(always)]
 fn parity(res: u64, aux: u64) -> bool {
     ((res ^ (aux >> 16)) as u8).count_ones() & 1 == 0
@@ -86,11 +124,36 @@ impl Core {
     pub fn set_lazy(&mut self, (res, aux): (u64, u64)) {
         self.res = res;
         self.aux = aux;
+        self.kind = Kind::Explicit;
+    }
+
+    /// Flags of an addition or subtraction without carry-in; all sign-extended.
+    #[inline(always)]
+    pub fn set_operands(&mut self, kind: Kind, res: u64, a: u64, b: u64) {
+        self.res = res;
+        self.fa = a;
+        self.fb = b;
+        self.kind = kind;
+    }
+
+    /// `aux` as it is or would be.
+    #[inline(always)]
+    pub fn aux_now(&self) -> u64 {
+        if self.kind == Kind::Explicit { self.aux } else { carries(self.kind, self.res, self.fa, self.fb) }
+    }
+
+    /// Makes `aux` valid, for code that changes single flags.
+    #[inline(always)]
+    pub fn settle_flags(&mut self) {
+        if self.kind != Kind::Explicit {
+            self.aux = self.aux_now();
+            self.kind = Kind::Explicit;
+        }
     }
 
     /// The six arithmetic flags.
     pub fn arith(&self) -> u64 {
-        let (res, aux) = (self.res, self.aux);
+        let (res, aux) = (self.res, self.aux_now());
         (aux & (CF | AF | OF))
             | (((res >> 56) ^ aux) & SF)
             | if res == 0 { ZF } else { 0 }
@@ -101,6 +164,7 @@ impl Core {
     pub fn set_arith(&mut self, flags: u64) {
         self.res = if flags & ZF != 0 { 0 } else { 0x100 };
         self.aux = (flags & (CF | AF | OF | SF)) | if flags & PF != 0 { 0 } else { 1 << 16 };
+        self.kind = Kind::Explicit;
     }
 
     /// Replaces those arithmetic flags that `which` names.
@@ -121,11 +185,18 @@ impl Core {
 
     #[inline(always)]
     pub fn cf(&self) -> bool {
-        self.aux & CF != 0
+        self.aux_now() & CF != 0
     }
 
     #[inline(always)]
     pub fn cond(&self, code: u8) -> bool {
-        condition(self.res, self.aux, code)
+        // ZF and the like follow from the result alone.
+        if code >> 1 == 2 {
+            return (self.res == 0) != (code & 1 != 0);
+        }
+        match self.kind {
+            Kind::Sub => condition_sub(self.res, self.fa, self.fb, code),
+            _ => condition(self.res, self.aux_now(), code),
+        }
     }
 }

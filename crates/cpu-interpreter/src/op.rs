@@ -43,6 +43,8 @@ pub struct Op {
     pub pc: u64,
     pub disp: u64,
     pub imm: u64,
+    /// Where a conditional branch leads.
+    pub target: u64,
     pub dst: u8,
     pub src: u8,
     pub base: u8,

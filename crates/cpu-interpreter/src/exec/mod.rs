@@ -81,8 +81,8 @@ impl Core {
 
     /// Offset of the memory operand in its segment.
     pub fn offset(&self, op: &Op) -> u64 {
-        let base = self.r[usize::from(op.base & 31)];
-        let index = self.r[usize::from(op.index & 31)] << (op.scale & 3);
+        let base = self.r[usize::from(op.base)];
+        let index = self.r[usize::from(op.index)] << (op.scale & 3);
         let sum = base.wrapping_add(index).wrapping_add(op.disp);
         sum << (op.cut & 63) >> (op.cut & 63)
     }

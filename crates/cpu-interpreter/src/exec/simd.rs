@@ -182,7 +182,7 @@ impl Core {
         let scale = i.memory_index_scale() as i64;
         for k in 0..gather.count {
             if let Some(index) = gather.index(&self.simd, k) {
-                let base = self.r[usize::from(op.base & 31)].wrapping_add(op.disp);
+                let base = self.r[usize::from(op.base)].wrapping_add(op.disp);
                 let sum = base.wrapping_add(index.wrapping_mul(scale) as u64);
                 let offset = sum << (op.cut & 63) >> (op.cut & 63);
                 let linear = self.linear(op.seg, offset, size, false)?;

@@ -3,49 +3,57 @@
 use super::{ANY, FLAT32, FLAT64, address, form, is_immediate, plain_register};
 use crate::block::Cache;
 use crate::core::Core;
-use crate::flags::{CF, mask, of_add, of_sub, sx};
+use crate::flags::{CF, Kind, mask, of_add, of_sub, sx};
 use crate::op::{Handler, Op, Stop};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
-const ADD: u8 = 0;
+pub(super) const ADD: u8 = 0;
 const OR: u8 = 1;
 const ADC: u8 = 2;
 const SBB: u8 = 3;
-const AND: u8 = 4;
-const SUB: u8 = 5;
+pub(super) const AND: u8 = 4;
+pub(super) const SUB: u8 = 5;
 const XOR: u8 = 6;
 pub(super) const CMP: u8 = 7;
 pub(super) const TEST: u8 = 8;
+pub(super) const INC: u8 = 9;
+pub(super) const DEC: u8 = 10;
 
-/// The result and, if wanted, the flags.
+/// `a op b`.
 #[inline(always)]
-pub(super) fn compute<const O: u8, const S: usize>(core: &Core, a: u64, b: u64) -> (u64, (u64, u64)) {
+pub(super) fn result<const O: u8, const S: usize>(core: &Core, a: u64, b: u64) -> u64 {
     let m = mask(S);
-    let carry = core.aux & CF;
     match O {
-        ADD => {
-            let r = a.wrapping_add(b) & m;
-            (r, of_add(a, b, r, S))
-        }
-        ADC => {
-            let r = a.wrapping_add(b).wrapping_add(carry) & m;
-            (r, of_add(a, b, r, S))
-        }
-        SUB | CMP => {
-            let r = a.wrapping_sub(b) & m;
-            (r, of_sub(a, b, r, S))
-        }
-        SBB => {
-            let r = a.wrapping_sub(b).wrapping_sub(carry) & m;
-            (r, of_sub(a, b, r, S))
-        }
-        AND | TEST => (a & b, (sx(a & b, S), 0)),
-        OR => (a | b, (sx(a | b, S), 0)),
-        _ => (a ^ b, (sx(a ^ b, S), 0)),
+        ADD => a.wrapping_add(b) & m,
+        ADC => a.wrapping_add(b).wrapping_add(u64::from(core.cf())) & m,
+        SUB | CMP => a.wrapping_sub(b) & m,
+        SBB => a.wrapping_sub(b).wrapping_sub(u64::from(core.cf())) & m,
+        AND | TEST => a & b,
+        OR => a | b,
+        INC => a.wrapping_add(1) & m,
+        DEC => a.wrapping_sub(1) & m,
+        _ => a ^ b,
     }
 }
 
-const fn writes(o: u8) -> bool {
+/// Sets the flags of `a op b = r`.
+#[inline(always)]
+pub(super) fn set_flags<const O: u8, const S: usize>(core: &mut Core, a: u64, b: u64, r: u64) {
+    match O {
+        ADD => core.set_operands(Kind::Add, sx(r, S), sx(a, S), sx(b, S)),
+        SUB | CMP => core.set_operands(Kind::Sub, sx(r, S), sx(a, S), sx(b, S)),
+        ADC => core.set_lazy(of_add(a, b, r, S)),
+        SBB => core.set_lazy(of_sub(a, b, r, S)),
+        INC | DEC => {
+            let carry = u64::from(core.cf());
+            let (res, aux) = if O == INC { of_add(a, 1, r, S) } else { of_sub(a, 1, r, S) };
+            core.set_lazy((res, aux & !CF | carry));
+        }
+        _ => core.set_lazy((sx(r, S), 0)),
+    }
+}
+
+pub(super) const fn writes(o: u8) -> bool {
     o != CMP && o != TEST
 }
 
@@ -55,12 +63,13 @@ fn rr<'a, const O: u8, const F: bool, const S: usize>(
     op: &'a Op,
     rest: &'a [Op],
 ) -> Stop {
-    let (r, flags) = compute::<O, S>(core, core.reg(op.dst, S), core.reg(op.src, S));
+    let (a, b) = (core.reg(op.dst, S), core.reg(op.src, S));
+    let r = result::<O, S>(core, a, b);
+    if F {
+        set_flags::<O, S>(core, a, b, r);
+    }
     if writes(O) {
         core.set_reg(op.dst, S, r);
-    }
-    if F {
-        core.set_lazy(flags);
     }
     next!(core, cache, op, rest)
 }
@@ -71,12 +80,13 @@ fn ri<'a, const O: u8, const F: bool, const S: usize>(
     op: &'a Op,
     rest: &'a [Op],
 ) -> Stop {
-    let (r, flags) = compute::<O, S>(core, core.reg(op.dst, S), op.imm);
+    let (a, b) = (core.reg(op.dst, S), op.imm);
+    let r = result::<O, S>(core, a, b);
+    if F {
+        set_flags::<O, S>(core, a, b, r);
+    }
     if writes(O) {
         core.set_reg(op.dst, S, r);
-    }
-    if F {
-        core.set_lazy(flags);
     }
     next!(core, cache, op, rest)
 }
@@ -90,11 +100,12 @@ fn rm<'a, const O: u8, const A: u8, const S: usize>(
 ) -> Stop {
     let linear = some!(address::<A>(core, op, S, false), core, op);
     let b = some!(core.load(linear, S, op), core, op);
-    let (r, flags) = compute::<O, S>(core, core.reg(op.dst, S), b);
+    let a = core.reg(op.dst, S);
+    let r = result::<O, S>(core, a, b);
+    set_flags::<O, S>(core, a, b, r);
     if writes(O) {
         core.set_reg(op.dst, S, r);
     }
-    core.set_lazy(flags);
     next!(core, cache, op, rest)
 }
 
@@ -109,40 +120,35 @@ fn mr<'a, const O: u8, const A: u8, const S: usize>(
     let b = core.reg(op.src, S) | op.imm;
     if !writes(O) {
         let a = some!(core.load(linear, S, op), core, op);
-        let (_, flags) = compute::<O, S>(core, a, b);
-        core.set_lazy(flags);
+        let r = result::<O, S>(core, a, b);
+        set_flags::<O, S>(core, a, b, r);
         next!(core, cache, op, rest)
     }
     let a = some!(core.load_rmw(linear, S, op), core, op);
-    let (r, flags) = compute::<O, S>(core, a, b);
-    store!(core.store(linear, S, r, op), core, cache, op, rest, { core.set_lazy(flags) })
+    let r = result::<O, S>(core, a, b);
+    store!(core.store(linear, S, r, op), core, cache, op, rest, { set_flags::<O, S>(core, a, b, r) })
 }
 
-const INC: u8 = 0;
-const DEC: u8 = 1;
-const NEG: u8 = 2;
-const NOT: u8 = 3;
+const NEG: u8 = 11;
+const NOT: u8 = 12;
 
 #[inline(always)]
-fn compute_unary<const O: u8, const S: usize>(core: &Core, a: u64) -> (u64, (u64, u64)) {
-    let m = mask(S);
-    let carry = core.aux & CF;
+fn unary_result<const O: u8, const S: usize>(a: u64) -> u64 {
+    mask(S)
+        & match O {
+            INC => a.wrapping_add(1),
+            DEC => a.wrapping_sub(1),
+            NEG => a.wrapping_neg(),
+            _ => !a,
+        }
+}
+
+#[inline(always)]
+fn unary_flags<const O: u8, const S: usize>(core: &mut Core, a: u64, r: u64) {
     match O {
-        INC => {
-            let r = a.wrapping_add(1) & m;
-            let (res, aux) = of_add(a, 1, r, S);
-            (r, (res, aux & !CF | carry))
-        }
-        DEC => {
-            let r = a.wrapping_sub(1) & m;
-            let (res, aux) = of_sub(a, 1, r, S);
-            (r, (res, aux & !CF | carry))
-        }
-        NEG => {
-            let r = a.wrapping_neg() & m;
-            (r, of_sub(0, a, r, S))
-        }
-        _ => (!a & m, (core.res, core.aux)),
+        NOT => {}
+        NEG => core.set_operands(Kind::Sub, sx(r, S), 0, sx(a, S)),
+        _ => set_flags::<O, S>(core, a, 1, r),
     }
 }
 
@@ -152,11 +158,12 @@ fn unary_r<'a, const O: u8, const F: bool, const S: usize>(
     op: &'a Op,
     rest: &'a [Op],
 ) -> Stop {
-    let (r, flags) = compute_unary::<O, S>(core, core.reg(op.dst, S));
-    core.set_reg(op.dst, S, r);
-    if F && O != NOT {
-        core.set_lazy(flags);
+    let a = core.reg(op.dst, S);
+    let r = unary_result::<O, S>(a);
+    if F {
+        unary_flags::<O, S>(core, a, r);
     }
+    core.set_reg(op.dst, S, r);
     next!(core, cache, op, rest)
 }
 
@@ -168,8 +175,8 @@ fn unary_m<'a, const O: u8, const A: u8, const S: usize>(
 ) -> Stop {
     let linear = some!(address::<A>(core, op, S, true), core, op);
     let a = some!(core.load_rmw(linear, S, op), core, op);
-    let (r, flags) = compute_unary::<O, S>(core, a);
-    store!(core.store(linear, S, r, op), core, cache, op, rest, { core.set_lazy(flags) })
+    let r = unary_result::<O, S>(a);
+    store!(core.store(linear, S, r, op), core, cache, op, rest, { unary_flags::<O, S>(core, a, r) })
 }
 
 const SHL: u8 = 0;
@@ -220,6 +227,7 @@ fn shift_value<const O: u8, const S: usize>(core: &mut Core, a: u64, count: u32,
         if full {
             core.set_lazy((sx(r, S), out));
         } else {
+            core.settle_flags();
             core.aux = core.aux & !(CF | crate::flags::OF) | out;
         }
     }

@@ -5,7 +5,7 @@ use super::{ANY, FLAT32, FLAT64, STACK_SEG, address, alu, form, is_immediate, pl
 use crate::block::{Cache, follow, follow_indirect};
 use crate::core::{Core, mode};
 use crate::exec::branch_size;
-use crate::flags::mask;
+use crate::flags::{condition, condition_sub, mask, sx};
 use crate::op::{FAR_LINK, Handler, Op, Stop};
 use iced_x86::{Instruction, Mnemonic, OpKind};
 
@@ -14,39 +14,68 @@ pub(super) fn jump<'a>(core: &mut Core, cache: &'a Cache, op: &'a Op, _: &'a [Op
     follow(core, cache, op, 0, op.imm)
 }
 
-/// To `disp` if condition `aux` holds, else on.
+/// To `target` if condition `aux` holds, else on.
 fn jump_if<'a, const CC: u8>(core: &mut Core, cache: &'a Cache, op: &'a Op, _: &'a [Op]) -> Stop {
-    if core.cond(CC) { follow(core, cache, op, 0, op.disp) } else { follow(core, cache, op, 1, op.next_pc()) }
-}
-
-/// CMP or TEST of two registers (or a register and an immediate), then Jcc.
-fn compare_jump<'a, const O: u8, const S: usize>(
-    core: &mut Core,
-    cache: &'a Cache,
-    op: &'a Op,
-    _: &'a [Op],
-) -> Stop {
-    let (a, b) = (core.reg(op.dst, S), core.reg(op.src, S) | op.imm);
-    let (_, flags) = alu::compute::<O, S>(core, a, b);
-    core.set_lazy(flags);
-    if core.cond(op.aux as u8 & 15) {
-        follow(core, cache, op, 0, op.disp)
+    if core.cond(CC) {
+        follow(core, cache, op, 0, op.target)
     } else {
         follow(core, cache, op, 1, op.next_pc())
     }
 }
 
-/// The commonest conditions, known at compile time.
-fn compare_jump_cc<'a, const O: u8, const CC: u8, const S: usize>(
+/// Any condition (the branch's own).
+const ANY_CC: u8 = 16;
+
+/// Whether condition `CC` holds for the flags that operation `O` has just set.
+#[inline(always)]
+fn holds<const O: u8, const CC: u8, const S: usize>(core: &Core, op: &Op, a: u64, b: u64, r: u64) -> bool {
+    if CC == ANY_CC {
+        return core.cond(op.aux as u8 & 15);
+    }
+    match O {
+        alu::CMP | alu::SUB => condition_sub(sx(r, S), sx(a, S), sx(b, S), CC),
+        alu::TEST | alu::AND => condition(sx(r, S), 0, CC),
+        _ => core.cond(CC),
+    }
+}
+
+/// An operation on a register and a register or immediate, then Jcc.
+fn compute_jump<'a, const O: u8, const CC: u8, const S: usize>(
     core: &mut Core,
     cache: &'a Cache,
     op: &'a Op,
     _: &'a [Op],
 ) -> Stop {
     let (a, b) = (core.reg(op.dst, S), core.reg(op.src, S) | op.imm);
-    let (_, flags) = alu::compute::<O, S>(core, a, b);
-    core.set_lazy(flags);
-    if core.cond(CC) { follow(core, cache, op, 0, op.disp) } else { follow(core, cache, op, 1, op.next_pc()) }
+    let r = alu::result::<O, S>(core, a, b);
+    alu::set_flags::<O, S>(core, a, b, r);
+    if alu::writes(O) {
+        core.set_reg(op.dst, S, r);
+    }
+    if holds::<O, CC, S>(core, op, a, b, r) {
+        follow(core, cache, op, 0, op.target)
+    } else {
+        follow(core, cache, op, 1, op.next_pc())
+    }
+}
+
+/// CMP or TEST of memory with a register or immediate, then Jcc.
+fn memory_jump<'a, const O: u8, const A: u8, const CC: u8, const S: usize>(
+    core: &mut Core,
+    cache: &'a Cache,
+    op: &'a Op,
+    _: &'a [Op],
+) -> Stop {
+    let linear = some!(address::<A>(core, op, S, false), core, op);
+    let a = some!(core.load(linear, S, op), core, op);
+    let b = core.reg(op.src, S) | op.imm;
+    let r = alu::result::<O, S>(core, a, b);
+    alu::set_flags::<O, S>(core, a, b, r);
+    if holds::<O, CC, S>(core, op, a, b, r) {
+        follow(core, cache, op, 0, op.target)
+    } else {
+        follow(core, cache, op, 1, op.next_pc())
+    }
 }
 
 fn call<'a, const S: usize>(core: &mut Core, cache: &'a Cache, op: &'a Op, _: &'a [Op]) -> Stop {
@@ -165,7 +194,7 @@ pub fn fill_links(op: &mut Op, core: &Core, at: usize) {
     op.extra = at as u32;
     let page = |target: u64| core.linear_rip(target) & !0xfff;
     let here = core.linear_rip(op.pc) & !0xfff;
-    let targets = if op.links_two() { [op.disp, op.next_pc()] } else { [op.imm, op.imm] };
+    let targets = if op.links_two() { [op.target, op.next_pc()] } else { [op.imm, op.imm] };
     for n in 0..2 {
         if page(targets[n]) != here {
             op.aux |= FAR_LINK[n];
@@ -179,12 +208,12 @@ impl Op {
     }
 }
 
-/// [`Op::aux`]: a conditional branch (target in `disp`).
+/// [`Op::aux`]: a conditional branch (target in `target`).
 const TWO: u16 = 0x400;
 
 /// Fills a conditional branch's target and condition.
 pub fn fill_branch(op: &mut Op, core: &Core, branch: &Instruction, at: usize) {
-    op.disp = branch.near_branch_target();
+    op.target = branch.near_branch_target();
     op.aux = TWO | u16::from(branch.condition_code() as u8 - 1);
     fill_links(op, core, at);
 }
@@ -202,44 +231,80 @@ fn free(core: &Core, i: &Instruction) -> bool {
         && branch_size(i, core.is_64bit()) == if core.is_64bit() { 8 } else { 4 }
 }
 
+/// All conditions that occur often after a comparison.
 macro_rules! compare {
     ($o:expr, $cc:expr, $size:expr) => {
         match $cc {
-            2 => sized!($size, compare_jump_cc, $o, 2),
-            3 => sized!($size, compare_jump_cc, $o, 3),
-            4 => sized!($size, compare_jump_cc, $o, 4),
-            5 => sized!($size, compare_jump_cc, $o, 5),
-            6 => sized!($size, compare_jump_cc, $o, 6),
-            7 => sized!($size, compare_jump_cc, $o, 7),
-            8 => sized!($size, compare_jump_cc, $o, 8),
-            12 => sized!($size, compare_jump_cc, $o, 12),
-            13 => sized!($size, compare_jump_cc, $o, 13),
-            14 => sized!($size, compare_jump_cc, $o, 14),
-            15 => sized!($size, compare_jump_cc, $o, 15),
-            _ => sized!($size, compare_jump, $o),
+            2 => sized!($size, compute_jump, $o, 2),
+            3 => sized!($size, compute_jump, $o, 3),
+            4 => sized!($size, compute_jump, $o, 4),
+            5 => sized!($size, compute_jump, $o, 5),
+            6 => sized!($size, compute_jump, $o, 6),
+            7 => sized!($size, compute_jump, $o, 7),
+            8 => sized!($size, compute_jump, $o, 8),
+            9 => sized!($size, compute_jump, $o, 9),
+            12 => sized!($size, compute_jump, $o, 12),
+            13 => sized!($size, compute_jump, $o, 13),
+            14 => sized!($size, compute_jump, $o, 14),
+            15 => sized!($size, compute_jump, $o, 15),
+            _ => sized!($size, compute_jump, $o, ANY_CC),
         }
     };
 }
 
-/// A handler for `first` and the branch after it as one operation. The caller fills the
-/// branch in; this fills nothing, so operands must be readable from `dst`, `src` and `imm`.
-pub fn fuse(core: &Core, first: &Instruction, branch: &Instruction) -> Option<Fused> {
+/// Equal, not equal, or any.
+macro_rules! equal_or_any {
+    ($cc:expr, $size:expr, $f:ident $(, $x:expr)*) => {
+        match $cc {
+            4 => sized!($size, $f $(, $x)*, 4),
+            5 => sized!($size, $f $(, $x)*, 5),
+            _ => sized!($size, $f $(, $x)*, ANY_CC),
+        }
+    };
+}
+
+/// A handler for `first` and the branch after it as one operation.
+pub fn fuse(core: &Core, first: &Instruction, branch: &Instruction, op: &Op) -> Option<Fused> {
     if core.mode & (mode::SLOW | mode::SINGLE) != 0 || !is_jcc(branch) || !free(core, branch) {
         return None;
     }
-    if first.has_lock_prefix() {
+    if first.has_lock_prefix() || !core.features.allows(first) {
         return None;
     }
-    let o = alu::alu_code(first.mnemonic()).filter(|&o| o == alu::CMP || o == alu::TEST)?;
-    let dst = plain_register(first, 0)?;
-    let size = first.op0_register().size();
-    let (src, imm) = if is_immediate(first, 1) {
-        (crate::op::ZERO, first.immediate(1) & mask(size))
-    } else {
-        (plain_register(first, 1)?, 0)
-    };
     let cc = branch.condition_code() as u8 - 1;
-    let run = if o == alu::CMP { compare!(alu::CMP, cc, size) } else { compare!(alu::TEST, cc, size) };
+    let o = match first.mnemonic() {
+        Mnemonic::Inc => alu::INC,
+        Mnemonic::Dec => alu::DEC,
+        _ => alu::alu_code(first.mnemonic())?,
+    };
+    let size = core.operand_size(first, 0);
+    let (src, imm) = match o {
+        alu::INC | alu::DEC => (crate::op::ZERO, 1),
+        _ if is_immediate(first, 1) => (crate::op::ZERO, first.immediate(1) & mask(size)),
+        _ => (plain_register(first, 1)?, 0),
+    };
+    if first.op0_kind() == OpKind::Memory {
+        let form = form(core, first, op);
+        let run: Handler = match (o, form) {
+            (alu::CMP, FLAT64) => equal_or_any!(cc, size, memory_jump, alu::CMP, FLAT64),
+            (alu::CMP, ANY) => equal_or_any!(cc, size, memory_jump, alu::CMP, ANY),
+            (alu::TEST, FLAT64) => equal_or_any!(cc, size, memory_jump, alu::TEST, FLAT64),
+            (alu::TEST, ANY) => equal_or_any!(cc, size, memory_jump, alu::TEST, ANY),
+            _ => return None,
+        };
+        return Some(Fused { run, dst: crate::op::ZERO, src, imm });
+    }
+    let dst = plain_register(first, 0)?;
+    let run = match o {
+        alu::CMP => compare!(alu::CMP, cc, size),
+        alu::TEST => compare!(alu::TEST, cc, size),
+        alu::SUB => equal_or_any!(cc, size, compute_jump, alu::SUB),
+        alu::ADD => equal_or_any!(cc, size, compute_jump, alu::ADD),
+        alu::AND => equal_or_any!(cc, size, compute_jump, alu::AND),
+        alu::INC => equal_or_any!(cc, size, compute_jump, alu::INC),
+        alu::DEC => equal_or_any!(cc, size, compute_jump, alu::DEC),
+        _ => return None,
+    };
     Some(Fused { run, dst, src, imm })
 }
 

@@ -42,8 +42,8 @@ fn address<const A: u8>(core: &mut Core, op: &Op, size: usize, write: bool) -> O
     if A == ANY {
         return any_address(core, op, size, write);
     }
-    let sum = core.r[usize::from(op.base & 31)]
-        .wrapping_add(core.r[usize::from(op.index & 31)] << (op.scale & 3))
+    let sum = core.r[usize::from(op.base)]
+        .wrapping_add(core.r[usize::from(op.index)] << (op.scale & 3))
         .wrapping_add(op.disp);
     Some(if A == FLAT32 { sum & 0xffff_ffff } else { sum })
 }
@@ -76,6 +76,7 @@ fn generic<'a>(core: &mut Core, cache: &'a Cache, op: &'a Op, rest: &'a [Op]) ->
 fn generic_step(core: &mut Core, cache: &Cache, op: &Op) -> bool {
     let Some(i) = cache.insns.get(op.extra as usize) else { return false };
     core.rip = op.pc;
+    core.settle_flags();
     match core.exec(i, op) {
         Ok(Flow::Next) if !core.smc && core.pending_db == 0 && !core.debug_hit => return true,
         Ok(flow) => core.flow = flow,

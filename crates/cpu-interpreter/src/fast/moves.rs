@@ -36,7 +36,7 @@ fn mov_mr<'a, const A: u8, const S: usize>(
     rest: &'a [Op],
 ) -> Stop {
     let linear = some!(address::<A>(core, op, S, true), core, op);
-    let value = core.r[usize::from(op.src & 31)];
+    let value = core.r[usize::from(op.src)];
     store!(core.store(linear, S, value, op), core, cache, op, rest, {})
 }
 
@@ -92,8 +92,8 @@ fn lea<'a, const A: u8, const S: usize>(
     let value = if A == ANY {
         core.offset(op)
     } else {
-        core.r[usize::from(op.base & 31)]
-            .wrapping_add(core.r[usize::from(op.index & 31)] << (op.scale & 3))
+        core.r[usize::from(op.base)]
+            .wrapping_add(core.r[usize::from(op.index)] << (op.scale & 3))
             .wrapping_add(op.disp)
     };
     core.set_reg(op.dst, S, value & mask(S));

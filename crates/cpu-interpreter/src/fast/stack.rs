@@ -10,7 +10,7 @@ use iced_x86::{Instruction, Mnemonic};
 /// `S`: bytes pushed and width of the stack pointer.
 fn push_r<'a, const S: usize>(core: &mut Core, cache: &'a Cache, op: &'a Op, rest: &'a [Op]) -> Stop {
     let top = core.r[4].wrapping_sub(S as u64) & mask(S);
-    let value = core.r[usize::from(op.src & 31)];
+    let value = core.r[usize::from(op.src)];
     store!(core.store(top, S, value, op), core, cache, op, rest, { core.r[4] = top })
 }
 
