@@ -1,6 +1,7 @@
 use crate::{Event, FrontEnd};
 use base::Mutex;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
 
@@ -10,6 +11,8 @@ pub(crate) struct Hub {
     slots: Mutex<Slots>,
     /// A front end can take input again, or another one got the focus.
     pub room: Notify,
+    /// This is a multiplexer: front ends are told who has the input.
+    mux: AtomicBool,
 }
 
 #[derive(Default)]
@@ -39,7 +42,11 @@ impl Slot {
 
 impl Hub {
     pub fn new() -> Arc<Self> {
-        Arc::new(Hub { slots: Mutex::default(), room: Notify::new() })
+        Arc::new(Hub { slots: Mutex::default(), room: Notify::new(), mux: AtomicBool::new(false) })
+    }
+
+    pub fn set_mux(&self) {
+        self.mux.store(true, Ordering::Relaxed);
     }
 
     /// Reserves a slot, if fewer than `max` are taken.
@@ -128,6 +135,9 @@ impl Hub {
 
     /// Tells the front ends of a multiplexer who lost the input and who has it.
     pub fn announce_focus(&self) {
+        if !self.mux.load(Ordering::Relaxed) {
+            return;
+        }
         let mut news: Vec<(bool, Arc<dyn FrontEnd>)> = {
             let mut slots = self.slots.lock();
             let focus = slots.focus;
@@ -187,6 +197,7 @@ impl Hub {
 
     /// Tells the front ends that do not know yet that the back end is open.
     pub fn announce(&self) {
+        self.announce_focus();
         let fronts: Vec<_> = {
             let mut slots = self.slots.lock();
             if !slots.open {

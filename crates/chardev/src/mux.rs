@@ -3,7 +3,7 @@ use crate::port::Port;
 use crate::registry::{Host, Made};
 use crate::{Backend, Event, FrontEnd};
 use base::Mutex;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,6 +14,8 @@ use tokio::sync::Notify;
 const MAX_FRONTS: usize = 4;
 /// Input kept for a front end that does not read, so that the escape still works.
 const KEPT: usize = 32;
+/// A front end's input never grows beyond this, whatever it says it can take.
+const LIMIT: usize = 64 << 10;
 
 /// What a person typed after the escape character and the program has to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,8 @@ pub(crate) struct Mux {
 struct State {
     /// The escape character was the last one.
     escaped: bool,
-    input: VecDeque<u8>,
+    /// What each front end (by its tag) has not taken yet.
+    input: HashMap<u32, VecDeque<u8>>,
     stamps: bool,
     line_start: bool,
     since: Instant,
@@ -49,10 +52,11 @@ struct Shared(Arc<Mux>);
 
 impl Mux {
     pub fn over(base: Port, runtime: &Handle, hub: &Arc<Hub>, host: Arc<dyn Host>, escape: u8) -> Made {
+        hub.set_mux();
         let wake = Arc::new(Notify::new());
         let state = State {
             escaped: false,
-            input: VecDeque::new(),
+            input: HashMap::new(),
             stamps: false,
             line_start: true,
             since: Instant::now(),
@@ -81,12 +85,17 @@ impl Mux {
 
     /// Gives the kept input to the front end that has the focus, as far as it can take it.
     fn deliver(&self) {
-        loop {
+        while let Some(focus) = self.hub.focus() {
             let room = self.hub.can_receive();
             let now: Vec<u8> = {
                 let mut state = self.state.lock();
-                let n = room.min(state.input.len());
-                state.input.drain(..n).collect()
+                if state.input.len() > 2 * MAX_FRONTS {
+                    // Front ends that are gone.
+                    state.input.retain(|&tag, _| tag == focus);
+                }
+                let input = state.input.entry(focus).or_default();
+                let n = room.min(input.len());
+                input.drain(..n).collect()
             };
             if now.is_empty() {
                 return;
@@ -208,7 +217,9 @@ impl Backend for Shared {
 
 impl FrontEnd for Mux {
     fn can_receive(&self) -> usize {
-        self.hub.can_receive().max(KEPT).saturating_sub(self.state.lock().input.len())
+        let Some(focus) = self.hub.focus() else { return KEPT };
+        let kept = self.state.lock().input.get(&focus).map_or(0, VecDeque::len);
+        self.hub.can_receive().max(KEPT).saturating_sub(kept)
     }
 
     fn receive(&self, bytes: &[u8], _fds: Vec<OwnedFd>) {
@@ -221,8 +232,11 @@ impl FrontEnd for Mux {
                     continue;
                 }
                 let command = escaped && byte != self.escape;
-                if !command {
-                    state.input.push_back(byte);
+                if let Some(focus) = self.hub.focus().filter(|_| !command) {
+                    let input = state.input.entry(focus).or_default();
+                    if input.len() < LIMIT {
+                        input.push_back(byte);
+                    }
                 }
                 command
             };

@@ -61,9 +61,6 @@ impl Port {
         hold.device.hub.connect(hold.tag, front, open, mux && take_focus);
         let device = hold.device.clone();
         hold.runtime.spawn(async move {
-            if mux {
-                device.hub.announce_focus();
-            }
             device.hub.announce();
             device.backend.accept_input();
         });
