@@ -401,6 +401,17 @@ async fn object_tree() {
     assert_eq!(client.get("qom-list-types", json!({"implements": "nope"})).await, json!([]));
     let nope = error("DeviceNotFound", "Device 'nope' not found");
     assert_eq!(client.refusal("device-list-properties", json!({"typename": "nope"})).await, nope);
+    let memory = json!({"qom-type": "memory-backend-memfd", "id": "m", "size": 8192, "prealloc": true});
+    assert_eq!(client.get("object-add", memory).await, json!({}));
+    let memdev = client.get("query-memdev", json!({})).await;
+    assert_eq!(memdev[0]["id"], "m");
+    assert_eq!((&memdev[0]["size"], &memdev[0]["prealloc"]), (&json!(8192), &json!(true)));
+    assert_eq!(client.get("object-del", json!({"id": "m"})).await, json!({}));
+    let file = rig._folder.path().join("short");
+    std::fs::write(&file, [0; 100]).unwrap();
+    let short = json!({"qom-type": "memory-backend-file", "id": "m", "size": 8192, "mem-path": file});
+    assert!(client.refusal("object-add", short).await.1.contains("does not match"));
+    assert_eq!(client.get("query-memdev", json!({})).await, json!([]));
     assert_eq!(client.get("object-del", json!({"id": "rng0"})).await, json!({}));
     assert!(client.refusal("object-del", json!({"id": "rng0"})).await.1.contains("not found"));
 }

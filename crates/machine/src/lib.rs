@@ -30,7 +30,7 @@ pub use host::{Host, block_clock, clocks};
 pub use machine::Machine;
 pub use memory::{Memory, Rom};
 pub use notice::{Cause, Notice};
-pub use objects::{ObjectType, Objects, Secret};
+pub use objects::{MemoryBackend, ObjectType, Objects, Secret};
 pub use runstate::RunState;
 pub use vcpu::VcpuHandle;
 

@@ -1,7 +1,9 @@
 //! Guest RAM and ROM of one machine.
 
-use base::{GIB, Mutex, Result, bail};
+use crate::{MemoryBackend, Objects};
+use base::{GIB, Mutex, Result, bail, fail};
 use memory::{AddressSpace, RamBlock};
+use spec::machine::MachineSpec;
 use std::sync::Arc;
 
 /// Where guest RAM lies: below and above the PCI hole under 4 GiB.
@@ -29,12 +31,30 @@ impl Memory {
         Memory { ram: None, below_4g: 0, above_4g: 0, roms: Mutex::default() }
     }
 
-    /// Allocates `size` bytes and maps them, at most `low_limit` below 4 GiB.
-    pub fn map(space: &AddressSpace, name: &str, size: u64, low_limit: u64) -> Result<Memory> {
-        if size == 0 || size > 1 << 44 {
-            bail!("invalid memory size");
+    /// The machine's RAM: of the object that `-machine memory-backend=` names, or `pc.ram`.
+    pub(crate) fn ram(spec: &MachineSpec, objects: &Objects) -> Result<RamBlock> {
+        let size = spec.memory.size;
+        let Some(id) = spec.options.get("memory-backend").and_then(|id| id.as_str()) else {
+            if size == 0 || size > 1 << 44 {
+                bail!("invalid memory size");
+            }
+            let ram = RamBlock::new("pc.ram", size)?;
+            if spec.memory.prealloc {
+                ram.populate()?;
+            }
+            return Ok(ram);
+        };
+        let backend = objects.find(id).and_then(|object| object.downcast::<MemoryBackend>().ok());
+        let backend = backend.ok_or_else(|| fail!("Memory backend '{id}' not found"))?;
+        if backend.block.len() != size {
+            bail!("Machine memory size does not match the size of the memory backend");
         }
-        let ram = RamBlock::new(name, size)?;
+        backend.claim().ok_or_else(|| fail!("memory backend {id} is used multiple times"))
+    }
+
+    /// Maps RAM, at most `low_limit` bytes of it below 4 GiB.
+    pub fn map(space: &AddressSpace, ram: RamBlock, low_limit: u64) -> Result<Memory> {
+        let size = ram.len();
         let below_4g = size.min(low_limit);
         let above_4g = size - below_4g;
         space.edit(|edit| {

@@ -9,9 +9,11 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+mod memory_backend;
 mod rng;
 mod secret;
 
+pub use memory_backend::MemoryBackend;
 pub use secret::Secret;
 
 /// A type of user-creatable object.
@@ -31,7 +33,14 @@ pub trait UserObject: Send + Sync {
     }
 }
 
-static TYPES: &[&ObjectType] = &[&rng::BUILTIN, &rng::RANDOM, &secret::SECRET];
+static TYPES: &[&ObjectType] = &[
+    &memory_backend::FILE,
+    &memory_backend::MEMFD,
+    &memory_backend::RAM,
+    &rng::BUILTIN,
+    &rng::RANDOM,
+    &secret::SECRET,
+];
 
 const COMMON: &[Property] = &[
     Property::unset("qom-type", PropertyKind::Str, "Type of the object"),

@@ -31,10 +31,18 @@ struct Inner {
     len: u64,
     host: usize,
     memfd: OwnedFd,
+    /// The memory file has a life outside this process: it is never punched.
+    foreign: bool,
     watch: Vec<AtomicU8>,
     code_version: Vec<AtomicU32>,
     dirty_migration: Vec<AtomicU64>,
     dirty_display: Vec<AtomicU64>,
+}
+
+/// How the mapping goes with the file under it.
+struct Backing {
+    shared: bool,
+    foreign: bool,
 }
 
 fn zeroed<T: Default>(count: usize) -> Vec<T> {
@@ -53,13 +61,30 @@ impl RamBlock {
         };
         let memfd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(cannot)?;
         rustix::fs::ftruncate(&memfd, len).map_err(cannot)?;
-        // SAFETY: a new shared mapping at an address of the kernel's choice.
+        Self::map(name, len, memfd, Backing { shared: true, foreign: false })
+    }
+
+    /// Maps the first `len` bytes (whole pages) of a file that is at least so long. Not shared:
+    /// writes stay in this process.
+    pub fn on_file(name: &str, len: u64, file: OwnedFd, shared: bool) -> Result<RamBlock> {
+        if len == 0 || len >= 1 << 46 || !len.is_multiple_of(PAGE_SIZE) {
+            bail!("cannot set up guest memory '{name}': invalid size {len}");
+        }
+        Self::map(name, len, file, Backing { shared, foreign: true })
+    }
+
+    fn map(name: &str, len: u64, memfd: OwnedFd, backing: Backing) -> Result<RamBlock> {
+        let cannot = |e: rustix::io::Errno| {
+            base::Failure::os(format!("cannot set up guest memory '{name}'"), &e.into())
+        };
+        let share = if backing.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        // SAFETY: a new mapping at an address of the kernel's choice.
         let host = unsafe {
             rustix::mm::mmap(
                 std::ptr::null_mut(),
                 len as usize,
                 ProtFlags::READ | ProtFlags::WRITE,
-                MapFlags::SHARED | MapFlags::NORESERVE,
+                share | MapFlags::NORESERVE,
                 &memfd,
                 0,
             )
@@ -71,6 +96,7 @@ impl RamBlock {
             len,
             host,
             memfd,
+            foreign: backing.foreign,
             watch: zeroed(pages),
             code_version: zeroed(pages),
             dirty_migration: zeroed(pages.div_ceil(64)),
@@ -86,6 +112,11 @@ impl RamBlock {
     #[allow(clippy::len_without_is_empty)]
     pub fn len(self) -> u64 {
         self.0.len
+    }
+
+    /// Whether the memory lies in a file that others know.
+    pub fn is_foreign(self) -> bool {
+        self.0.foreign
     }
 
     /// The memory file, to share with another process.
@@ -194,6 +225,29 @@ impl RamBlock {
         map.get(word).map_or(0, |bits| bits.swap(0, Ordering::AcqRel))
     }
 
+    /// Takes host memory for all pages now.
+    pub fn populate(self) -> Result<()> {
+        // SAFETY: the whole of a mapping that is never removed; contents are kept.
+        let done = unsafe {
+            rustix::mm::madvise(
+                self.0.host as *mut _,
+                self.0.len as usize,
+                rustix::mm::Advice::LinuxPopulateWrite,
+            )
+        };
+        let why = format!("cannot preallocate guest memory '{}'", self.0.name);
+        done.map_err(|e| base::Failure::os(why, &e.into()))
+    }
+
+    /// Whether the memory belongs into a core dump of this process.
+    pub fn set_dump(self, dump: bool) -> Result<()> {
+        use rustix::mm::Advice;
+        let advice = if dump { Advice::LinuxDoDump } else { Advice::LinuxDontDump };
+        // SAFETY: the whole of a mapping that is never removed; contents are kept.
+        unsafe { rustix::mm::madvise(self.0.host as *mut _, self.0.len as usize, advice) }
+            .map_err(|e| base::Failure::from(std::io::Error::from(e)))
+    }
+
     /// Gives whole pages back to the host; they read as zero afterwards.
     pub fn discard(self, offset: u64, len: u64) -> Result<()> {
         if !offset.is_multiple_of(PAGE_SIZE)
@@ -202,6 +256,13 @@ impl RamBlock {
             || len > self.0.len - offset
         {
             bail!("cannot discard {len} bytes at {offset} of '{}'", self.0.name);
+        }
+        if self.0.foreign {
+            let zeroes = [0; PAGE_SIZE as usize];
+            for page in (offset..offset + len).step_by(PAGE_SIZE as usize) {
+                self.write(page, &zeroes);
+            }
+            return Ok(());
         }
         let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         rustix::fs::fallocate(&self.0.memfd, flags, offset, len)

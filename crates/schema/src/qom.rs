@@ -125,12 +125,46 @@ impl qapi::Object for ObjectKind {
 #[derive(Describe, Debug, Clone)]
 #[qapi(tag = "qom-type", tag_name = "ObjectType")]
 pub enum ObjectOptions {
+    /// guest memory in a file
+    MemoryBackendFile(MemoryBackendFileProperties),
+    /// guest memory in an anonymous file
+    MemoryBackendMemfd(MemoryBackendMemfdProperties),
+    /// guest memory
+    MemoryBackendRam(MemoryBackendProperties),
     /// entropy of the host's own generator
     RngBuiltin,
     /// entropy from a file or device
     RngRandom(RngRandomProperties),
     /// a password or key for other objects
     Secret(SecretProperties),
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct MemoryBackendProperties {
+    /// bytes
+    pub size: u64,
+    /// other processes can see what is written
+    pub share: Option<bool>,
+    /// take the host's memory at once
+    pub prealloc: Option<bool>,
+    /// part of a core dump of this process
+    pub dump: Option<bool>,
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct MemoryBackendFileProperties {
+    #[qapi(flatten)]
+    pub common: MemoryBackendProperties,
+    /// file, or folder for a file without name
+    pub mem_path: String,
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct MemoryBackendMemfdProperties {
+    #[qapi(flatten)]
+    pub common: MemoryBackendProperties,
+    /// use huge pages
+    pub hugetlb: Option<bool>,
 }
 
 #[derive(Describe, Debug, Clone)]

@@ -87,8 +87,8 @@ pub(crate) fn build(
         notices: host.notices.clone(),
         backends: Arc::new(host.clone()),
     };
-    let memory =
-        Memory::map(&services.memory, "pc.ram", spec.memory.size, ram_limit(chipset, spec.memory.size))?;
+    let ram = Memory::ram(&spec, &host.objects)?;
+    let memory = Memory::map(&services.memory, ram, ram_limit(chipset, ram.len()))?;
     services.memory.edit(|edit| {
         let window = interrupts.apics.msi_window();
         edit.map("apic-msi", 0xfee0_0000, MIB, 2, memory::Edit::io_target(window));
