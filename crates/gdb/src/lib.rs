@@ -138,13 +138,22 @@ impl Session {
     fn pump(&mut self, byte: u8) {
         let Some(stub) = self.stub.take() else { return };
         let target = &mut self.target;
-        // An error of the protocol ends the conversation; gdb sees no more replies.
-        self.stub = match stub {
-            GdbStubStateMachine::Idle(stub) => stub.incoming_data(target, byte).ok(),
-            GdbStubStateMachine::Running(stub) => stub.incoming_data(target, byte).ok(),
-            other => Some(other),
+        let next = match stub {
+            GdbStubStateMachine::Idle(stub) => stub.incoming_data(target, byte),
+            GdbStubStateMachine::Running(stub) => stub.incoming_data(target, byte),
+            other => Ok(other),
         };
-        self.settle();
+        match next {
+            Ok(stub) => {
+                self.stub = Some(stub);
+                self.settle();
+            }
+            // The conversation begins anew: the debugger misses one reply.
+            Err(error) => {
+                eprintln!("gdb server: {error}");
+                self.begin();
+            }
+        }
     }
 
     /// Brings the stub to a state in which it waits for input.

@@ -7,7 +7,8 @@ use gdbstub::common::{Signal, Tid};
 use gdbstub::target::ext::base::BaseOps;
 use gdbstub::target::ext::base::multithread::{
     MultiThreadBase, MultiThreadRangeStepping, MultiThreadRangeSteppingOps, MultiThreadResume,
-    MultiThreadResumeOps, MultiThreadSingleStep, MultiThreadSingleStepOps,
+    MultiThreadResumeOps, MultiThreadSchedulerLocking, MultiThreadSchedulerLockingOps, MultiThreadSingleStep,
+    MultiThreadSingleStepOps,
 };
 use gdbstub::target::ext::breakpoints::{
     Breakpoints, BreakpointsOps, HwBreakpoint, HwBreakpointOps, HwWatchpoint, HwWatchpointOps, SwBreakpoint,
@@ -287,6 +288,10 @@ impl MultiThreadResume for Target {
         Some(self)
     }
 
+    fn support_scheduler_locking(&mut self) -> Option<MultiThreadSchedulerLockingOps<'_, Self>> {
+        Some(self)
+    }
+
     fn support_range_step(&mut self) -> Option<MultiThreadRangeSteppingOps<'_, Self>> {
         Some(self)
     }
@@ -295,6 +300,14 @@ impl MultiThreadResume for Target {
 impl MultiThreadSingleStep for Target {
     fn set_resume_action_step(&mut self, tid: Tid, _signal: Option<Signal>) -> Result<(), Failure> {
         self.stepping = Some((tid.get() - 1, None));
+        Ok(())
+    }
+}
+
+impl MultiThreadSchedulerLocking for Target {
+    /// Only one vCPU is to move: so it is for a step in any case. When it is to continue,
+    /// the others run too: a vCPU that waits for another would never come back.
+    fn set_resume_action_scheduler_lock(&mut self) -> Result<(), Failure> {
         Ok(())
     }
 }
