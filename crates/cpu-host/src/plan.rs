@@ -8,7 +8,9 @@ use crate::shape::{self, ARITHMETIC_FLAGS};
 use crate::{host_supports, thunk};
 use base::Result;
 use bitflags::bitflags;
-use iced_x86::{Code, CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register};
+use iced_x86::{
+    Code, CodeSize, CpuidFeature, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register,
+};
 use std::collections::HashMap;
 use std::sync::Mutex;
 
@@ -70,8 +72,9 @@ pub enum SimdFault {
 enum Kind {
     /// Calls the thunk.
     Native,
-    ZeroUpper,
-    ZeroAll,
+    /// Of so many registers: outside 64-bit mode only the lower eight are touched.
+    ZeroUpper(u8),
+    ZeroAll(u8),
     /// VMASKMOV store, MASKMOVDQU: copies the register to the operand.
     StoreRegister(u8),
     /// Runs element by element; [`Plan::gather`].
@@ -229,8 +232,8 @@ impl Plan {
     fn run_special(&self, context: &mut SimdContext, mem: &mut Operand) -> Result<bool, SimdFault> {
         match self.kind {
             Kind::Native => self.call(context, mem),
-            Kind::ZeroUpper => context.ymm.iter_mut().for_each(|r| r[2..].fill(0)),
-            Kind::ZeroAll => context.ymm = [[0; 4]; 16],
+            Kind::ZeroUpper(n) => context.ymm[..usize::from(n)].iter_mut().for_each(|r| r[2..].fill(0)),
+            Kind::ZeroAll(n) => context.ymm[..usize::from(n)].fill([0; 4]),
             Kind::StoreRegister(register) => {
                 for (bytes, word) in mem.0.chunks_exact_mut(8).zip(context.ymm[usize::from(register)]) {
                     bytes.copy_from_slice(&word.to_le_bytes());
@@ -376,10 +379,11 @@ impl Store {
     /// Instructions that are not one call; `Some(false)` for all others.
     fn special(&mut self, instruction: &Instruction, plan: &mut Plan) -> Option<bool> {
         use Mnemonic as M;
+        let count = if instruction.code_size() == CodeSize::Code64 { 16 } else { 8 };
         let number = |operand| instruction.op_register(operand).number() as u8;
         match instruction.mnemonic() {
-            M::Vzeroupper => plan.kind = Kind::ZeroUpper,
-            M::Vzeroall => plan.kind = Kind::ZeroAll,
+            M::Vzeroupper => plan.kind = Kind::ZeroUpper(count),
+            M::Vzeroall => plan.kind = Kind::ZeroAll(count),
             M::Maskmovdqu | M::Vmaskmovdqu => {
                 plan.kind = Kind::StoreRegister(number(1));
                 plan.mask = Mask::Vector(number(2), 1);

@@ -12,8 +12,9 @@ pub mod layout {
     /// One page of read-only data right above; unmapped above.
     pub const READ_ONLY: u64 = DATA + DATA_SIZE;
     pub const DATA_END: u64 = READ_ONLY + PAGE;
-    /// Selectors of a 64-bit Linux process.
+    /// Selectors of a 64-bit Linux process; 32-bit code runs in compatibility mode.
     pub const USER_CS: u16 = 0x33;
+    pub const USER_CS32: u16 = 0x23;
     pub const USER_SS: u16 = 0x2b;
 }
 
@@ -76,6 +77,8 @@ pub struct Case {
     /// Code at `registers.rip`, which lies in the code pages with all of it that fits.
     pub code: [u8; MAX_CODE],
     pub code_len: u64,
+    /// 64 or 32.
+    pub bits: u64,
     pub patches: [Patch; 2],
     /// Flags that may differ at the end if the case runs through (see [`crate::compare`]).
     pub undefined_flags: u64,
@@ -95,6 +98,7 @@ impl Default for Case {
             registers: Registers { rip: layout::CODE, ..Registers::default() },
             code: [0xcc; MAX_CODE],
             code_len: 0,
+            bits: 64,
             patches: [Patch { offset: 0, len: 0, bytes: [0; PATCH] }; 2],
             undefined_flags: 0,
             undefined_midway: 0,
@@ -108,6 +112,10 @@ impl Default for Case {
 impl Case {
     pub fn code(&self) -> &[u8] {
         &self.code[..(self.code_len as usize).min(MAX_CODE)]
+    }
+
+    pub fn code_selector(&self) -> u16 {
+        if self.bits == 32 { layout::USER_CS32 } else { layout::USER_CS }
     }
 
     /// The part of the code that lies inside the code pages, and its offset there.

@@ -223,7 +223,7 @@ impl Child {
             }
             let mut poll = libc::pollfd { fd: self.done.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             let ready = loop {
-                let n = libc::poll(&mut poll, 1, 20_000);
+                let n = libc::poll(&mut poll, 1, 5_000);
                 if n >= 0 || *libc::__errno_location() != libc::EINTR {
                     break n;
                 }
@@ -272,6 +272,8 @@ fn child_main(control_fd: RawFd, code_fd: RawFd, code_alias: u64) -> ! {
         let mut none: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut none);
         libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        // 32-bit code uses DS and ES, which a 64-bit process leaves null.
+        std::arch::asm!("mov ds, {0:e}", "mov es, {0:e}", in(reg) u32::from(layout::USER_SS));
         confine();
         std::arch::asm!("int3");
         libc::_exit(4)
@@ -441,6 +443,8 @@ unsafe fn install(control: &mut Control, index: usize, context: &mut libc::mcont
     }
     context.gregs[libc::REG_RIP as usize] = r.rip as i64;
     context.gregs[libc::REG_EFL as usize] = r.rflags as i64;
+    let selectors = &mut context.gregs[libc::REG_CSGSFS as usize];
+    *selectors = *selectors & !0xffff | i64::from(case.code_selector());
     // SAFETY: see `record`; memory and code writes stay inside their mappings.
     unsafe {
         let fp = context.fpregs.cast::<u8>();

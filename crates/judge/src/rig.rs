@@ -126,9 +126,13 @@ impl Rig {
             ymm: r.ymm,
             ..FpuState::default()
         };
+        if case.bits == 32 {
+            state.seg[seg::CS] =
+                Segment { selector: layout::USER_CS32, base: 0, limit: 0xffff_ffff, access: 0xc0fb };
+        }
         self.vcpu.load(&state)?;
         match self.vcpu.run() {
-            Exit::Halted => self.outcome(),
+            Exit::Halted => self.outcome(case),
             exit => bail!("the engine stopped with {exit:?}"),
         }
     }
@@ -145,7 +149,7 @@ impl Rig {
         }
     }
 
-    fn outcome(&self) -> Result<Box<Outcome>> {
+    fn outcome(&self, case: &Case) -> Result<Box<Outcome>> {
         let state = self.vcpu.save();
         let handler = state.rip.wrapping_sub(KERNEL + physical::HANDLERS + 1);
         if handler % 16 != 0 || handler / 16 > 255 {
@@ -164,7 +168,7 @@ impl Rig {
         };
         outcome.error_code = if matches!(vector, 8 | 10..=14 | 17) { pop() } else { 0 };
         let (rip, cs, rflags, rsp, ss) = (pop(), pop(), pop(), pop(), pop());
-        if (cs, ss) != (u64::from(layout::USER_CS), u64::from(layout::USER_SS)) {
+        if (cs, ss) != (u64::from(case.code_selector()), u64::from(layout::USER_SS)) {
             bail!("exception {vector} came from CS {cs:#x} and SS {ss:#x}");
         }
         outcome.vector = vector;
@@ -225,6 +229,7 @@ fn build(ram: RamBlock) {
         put(ram, table(6) + 8 * page, page * layout::PAGE | PRESENT | WRITE);
     }
     put(ram, physical::GDT + u64::from(KERNEL_CS), 0x00af_9b00_0000_ffff);
+    put(ram, physical::GDT + u64::from(layout::USER_CS32 & !7), 0x00cf_fb00_0000_ffff);
     put(ram, physical::GDT + u64::from(layout::USER_SS & !7), 0x00cf_f300_0000_ffff);
     put(ram, physical::GDT + u64::from(layout::USER_CS & !7), 0x00af_fb00_0000_ffff);
     ram.write(physical::TSS + 4, &STACK_TOP.to_le_bytes());
@@ -245,7 +250,9 @@ fn start_state() -> CpuState {
     let code = |selector, access| Segment { selector, base: 0, limit: 0xffff_ffff, access };
     state.seg = [Segment { access: 0, ..Segment::default() }; 6];
     state.seg[seg::CS] = code(layout::USER_CS, 0xa0fb);
-    state.seg[seg::SS] = code(layout::USER_SS, 0xc0f3);
+    for data in [seg::SS, seg::DS, seg::ES] {
+        state.seg[data] = code(layout::USER_SS, 0xc0f3);
+    }
     state.ldtr = Segment { access: 0, ..Segment::default() };
     state.tr = Segment { selector: TSS_SELECTOR, base: KERNEL + physical::TSS, limit: 0x67, access: 0x8b };
     state.gdtr = TableRegister { base: KERNEL + physical::GDT, limit: 0x4f };

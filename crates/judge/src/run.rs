@@ -54,7 +54,8 @@ pub fn judge(
 
 /// Instructions of a case, one a line.
 pub fn listing(case: &Case) -> String {
-    let mut decoder = Decoder::with_ip(64, case.code(), case.registers.rip, DecoderOptions::AMD);
+    let mut decoder =
+        Decoder::with_ip(case.bits as u32, case.code(), case.registers.rip, DecoderOptions::AMD);
     let mut text = String::new();
     let mut formatter = FastFormatter::new();
     while decoder.can_decode() {
@@ -82,7 +83,8 @@ impl Report {
 
     fn note(&mut self, case: &Case, silicon: &Outcome, differences: &[Difference], keep: usize) {
         self.disagreements += 1;
-        let first = Decoder::with_ip(64, case.code(), case.registers.rip, DecoderOptions::AMD).decode();
+        let first =
+            Decoder::with_ip(case.bits as u32, case.code(), case.registers.rip, DecoderOptions::AMD).decode();
         let key = format!("{:?} {}", first.code(), differences[0].0);
         let seen = self.tally.entry(key).or_default();
         *seen += 1;

@@ -346,7 +346,7 @@ impl Core {
 
     fn pop_all(&mut self, size: usize) -> Done {
         let mut values = [0; 8];
-        for (n, value) in values.iter_mut().enumerate() {
+        for (n, value) in values.iter_mut().enumerate().rev() {
             *value = self.peek_stack((7 - n as u64) * size as u64, size)?;
         }
         for (n, &value) in values.iter().enumerate() {

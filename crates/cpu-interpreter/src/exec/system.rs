@@ -321,7 +321,11 @@ impl Core {
             return Err(Fault::UD);
         }
         let rpl = self.read_register(i.op1_register()) & 3;
-        let old = self.modify(i, op, 2, |a| if a & 3 < rpl { a & !3 | rpl } else { a })?;
+        let old = self.get(i, op, 0, 2)?;
+        if old & 3 < rpl {
+            // Only now: an operand that needs no change may be read-only.
+            self.modify(i, op, 2, |a| a & !3 | rpl)?;
+        }
         self.change_arith(flags::ZF, if old & 3 < rpl { flags::ZF } else { 0 });
         Ok(Flow::Next)
     }

@@ -56,10 +56,12 @@ fn any_address(core: &mut Core, op: &Op, size: usize, write: bool) -> Option<u64
 /// Which address form `i` can use in the present mode.
 fn form(core: &Core, i: &Instruction, op: &Op) -> u8 {
     let fs_gs = matches!(i.memory_segment(), Register::FS | Register::GS);
+    // CS is flat, too, but not writable.
+    let flat = core.mode & mode::FLAT != 0 && i.memory_segment() != Register::CS;
     match op.cut {
         0 if core.is_64bit() && !fs_gs => FLAT64,
         32 if core.is_64bit() && !fs_gs => FLAT32,
-        32 if core.mode & mode::FLAT != 0 && core.mode & mode::CODE == mode::CODE32 && !fs_gs => FLAT32,
+        32 if flat && core.mode & mode::CODE == mode::CODE32 && !fs_gs => FLAT32,
         _ => ANY,
     }
 }

@@ -94,6 +94,8 @@ fn is_excluded(mnemonic: Mnemonic) -> bool {
             | M::Wrfsbase
             | M::Wrgsbase
             | M::Lss
+            | M::Lds
+            | M::Les
             | M::Lfs
             | M::Lgs
             | M::Int1
@@ -124,17 +126,27 @@ fn is_state_image(mnemonic: Mnemonic) -> bool {
         )
 }
 
+fn is_segment(kind: OpCodeOperandKind) -> bool {
+    use OpCodeOperandKind as K;
+    matches!(kind, K::es | K::cs | K::ss | K::ds | K::fs | K::gs)
+}
+
 /// Whether this encoding may be run.
-pub fn usable(code: Code) -> bool {
+pub fn usable(code: Code, bits: u32) -> bool {
     let opcode = code.op_code();
-    if code == Code::INVALID || !opcode.mode64() || !opcode.is_instruction() || is_excluded(code.mnemonic()) {
+    if code == Code::INVALID
+        || !(if bits == 64 { opcode.mode64() } else { opcode.mode32() })
+        || !opcode.is_instruction()
+        || is_excluded(code.mnemonic())
+    {
         return false;
     }
     if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
         return false;
     }
     // Vendors differ: how long UD0 and UD1 are, and what 66 does to near branches.
-    let vendor = !opcode.intel_decoder64() || matches!(code.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1);
+    let vendor =
+        bits == 64 && !opcode.intel_decoder64() || matches!(code.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1);
     let narrow = matches!(code, Code::Retnw | Code::Retnw_imm16 | Code::Jmp_rm16 | Code::Call_rm16);
     if vendor || narrow || opcode.is_reserved_nop() {
         return false;
@@ -153,19 +165,14 @@ pub fn usable(code: Code) -> bool {
                 | K::k_reg
                 | K::bnd_reg
                 | K::br16_1
-                | K::br32_1
                 | K::br16_2
-                | K::br32_4
         ) {
             return false;
         }
     }
     // Loads of segment registers: selectors are the operating system's.
     let first = opcode.op_kind(0);
-    if matches!(first, OpCodeOperandKind::seg_reg)
-        || (code.mnemonic() == Mnemonic::Pop
-            && matches!(first, OpCodeOperandKind::fs | OpCodeOperandKind::gs))
-    {
+    if matches!(first, OpCodeOperandKind::seg_reg) || code.mnemonic() == Mnemonic::Pop && is_segment(first) {
         return false;
     }
     match code.flow_control() {
@@ -194,6 +201,6 @@ pub fn usable(code: Code) -> bool {
     code.cpuid_features().iter().all(|&f| provides(table(), f))
 }
 
-pub fn codes(families: &[Family]) -> Vec<Code> {
-    Code::values().filter(|&code| usable(code) && families.contains(&Family::of(code))).collect()
+pub fn codes(families: &[Family], bits: u32) -> Vec<Code> {
+    Code::values().filter(|&code| usable(code, bits) && families.contains(&Family::of(code))).collect()
 }

@@ -15,6 +15,7 @@ use operands::Build;
 pub struct Generator {
     rng: Rng,
     codes: Vec<Code>,
+    bits: u32,
 }
 
 /// REX, size, segment and repeat prefixes to put in front of finished instructions.
@@ -22,7 +23,18 @@ const PREFIXES: [u8; 12] = [0x66, 0x67, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x65
 
 impl Generator {
     pub fn new(seed: u64, families: &[Family]) -> Generator {
-        Generator { rng: Rng::new(seed), codes: catalog::codes(families) }
+        Generator { rng: Rng::new(seed), codes: catalog::codes(families, 64), bits: 64 }
+    }
+
+    /// For 32-bit code (in compatibility mode).
+    pub fn compatibility(seed: u64, families: &[Family]) -> Generator {
+        Generator { rng: Rng::new(seed), codes: catalog::codes(families, 32), bits: 32 }
+    }
+
+    fn start(&mut self) -> Case {
+        let mut case = Case { bits: self.bits.into(), ..Case::default() };
+        state::randomize(&mut case, &mut self.rng);
+        case
     }
 
     /// Number of encodings that this generator covers.
@@ -60,20 +72,20 @@ impl Generator {
     }
 
     fn try_single(&mut self, code: Code) -> Option<Case> {
-        let mut case = Case::default();
+        let mut case = self.start();
+        let bits = self.bits;
         let rng = &mut self.rng;
-        state::randomize(&mut case, rng);
         place_code(&mut case, rng);
         let rip = case.registers.rip;
         let mut build = Build::new(rng, &mut case, false);
         let instruction = build.instruction(code, rip)?;
-        let mut bytes = encode(&instruction, rip)?;
+        let mut bytes = encode(&instruction, rip, bits)?;
         if self.rng.one_in(20) {
             bytes.insert(0, self.rng.pick(&PREFIXES));
         } else if self.rng.one_in(100) {
             bytes.insert(0, 0xf0);
         }
-        let decoded = decode(&bytes, rip);
+        let decoded = decode(&bytes, rip, bits);
         let vex = matches!(bytes.get(1), Some(0xc4 | 0xc5));
         // Where an undefined instruction ends is not defined: keep it off the last page's end.
         let roomy = rip < layout::CODE + layout::CODE_SIZE - 16;
@@ -82,7 +94,10 @@ impl Generator {
             // AMD: LOCK MOV CR0 is MOV CR8.
             // REPNE LOOPE is not the same everywhere.
             false if decoded.is_loopcc() && matches!(bytes[0], 0xf2 | 0xf3) => false,
-            false => catalog::usable(decoded.code()) && !(bytes[0] == 0xf0 && decoded.is_privileged()),
+            false => {
+                catalog::usable(decoded.code(), bits)
+                    && !(decoded.has_lock_prefix() && decoded.is_privileged())
+            }
         };
         if !acceptable || (!decoded.is_invalid() && decoded.len() != bytes.len()) || bytes.len() > 15 {
             return None;
@@ -101,8 +116,8 @@ impl Generator {
     }
 
     fn try_snippet(&mut self, max: usize) -> Option<Case> {
-        let mut case = Case::default();
-        state::randomize(&mut case, &mut self.rng);
+        let mut case = self.start();
+        let bits = self.bits;
         case.registers.rip = layout::CODE + self.rng.below(layout::PAGE);
         let wanted = 2 + self.rng.below(max.max(3) as u64 - 2);
         let mut bytes = Vec::new();
@@ -114,8 +129,8 @@ impl Generator {
             let code = self.codes[build.below(self.codes.len() as u64) as usize];
             let rip = build.rip() + bytes.len() as u64;
             let Some(instruction) = build.instruction(code, rip) else { continue };
-            let Some(encoded) = encode(&instruction, rip) else { continue };
-            let decoded = decode(&encoded, rip);
+            let Some(encoded) = encode(&instruction, rip, bits) else { continue };
+            let decoded = decode(&encoded, rip, bits);
             let fits = bytes.len() + encoded.len() <= crate::case::MAX_CODE - 8;
             if decoded.is_invalid()
                 || !fits
@@ -150,12 +165,12 @@ fn place_code(case: &mut Case, rng: &mut Rng) {
     };
 }
 
-fn encode(instruction: &Instruction, rip: u64) -> Option<Vec<u8>> {
-    let mut encoder = Encoder::new(64);
+fn encode(instruction: &Instruction, rip: u64, bits: u32) -> Option<Vec<u8>> {
+    let mut encoder = Encoder::new(bits);
     encoder.encode(instruction, rip).ok()?;
     Some(encoder.take_buffer())
 }
 
-fn decode(bytes: &[u8], rip: u64) -> Instruction {
-    Decoder::with_ip(64, bytes, rip, DecoderOptions::AMD).decode()
+fn decode(bytes: &[u8], rip: u64, bits: u32) -> Instruction {
+    Decoder::with_ip(bits, bytes, rip, DecoderOptions::AMD).decode()
 }

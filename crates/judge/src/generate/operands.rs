@@ -14,6 +14,8 @@ pub struct Build<'a> {
     case: &'a mut Case,
     /// Several instructions: some registers hold addresses, the others data.
     snippet: bool,
+    /// 64-bit code; otherwise 32-bit.
+    long: bool,
     /// GPRs whose value is settled.
     fixed: u16,
 }
@@ -52,7 +54,8 @@ fn gpr(number: usize, size: usize) -> Register {
 
 impl<'a> Build<'a> {
     pub fn new(rng: &'a mut Rng, case: &'a mut Case, snippet: bool) -> Self {
-        Build { rng, case, snippet, fixed: 0 }
+        let long = case.bits == 64;
+        Build { rng, case, snippet, long, fixed: 0 }
     }
 
     pub fn below(&mut self, bound: u64) -> u64 {
@@ -64,7 +67,25 @@ impl<'a> Build<'a> {
     }
 
     fn data_gpr(&mut self) -> usize {
-        if self.snippet { self.rng.pick(&DATA) } else { self.rng.below(16) as usize }
+        if self.snippet { self.pick(&DATA) } else { self.any() }
+    }
+
+    fn address_gpr(&mut self) -> usize {
+        if self.snippet { self.pick(&ADDRESS) } else { self.any() }
+    }
+
+    /// Any register number that the mode has.
+    fn any(&mut self) -> usize {
+        self.rng.below(if self.long { 16 } else { 8 }) as usize
+    }
+
+    fn pick(&mut self, from: &[usize]) -> usize {
+        loop {
+            let number = self.rng.pick(from);
+            if self.long || number < 8 {
+                return number;
+            }
+        }
     }
 
     /// An instruction of this encoding, to stand at `rip`.
@@ -127,7 +148,8 @@ impl<'a> Build<'a> {
                 if self.rng.one_in(5) {
                     Register::AH + self.rng.below(4) as u32
                 } else {
-                    gpr(self.data_gpr(), 1)
+                    let number = self.data_gpr();
+                    if self.long || number < 4 { gpr(number, 1) } else { Register::AH + (number - 4) as u32 }
                 }
             }
             K::r16_reg | K::r16_reg_mem | K::r16_rm | K::r16_opcode | K::r16_or_mem => {
@@ -141,10 +163,10 @@ impl<'a> Build<'a> {
             }
             K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0 + self.rng.below(8) as u32,
             K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_or_mem => {
-                Register::XMM0 + self.rng.below(16) as u32
+                Register::XMM0 + self.any() as u32
             }
             K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_or_mem => {
-                Register::YMM0 + self.rng.below(16) as u32
+                Register::YMM0 + self.any() as u32
             }
             K::seg_reg => Register::ES + self.rng.below(6) as u32,
             K::cr_reg => {
@@ -193,10 +215,16 @@ impl<'a> Build<'a> {
                 i.set_near_branch64(near);
                 return Some(());
             }
+            K::br32_1 | K::br32_4 => {
+                i.set_op_kind(operand, OpKind::NearBranch32);
+                i.set_near_branch32(rip.wrapping_add(16 + self.rng.below(100)) as u32);
+                return Some(());
+            }
             K::seg_rSI | K::es_rDI | K::seg_rDI => {
-                let narrow = i.op_count() > 0
-                    && operand > 0
-                    && matches!(i.op0_kind(), OpKind::MemorySegESI | OpKind::MemoryESEDI);
+                let narrow = !self.long || {
+                    let first = i.op0_kind();
+                    operand > 0 && matches!(first, OpKind::MemorySegESI | OpKind::MemoryESEDI)
+                };
                 i.set_op_kind(
                     operand,
                     match (kind, narrow) {
@@ -204,7 +232,8 @@ impl<'a> Build<'a> {
                         (K::seg_rSI, true) => OpKind::MemorySegESI,
                         (K::es_rDI, false) => OpKind::MemoryESRDI,
                         (K::es_rDI, true) => OpKind::MemoryESEDI,
-                        _ => OpKind::MemorySegRDI,
+                        (_, false) => OpKind::MemorySegRDI,
+                        (_, true) => OpKind::MemorySegEDI,
                     },
                 );
                 return Some(());
@@ -226,16 +255,19 @@ impl<'a> Build<'a> {
     /// Gives the memory operand a form and the registers values so that it hits its target.
     fn memory(&mut self, i: &mut Instruction, kind: K, rip: u64) -> Option<()> {
         let size = access_size(i);
-        let target = target(self.rng, size);
+        let mut target = target(self.rng, size);
+        if !self.long && target >> 32 != 0 {
+            target = 0xffff_0000 + self.rng.below(0xff00);
+        }
         state::patch(self.case, 0, target, &interesting(self.rng));
-        i.set_memory_displ_size(8);
+        i.set_memory_displ_size(if self.long { 8 } else { 4 });
         match kind {
             K::mem_offs => {
                 i.set_memory_displacement64(target);
                 return Some(());
             }
             K::seg_rBX_al => {
-                i.set_memory_base(Register::RBX);
+                i.set_memory_base(if self.long { Register::RBX } else { Register::EBX });
                 i.set_memory_index(Register::AL);
                 i.set_memory_displ_size(0);
                 self.set(3, target.wrapping_sub(self.case.registers.gpr[0] & 0xff));
@@ -247,18 +279,19 @@ impl<'a> Build<'a> {
             _ => {}
         }
         if self.rng.one_in(20) {
-            let prefix =
-                self.rng.pick(&[Register::CS, Register::DS, Register::ES, Register::SS, Register::GS]);
-            i.set_segment_prefix(prefix);
+            let prefixes = [Register::DS, Register::ES, Register::SS, Register::CS, Register::GS];
+            // GS is null in 32-bit code, CS not writable.
+            let usable = if self.long { &prefixes[..] } else { &prefixes[..3] };
+            i.set_segment_prefix(self.rng.pick(usable));
         }
         match self.rng.below(12) {
-            0 => {
+            0 if self.long => {
                 i.set_memory_base(Register::RIP);
                 i.set_memory_displacement64(target);
                 let near = target.wrapping_sub(rip) as i64;
                 (near.unsigned_abs() < 1 << 30).then_some(())
             }
-            1 if target < 1 << 31 => {
+            1 if !self.long || target < 1 << 31 => {
                 i.set_memory_displacement64(target);
                 Some(())
             }
@@ -267,15 +300,16 @@ impl<'a> Build<'a> {
     }
 
     fn set(&mut self, number: usize, value: u64) {
-        self.case.registers.gpr[number] = value;
+        self.case.registers.gpr[number] = if self.long { value } else { value & 0xffff_ffff };
         self.fixed |= 1 << number;
     }
 
     fn based(&mut self, i: &mut Instruction, target: u64, narrow: bool) -> Option<()> {
+        let narrow = narrow || !self.long;
         let size = if narrow { 4 } else { 8 };
-        let base = if self.snippet { self.rng.pick(&ADDRESS) } else { self.rng.below(16) as usize };
+        let base = self.address_gpr();
         let indexed = self.rng.one_in(3);
-        let index = if self.snippet { self.rng.pick(&DATA) } else { self.rng.below(16) as usize };
+        let index = self.data_gpr();
         let scale = 1u64 << self.rng.below(4);
         let mut displacement = match self.rng.below(4) {
             0 => 0,
@@ -308,10 +342,12 @@ impl<'a> Build<'a> {
         } else {
             self.set(base, target.wrapping_sub(displacement as u64));
         }
-        if narrow && base != 4 {
+        if narrow && self.long && base != 4 {
             let garbage = self.rng.word() << 32;
             let low = self.case.registers.gpr[base] & 0xffff_ffff;
             self.case.registers.gpr[base] = low | garbage;
+        }
+        if narrow {
             displacement = i64::from(displacement as i32);
         }
         i.set_memory_base(gpr(base, size));
@@ -326,8 +362,8 @@ impl<'a> Build<'a> {
 
     /// Gathers: elements around a base inside the data pages, now and then one outside.
     fn vector_memory(&mut self, i: &mut Instruction, kind: K) -> Option<()> {
-        let base = self.rng.below(16) as usize;
-        let index = self.rng.below(16) as usize;
+        let base = self.any();
+        let index = self.any();
         let scale = 1u64 << self.rng.below(4);
         let middle = layout::DATA + 4096 + self.rng.below(64);
         self.set(base, middle);
@@ -345,7 +381,7 @@ impl<'a> Build<'a> {
         }
         let wide = matches!(kind, K::mem_vsib32y | K::mem_vsib64y);
         let first = if wide { Register::YMM0 } else { Register::XMM0 };
-        i.set_memory_base(GPR64[base]);
+        i.set_memory_base(gpr(base, if self.long { 8 } else { 4 }));
         i.set_memory_index(first + index as u32);
         i.set_memory_index_scale(scale as u32);
         i.set_memory_displacement64(0);
@@ -396,6 +432,15 @@ fn interesting(rng: &mut Rng) -> [u8; 64] {
 
 /// After the instruction is known: implicit registers get values that make sense.
 pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
+    settle_registers(rng, case, i);
+    if case.bits == 32 {
+        for value in &mut case.registers.gpr[..8] {
+            *value &= 0xffff_ffff;
+        }
+    }
+}
+
+fn settle_registers(rng: &mut Rng, case: &mut Case, i: &Instruction) {
     use Mnemonic as M;
     let used = |number: usize| {
         [i.memory_base(), i.memory_index()].iter().any(|r| r.is_gpr() && r.full_register().number() == number)
@@ -446,7 +491,9 @@ pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
             let start = layout::DATA + u64::from(case.patches[0].offset);
             super::state::patch(case, 0, start, &(rng.word() & 0xffff).to_le_bytes());
         }
-        M::Ret => super::state::patch(case, 1, rsp, &code_target(rng).to_le_bytes()),
+        M::Ret => super::state::patch(case, 1, rsp, &code_target(rng, case.registers.rip).to_le_bytes()),
+        // How much of POPA is done when it faults is open.
+        M::Popa | M::Popad => case.registers.gpr[4] = layout::DATA + 4096 + rng.below(3000),
         M::Enter | M::Leave => case.registers.gpr[5] = target(rng, 8),
         M::Div | M::Idiv if !used(2) && rng.below(3) > 0 => {
             case.registers.gpr[2] = if rng.one_in(2) { 0 } else { rng.below(20) };
@@ -476,7 +523,7 @@ pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
         }
         M::Jmp | M::Call if i.op0_kind() == OpKind::Register => {
             let number = i.op0_register().full_register().number();
-            case.registers.gpr[number] = code_target(rng);
+            case.registers.gpr[number] = code_target(rng, case.registers.rip);
         }
         M::Jmp | M::Call if i.op0_kind() == OpKind::Memory => {
             if !used(4) {
@@ -484,7 +531,12 @@ pub fn settle(rng: &mut Rng, case: &mut Case, i: &Instruction) {
                 case.registers.gpr[4] = layout::DATA + 4096;
             }
             let offset = case.patches[0].offset;
-            super::state::patch(case, 0, layout::DATA + u64::from(offset), &code_target(rng).to_le_bytes());
+            super::state::patch(
+                case,
+                0,
+                layout::DATA + u64::from(offset),
+                &code_target(rng, case.registers.rip).to_le_bytes(),
+            );
         }
         _ => {}
     }
@@ -542,11 +594,16 @@ pub fn tolerate(case: &mut Case, i: &Instruction) {
 }
 
 /// Where an indirect branch goes: INT3 in the code pages, or nowhere.
-fn code_target(rng: &mut Rng) -> u64 {
+fn code_target(rng: &mut Rng, rip: u64) -> u64 {
     if rng.one_in(10) {
-        layout::CODE - 4096 - rng.below(1000)
-    } else {
-        layout::CODE + rng.below(layout::CODE_SIZE)
+        return layout::CODE - 4096 - rng.below(1000);
+    }
+    loop {
+        let target = layout::CODE + rng.below(layout::CODE_SIZE);
+        // Not into the instruction itself: that would go round for ever.
+        if target.wrapping_sub(rip) >= 16 {
+            return target;
+        }
     }
 }
 
@@ -635,6 +692,8 @@ pub fn suits_snippet(i: &Instruction) -> bool {
                 | M::Popfq
                 | M::Enter
                 | M::Leave
+                | M::Popa
+                | M::Popad
                 | M::Shl
                 | M::Shr
                 | M::Sal

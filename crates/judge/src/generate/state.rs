@@ -9,6 +9,11 @@ pub fn randomize(case: &mut Case, rng: &mut Rng) {
     for value in &mut r.gpr {
         *value = rng.value();
     }
+    if case.bits == 32 {
+        for value in &mut r.gpr[..8] {
+            *value &= 0xffff_ffff;
+        }
+    }
     r.gpr[4] = layout::DATA + 512 + 8 * rng.below(900);
     r.rflags = 0x202 | rng.word() & 0x8d5 | if rng.one_in(8) { 0x400 } else { 0 };
     for register in &mut r.ymm {
