@@ -22,7 +22,7 @@ mod run;
 pub use case::{Case, Outcome, Patch, layout};
 pub use compare::{Difference, compare};
 pub use generate::{Family, Generator};
-pub use native::Native;
+pub use native::{DIED, Native, TIMED_OUT};
 pub use rig::{NullApic, Rig};
 pub use rng::Rng;
 pub use run::{Report, judge, listing};

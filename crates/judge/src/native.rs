@@ -8,6 +8,11 @@ use crate::case::{Case, MAX_CODE, Outcome, layout};
 use base::{Failure, Result};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
+/// Instead of a vector: the case ended the child (by a system call, say).
+pub const DIED: u64 = 255;
+/// Instead of a vector: the case did not end within a second.
+pub const TIMED_OUT: u64 = 254;
+
 /// Cases per exchange with the child.
 pub const BATCH: usize = 256;
 
@@ -120,8 +125,8 @@ impl Native {
         &self.read_only
     }
 
-    /// Runs at most [`BATCH`] cases. An outcome with vector 255 belongs to a case that took
-    /// the child down.
+    /// Runs cases in batches of [`BATCH`]. Outcomes with vector [`DIED`] and [`TIMED_OUT`]
+    /// belong to cases that took the child down or did not end.
     pub fn run(&mut self, cases: &[Case], mut each: impl FnMut(usize, &Outcome)) -> Result<()> {
         let mut start = 0;
         while start < cases.len() {
@@ -151,10 +156,12 @@ impl Native {
                 (*self.control).current = start as u64;
                 (*self.control).count = cases.len() as u64;
             }
-            if child.exchange() {
-                return Ok(());
-            }
-            // The child died or hangs in case `current`.
+            let vector = match child.exchange() {
+                Exchange::Done => return Ok(()),
+                Exchange::Died => DIED,
+                Exchange::TimedOut => TIMED_OUT,
+            };
+            // In case `current`.
             // SAFETY: as above; the child is ended first.
             let current = unsafe {
                 self.end_child();
@@ -163,7 +170,7 @@ impl Native {
             let current = current.clamp(start, cases.len() - 1);
             // SAFETY: as above.
             unsafe {
-                (*self.control).outcomes[current].vector = 255;
+                (*self.control).outcomes[current].vector = vector;
             }
             start = current + 1;
         }
@@ -211,24 +218,36 @@ impl Drop for Native {
     }
 }
 
+enum Exchange {
+    Done,
+    Died,
+    TimedOut,
+}
+
 impl Child {
-    /// Lets the child work; false if it died or takes too long.
-    fn exchange(&self) -> bool {
+    /// Lets the child work on a batch.
+    fn exchange(&self) -> Exchange {
         let byte = [1u8];
         let mut reply = [0u8];
         // SAFETY: reads and writes one byte of local buffers.
         unsafe {
             if libc::write(self.go.as_raw_fd(), byte.as_ptr().cast(), 1) != 1 {
-                return false;
+                return Exchange::Died;
             }
             let mut poll = libc::pollfd { fd: self.done.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             let ready = loop {
-                let n = libc::poll(&mut poll, 1, 5_000);
+                let n = libc::poll(&mut poll, 1, 1_000);
                 if n >= 0 || *libc::__errno_location() != libc::EINTR {
                     break n;
                 }
             };
-            ready == 1 && libc::read(self.done.as_raw_fd(), reply.as_mut_ptr().cast(), 1) == 1
+            if ready == 0 {
+                Exchange::TimedOut
+            } else if ready == 1 && libc::read(self.done.as_raw_fd(), reply.as_mut_ptr().cast(), 1) == 1 {
+                Exchange::Done
+            } else {
+                Exchange::Died
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::case::{Case, Outcome, layout};
 use crate::compare::{Difference, compare};
-use crate::native::{BATCH, Native};
+use crate::native::{BATCH, DIED, Native, TIMED_OUT};
 use crate::rig::Rig;
 use crate::rng::Rng;
 use base::Result;
@@ -19,6 +19,8 @@ pub struct Report {
     /// Cases by the exception that ended them.
     pub vectors: BTreeMap<u64, u64>,
     pub disagreements: u64,
+    /// Cases that ran in circles natively and were left out.
+    pub endless: u64,
     /// The first disagreements, described.
     pub texts: Vec<String>,
     /// Disagreements by the first instruction's mnemonic and what differed.
@@ -46,7 +48,11 @@ pub fn judge(
     while done < count {
         let n = (count - done).min(BATCH as u64);
         let cases: Vec<Case> = (done..done + n).map(&mut next).collect();
-        native.run(&cases, |i, silicon| report.add(&cases[i], silicon, rig.run(&cases[i]), keep))?;
+        native.run(&cases, |i, silicon| {
+            // What does not end natively would not end in the engine either.
+            let ends = !matches!(silicon.vector, DIED | TIMED_OUT);
+            report.add(&cases[i], silicon, ends.then(|| rig.run(&cases[i])), keep);
+        })?;
         done += n;
     }
     Ok(report)
@@ -67,14 +73,18 @@ pub fn listing(case: &Case) -> String {
 }
 
 impl Report {
-    fn add(&mut self, case: &Case, silicon: &Outcome, engine: Result<Box<Outcome>>, keep: usize) {
+    fn add(&mut self, case: &Case, silicon: &Outcome, engine: Option<Result<Box<Outcome>>>, keep: usize) {
         self.cases += 1;
         *self.vectors.entry(silicon.vector).or_default() += 1;
         self.completed += u64::from(silicon.vector == 3);
         let differences = match engine {
-            _ if silicon.vector == 255 => vec![("child".into(), "died".into(), String::new())],
-            Ok(outcome) => compare(case, silicon, &outcome),
-            Err(failure) => vec![("engine".into(), String::new(), failure.text)],
+            None if silicon.vector == TIMED_OUT => {
+                self.endless += 1;
+                Vec::new()
+            }
+            None => vec![("child".into(), "died".into(), String::new())],
+            Some(Ok(outcome)) => compare(case, silicon, &outcome),
+            Some(Err(failure)) => vec![("engine".into(), String::new(), failure.text)],
         };
         if !differences.is_empty() {
             self.note(case, silicon, &differences, keep);

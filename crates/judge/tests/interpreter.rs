@@ -24,6 +24,7 @@ fn accept(report: &Report) {
     for (what, count) in &report.tally {
         println!("{count:6} {what}");
     }
+    assert!(report.endless < 1 + report.cases / 10_000, "{} endless cases", report.endless);
     assert_eq!(report.disagreements, 0, "the interpreter disagrees with the silicon");
 }
 

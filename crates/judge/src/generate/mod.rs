@@ -96,7 +96,7 @@ impl Generator {
             false if decoded.is_loopcc() && matches!(bytes[0], 0xf2 | 0xf3) => false,
             false => {
                 catalog::usable(decoded.code(), bits)
-                    && !(decoded.has_lock_prefix() && decoded.is_privileged())
+                    && !(bytes[..2.min(bytes.len())].contains(&0xf0) && decoded.is_privileged())
             }
         };
         if !acceptable || (!decoded.is_invalid() && decoded.len() != bytes.len()) || bytes.len() > 15 {

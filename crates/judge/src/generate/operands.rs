@@ -170,7 +170,9 @@ impl<'a> Build<'a> {
             }
             K::seg_reg => Register::ES + self.rng.below(6) as u32,
             K::cr_reg => {
-                self.rng.pick(&[Register::CR0, Register::CR2, Register::CR3, Register::CR4, Register::CR8])
+                // In 32-bit code CR8 has only AMD's encoding.
+                let names = [Register::CR0, Register::CR2, Register::CR3, Register::CR4, Register::CR8];
+                self.rng.pick(&names[..if self.long { 5 } else { 4 }])
             }
             K::dr_reg => Register::DR0 + self.rng.pick(&[0u32, 1, 2, 3, 6, 7]),
             K::es => Register::ES,
