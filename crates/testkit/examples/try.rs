@@ -4,5 +4,11 @@ fn main() {
     println!("{:?}", testkit::guests::installer());
     let k = testkit::guests::kernel("linux-image-cloud-amd64").unwrap();
     let i = testkit::guests::initramfs(testkit::guests::SHELL, &[]).unwrap();
-    println!("{:?}", testkit::disk::grub("grub", &testkit::disk::Content { kernel: &k, initrd: &i, command_line: "console=ttyS0" }));
+    println!(
+        "{:?}",
+        testkit::disk::grub(
+            "grub",
+            &testkit::disk::Content { kernel: &k, initrd: &i, command_line: "console=ttyS0" }
+        )
+    );
 }

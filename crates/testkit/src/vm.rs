@@ -128,10 +128,11 @@ impl Vm {
 
     /// Runs a shell command in the guest (its shell reads the console) and returns its output.
     pub fn shell(&mut self, command: &str, limit: Duration) -> Result<String, String> {
-        self.type_in(&format!("{command}; echo EN''D-$?\n"))?;
+        // The quotes keep the echo of what is typed from looking like the answer.
+        self.type_in(&format!("echo BE''GIN; {command}; echo EN''D-$?\n"))?;
+        self.expect("BEGIN", limit)?;
         let output = self.expect("END-", limit)?;
-        // The echo of what was typed comes first.
-        Ok(output.split_once('\n').map_or(output.clone(), |(_, rest)| rest.to_string()).replace('\r', ""))
+        Ok(output.replace('\r', "").trim_start_matches('\n').to_string())
     }
 
     /// Waits for the process to end.
