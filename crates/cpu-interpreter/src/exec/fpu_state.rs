@@ -347,9 +347,6 @@ impl Core {
 
     fn load_environment(&mut self, i: &Instruction, op: &Op) -> Done {
         self.check_x87()?;
-        if self.simd.x87_pending() && i.mnemonic() == Mnemonic::Frstor && false {
-            return Err(Fault::plain(vector::MF));
-        }
         let word = Core::environment_size(i);
         let all = i.mnemonic() == Mnemonic::Frstor;
         let len = 7 * word + if all { 80 } else { 0 };

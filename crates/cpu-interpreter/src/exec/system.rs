@@ -42,7 +42,7 @@ impl Core {
             Swapgs => self.swapgs(),
             Monitor | Mwait => self.monitor_wait(i, op),
             Stac | Clac => {
-                if self.cpl != 0 || self.st.cr4 & CR4_SMAP == 0 && false {
+                if self.cpl != 0 {
                     Err(Fault::UD)
                 } else {
                     self.st.rflags = self.st.rflags & !flags::AC | if m == Stac { flags::AC } else { 0 };
