@@ -36,6 +36,13 @@ pub struct Bios {
     pub date: String,
 }
 
+impl Bios {
+    /// What is told where no firmware runs.
+    pub fn ours() -> Self {
+        Bios { vendor: "Ryokan".into(), version: env!("CARGO_PKG_VERSION").into(), date: "11/22/2026".into() }
+    }
+}
+
 impl Config {
     /// QEMU's defaults for a machine type name (`pc-i440fx-7.2`).
     pub fn new(platform: &Platform, machine: &str) -> Self {

@@ -166,6 +166,8 @@ fn platform(
     }
     platform.isa = onboard.isa;
     platform.phys_bits = model.phys_bits as u8;
+    // Waking from S3 begins in a firmware.
+    platform.s3 = spec.boot.kernel.is_none();
     platform
 }
 

@@ -38,6 +38,8 @@ impl Boot {
         config.cpu_id = (leaf.eax, leaf.edx);
         config.cores = u8::try_from(spec.smp.cores * spec.smp.dies).unwrap_or(255);
         config.threads = u8::try_from(spec.smp.cores * spec.smp.dies * spec.smp.threads).unwrap_or(255);
+        // A firmware tells of itself.
+        config.bios = spec.boot.kernel.is_some().then(smbios::Bios::ours);
         let smbios = smbios::Tables::build(&config, &platform);
         let fw_cfg = FwCfg::create(services);
         let asked = fw_cfg::Boot {
