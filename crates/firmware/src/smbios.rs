@@ -3,30 +3,33 @@
 
 use crate::acpi::checksum;
 use crate::platform::{Chipset, Platform};
-use base::{GIB, MIB};
+use base::{GIB, MIB, Result, bail, fail};
 
-/// Strings of the tables; empty strings are "not specified".
+/// What `-smbios` can say, with QEMU's defaults; empty strings are "not specified".
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Config {
     /// Type 0; `None` leaves it to the firmware.
     pub bios: Option<Bios>,
-    pub manufacturer: String,
-    pub product: String,
-    pub version: String,
-    pub serial: String,
-    pub sku: String,
-    pub family: String,
+    /// Type 1.
+    pub system: System,
     /// In the order in which `-uuid` is written.
     pub uuid: Option<[u8; 16]>,
-    pub chassis_asset: String,
+    /// Type 2; left out unless something was given.
+    pub board: Option<Board>,
+    /// Type 3.
+    pub chassis: Chassis,
+    /// Type 4.
+    pub processor: Processor,
+    /// Type 11.
+    pub oem: Vec<String>,
+    /// Type 17.
+    pub module: Module,
     /// CPUID.1 EAX and EDX.
     pub cpu_id: (u32, u32),
     /// Per socket.
     pub cores: u8,
     /// Per socket (cores times threads of a core).
     pub threads: u8,
-    /// Type 11.
-    pub oem: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
@@ -34,6 +37,55 @@ pub struct Bios {
     pub vendor: String,
     pub version: String,
     pub date: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct System {
+    pub manufacturer: String,
+    pub product: String,
+    pub version: String,
+    pub serial: String,
+    pub sku: String,
+    pub family: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Board {
+    pub manufacturer: String,
+    pub product: String,
+    pub version: String,
+    pub serial: String,
+    pub asset: String,
+    pub location: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Chassis {
+    pub manufacturer: String,
+    pub version: String,
+    pub serial: String,
+    pub asset: String,
+    pub sku: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Processor {
+    pub socket_prefix: String,
+    pub manufacturer: String,
+    pub version: String,
+    pub serial: String,
+    pub asset: String,
+    pub part: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Module {
+    pub location_prefix: String,
+    pub bank: String,
+    pub manufacturer: String,
+    pub serial: String,
+    pub asset: String,
+    pub part: String,
 }
 
 impl Bios {
@@ -50,15 +102,90 @@ impl Config {
             Chipset::I440fx => "Standard PC (i440FX + PIIX, 1996)",
             Chipset::Q35 => "Standard PC (Q35 + ICH9, 2009)",
         };
+        let manufacturer = || "QEMU".to_string();
+        let version = || machine.to_string();
         Config {
-            manufacturer: "QEMU".into(),
-            product: product.into(),
-            version: machine.into(),
+            system: System {
+                manufacturer: manufacturer(),
+                product: product.into(),
+                version: version(),
+                ..System::default()
+            },
+            chassis: Chassis { manufacturer: manufacturer(), version: version(), ..Chassis::default() },
+            processor: Processor {
+                socket_prefix: "CPU".into(),
+                manufacturer: manufacturer(),
+                version: version(),
+                ..Processor::default()
+            },
+            module: Module {
+                location_prefix: "DIMM".into(),
+                manufacturer: manufacturer(),
+                ..Module::default()
+            },
             cores: 1,
             threads: 1,
             ..Config::default()
         }
     }
+
+    /// Sets one key of `-smbios type=KIND`.
+    pub fn set(&mut self, kind: u8, key: &str, value: &str) -> Result<()> {
+        let field = match kind {
+            0 => self.bios.get_or_insert_default().field(key),
+            1 if key == "uuid" => {
+                self.uuid = Some(parse_uuid(value).ok_or_else(|| fail!("Invalid UUID"))?);
+                return Ok(());
+            }
+            1 => self.system.field(key),
+            2 => self.board.get_or_insert_default().field(key),
+            3 => self.chassis.field(key),
+            4 => self.processor.field(key),
+            11 if key == "value" => {
+                self.oem.push(value.to_string());
+                return Ok(());
+            }
+            17 => self.module.field(key),
+            11 => None,
+            _ => bail!("Don't know how to build fields for SMBIOS type {kind}"),
+        };
+        *field.ok_or_else(|| fail!("Invalid parameter '{key}'"))? = value.to_string();
+        Ok(())
+    }
+}
+
+/// The field that a key of `-smbios` names.
+macro_rules! fields {
+    ($record:ty, $($key:literal => $field:ident),+) => {
+        impl $record {
+            fn field(&mut self, key: &str) -> Option<&mut String> {
+                match key {
+                    $($key => Some(&mut self.$field),)+
+                    _ => None,
+                }
+            }
+        }
+    };
+}
+
+fields!(Bios, "vendor" => vendor, "version" => version, "date" => date);
+fields!(System, "manufacturer" => manufacturer, "product" => product, "version" => version,
+    "serial" => serial, "sku" => sku, "family" => family);
+fields!(Board, "manufacturer" => manufacturer, "product" => product, "version" => version,
+    "serial" => serial, "asset" => asset, "location" => location);
+fields!(Chassis, "manufacturer" => manufacturer, "version" => version, "serial" => serial,
+    "asset" => asset, "sku" => sku);
+fields!(Processor, "sock_pfx" => socket_prefix, "manufacturer" => manufacturer, "version" => version,
+    "serial" => serial, "asset" => asset, "part" => part);
+fields!(Module, "loc_pfx" => location_prefix, "bank" => bank, "manufacturer" => manufacturer,
+    "serial" => serial, "asset" => asset, "part" => part);
+
+fn parse_uuid(text: &str) -> Option<[u8; 16]> {
+    let dashes: Vec<usize> = text.match_indices('-').map(|(at, _)| at).collect();
+    let digits: String = text.chars().filter(|&c| c != '-').collect();
+    let plain = digits.len() == 32 && digits.bytes().all(|b| b.is_ascii_hexdigit());
+    let number = u128::from_str_radix(&digits, 16).ok();
+    number.filter(|_| plain && (dashes.is_empty() || dashes == [8, 13, 18, 23])).map(u128::to_be_bytes)
 }
 
 /// The structures, in order, the end marker included.
@@ -112,13 +239,16 @@ impl Tables {
             tables.bios(bios);
         }
         tables.system(config);
+        if let Some(board) = &config.board {
+            tables.board(board);
+        }
         tables.chassis(config);
         let sockets = sockets(config, platform);
         (0..sockets).for_each(|number| tables.processor(config, number));
         if !config.oem.is_empty() {
             tables.oem(&config.oem);
         }
-        tables.memory(platform);
+        tables.memory(platform, &config.module);
         let mut boot = Structure::new(32, 0x2000);
         boot.put(&[0; 7]);
         tables.finish(boot);
@@ -148,35 +278,46 @@ impl Tables {
     }
 
     fn system(&mut self, config: &Config) {
+        let system = &config.system;
         let mut s = Structure::new(1, 0x100);
-        s.text(&config.manufacturer).text(&config.product).text(&config.version).text(&config.serial);
+        s.text(&system.manufacturer).text(&system.product).text(&system.version).text(&system.serial);
         let mut uuid = config.uuid.unwrap_or_default();
         // The first three fields are little endian.
         uuid[..4].reverse();
         uuid[4..6].reverse();
         uuid[6..8].reverse();
         // Woken by the power switch.
-        s.put(&uuid).put(&[6]).text(&config.sku).text(&config.family);
+        s.put(&uuid).put(&[6]).text(&system.sku).text(&system.family);
+        self.finish(s);
+    }
+
+    fn board(&mut self, board: &Board) {
+        let mut s = Structure::new(2, 0x200);
+        s.text(&board.manufacturer).text(&board.product).text(&board.version).text(&board.serial);
+        // A hosting motherboard in the chassis of handle 300h.
+        s.text(&board.asset).put(&[1]).text(&board.location).put(&0x300u16.to_le_bytes()).put(&[10, 0]);
         self.finish(s);
     }
 
     fn chassis(&mut self, config: &Config) {
+        let chassis = &config.chassis;
         let mut s = Structure::new(3, 0x300);
         // Other; states safe; security unknown.
-        s.text(&config.manufacturer).put(&[1]).text(&config.version).text(&config.serial);
-        s.text(&config.chassis_asset).put(&[3, 3, 3, 2]).put(&[0; 4]).put(&[0, 0, 0, 0]).text("");
+        s.text(&chassis.manufacturer).put(&[1]).text(&chassis.version).text(&chassis.serial);
+        s.text(&chassis.asset).put(&[3, 3, 3, 2]).put(&[0; 4]).put(&[0, 0, 0, 0]).text(&chassis.sku);
         self.finish(s);
     }
 
     fn processor(&mut self, config: &Config, number: u16) {
+        let processor = &config.processor;
         let mut s = Structure::new(4, 0x400 + number);
-        s.text(&format!("CPU {number}"));
+        s.text(&format!("{} {number}", processor.socket_prefix));
         // Central processor of another family.
-        s.put(&[3, 1]).text(&config.manufacturer);
-        s.put(&config.cpu_id.0.to_le_bytes()).put(&config.cpu_id.1.to_le_bytes()).text(&config.version);
+        s.put(&[3, 1]).text(&processor.manufacturer);
+        s.put(&config.cpu_id.0.to_le_bytes()).put(&config.cpu_id.1.to_le_bytes()).text(&processor.version);
         // Voltage and clocks unknown but for 2000 MHz; populated and enabled; no caches told.
         s.put(&[0, 0, 0]).put(&2000u16.to_le_bytes()).put(&2000u16.to_le_bytes()).put(&[0x41, 1]);
-        s.put(&[0xff; 6]).text(&config.serial).text("").text("");
+        s.put(&[0xff; 6]).text(&processor.serial).text(&processor.asset).text(&processor.part);
         s.put(&[config.cores, config.cores, config.threads])
             .put(&2u16.to_le_bytes())
             .put(&1u16.to_le_bytes());
@@ -195,7 +336,7 @@ impl Tables {
         self.finish(s);
     }
 
-    fn memory(&mut self, platform: &Platform) {
+    fn memory(&mut self, platform: &Platform, each_module: &Module) {
         let ram = platform.ram_low + platform.ram_high;
         let module = 16 * GIB;
         let modules = ram.div_ceil(module).clamp(1, 64) as u16;
@@ -211,7 +352,7 @@ impl Tables {
         let each = if modules == 64 { ram.div_ceil(64) } else { module };
         for number in 0..modules {
             let size = each.min(ram - (each * u64::from(number)).min(ram));
-            self.module(number, size);
+            self.module(each_module, number, size);
         }
         self.range(0, 0, platform.ram_low);
         if platform.ram_high > 0 {
@@ -219,15 +360,20 @@ impl Tables {
         }
     }
 
-    fn module(&mut self, number: u16, size: u64) {
+    fn module(&mut self, module: &Module, number: u16, size: u64) {
         let mut s = Structure::new(17, 0x1100 + number);
         s.put(&0x1000u16.to_le_bytes()).put(&0xfffeu16.to_le_bytes()).put(&[0xff; 4]);
         let mib = size / MIB;
         let long = mib >= 0x7fff;
         s.put(&(if long { 0x7fff } else { mib as u16 }).to_le_bytes());
         // DIMM, no set; RAM of unknown technology.
-        s.put(&[9, 0]).text(&format!("DIMM {number}")).text("").put(&[7]).put(&2u16.to_le_bytes());
-        s.put(&0u16.to_le_bytes()).text("QEMU").text("").text("").text("").put(&[0]);
+        s.put(&[9, 0])
+            .text(&format!("{} {number}", module.location_prefix))
+            .text(&module.bank)
+            .put(&[7])
+            .put(&2u16.to_le_bytes());
+        s.put(&0u16.to_le_bytes()).text(&module.manufacturer).text(&module.serial);
+        s.text(&module.asset).text(&module.part).put(&[0]);
         s.put(&(if long { mib as u32 } else { 0 }).to_le_bytes()).put(&0u16.to_le_bytes());
         s.put(&[0; 6]);
         self.finish(s);
@@ -294,6 +440,31 @@ mod tests {
             at += formatted.len() + end;
         }
         all
+    }
+
+    #[test]
+    fn keys_of_the_command_line() {
+        let platform = Platform::new(Chipset::I440fx, 1, 128 * MIB);
+        let mut config = Config::new(&platform, "pc");
+        let id = "00112233-4455-6677-8899-aabbccddeeff";
+        for (kind, key, value) in
+            [(0, "vendor", "V"), (1, "product", "P"), (1, "uuid", id), (2, "asset", "A")]
+        {
+            config.set(kind, key, value).unwrap();
+        }
+        config.set(11, "value", "x").unwrap();
+        config.set(17, "loc_pfx", "Slot").unwrap();
+        assert_eq!(config.set(1, "colour", "red").unwrap_err().text, "Invalid parameter 'colour'");
+        assert!(config.set(99, "a", "b").unwrap_err().text.contains("SMBIOS type 99"));
+        assert_eq!(config.set(1, "uuid", "1").unwrap_err().text, "Invalid UUID");
+        let all = parse(Tables::build(&config, &platform).structures());
+        let strings = |kind| &all.iter().find(|s| s.0 == kind).unwrap().2;
+        assert_eq!(strings(0), &["V"]);
+        assert_eq!(strings(1)[..2], ["QEMU", "P"]);
+        assert_eq!(strings(2), &["A"]);
+        assert_eq!(strings(17)[..2], ["Slot 0", "QEMU"]);
+        assert_eq!(all[1].1[8..12], [0x33, 0x22, 0x11, 0x00]);
+        assert_eq!(all.iter().find(|s| s.0 == 2).unwrap().1.len(), 15);
     }
 
     #[test]

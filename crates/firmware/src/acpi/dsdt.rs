@@ -97,13 +97,11 @@ fn osc() -> Term {
 /// Ports and memory that belong to the board and that no driver may take.
 fn motherboard(platform: &Platform) -> Term {
     let pm = &platform.pm;
-    let mut ranges = vec![
-        io(pm.pm_base, 0x10),
-        io(pm.gpe0, pm.gpe0_len),
-        io(pm.smi_command, 2),
-        io(0x4d0, 2),
-        io(0x92, 1),
-    ];
+    // The PM block at its base belongs to a PCI function.
+    let mut ranges = vec![io(pm.smi_command, 2), io(0x4d0, 2), io(0x92, 1)];
+    if !platform.is_q35() {
+        ranges.push(io(pm.gpe0, pm.gpe0_len));
+    }
     if platform.is_q35() {
         ranges.push(memory32(true, ECAM.0 as u32, ECAM.1 as u32));
     }

@@ -2,6 +2,7 @@
 
 mod boot;
 mod onboard;
+mod tables;
 
 use super::Board;
 use crate::machine::Parts;
@@ -108,7 +109,8 @@ pub(crate) fn build(
     let devices = Devices::new(devices::models(), services.clone(), host.tree.clone(), spec.globals.clone());
     devices.check_globals()?;
     let onboard = onboard::create(&spec, chipset, &services, &devices, &interrupts)?;
-    let platform = platform(&spec, chipset, &memory, &onboard, &model);
+    let mut platform = platform(&spec, chipset, &memory, &onboard, &model);
+    tables::numa(&spec, &mut platform)?;
     let boot = Boot::prepare(&spec, platform, &memory, &services, &devices, &model)?;
     let board = PcBoard { pci: onboard.pci, pm: onboard.pm, apics: interrupts.apics.clone(), boot };
     let drives = drives::open(host, spec.kind, &spec.drives)?;

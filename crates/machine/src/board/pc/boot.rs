@@ -38,8 +38,11 @@ impl Boot {
         config.cpu_id = (leaf.eax, leaf.edx);
         config.cores = u8::try_from(spec.smp.cores * spec.smp.dies).unwrap_or(255);
         config.threads = u8::try_from(spec.smp.cores * spec.smp.dies * spec.smp.threads).unwrap_or(255);
+        super::tables::smbios(spec, &mut config)?;
         // A firmware tells of itself.
-        config.bios = spec.boot.kernel.is_some().then(smbios::Bios::ours);
+        if spec.boot.kernel.is_some() && config.bios.is_none() {
+            config.bios = Some(smbios::Bios::ours());
+        }
         let smbios = smbios::Tables::build(&config, &platform);
         let fw_cfg = FwCfg::create(services);
         let asked = fw_cfg::Boot {
@@ -52,6 +55,7 @@ impl Boot {
             uuid: spec.uuid.unwrap_or_default(),
         };
         fw_cfg.edit(|items| fw_cfg::fill(items, &platform, &asked, acpi.as_ref(), &smbios))?;
+        super::tables::fw_cfg(spec, &fw_cfg)?;
         devices.adopt(fw_cfg.clone(), None);
         let plan = match &spec.boot.kernel {
             Some(kernel) => Some(plan_kernel(spec, kernel, &platform, acpi.as_ref(), &smbios, model)?),
