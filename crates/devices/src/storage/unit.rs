@@ -6,6 +6,7 @@ use super::{Conf, DRIVE, LIMITS, claim, wait_idle};
 use base::{Mutex, Result, bail};
 use block::{Backend, FrontEnd};
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
+use serde_json::Value;
 use std::any::Any;
 use std::sync::Arc;
 
@@ -194,6 +195,9 @@ impl Device for Unit {
         self.bus.drives.lock()[self.unit] = None;
         wait_idle(&self.drive.backend);
         self.drive.backend.detach();
+    }
+    fn dynamic_property(&self, name: &str) -> Option<Value> {
+        (name == "unit").then(|| self.unit.into())
     }
     fn as_any(&self) -> &dyn Any {
         self

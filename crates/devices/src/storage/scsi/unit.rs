@@ -7,6 +7,7 @@ use crate::storage::{Conf, DRIVE, LIMITS, claim, wait_idle};
 use base::{Result, bail};
 use block::FrontEnd;
 use device::{BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
+use serde_json::Value;
 use std::any::Any;
 use std::sync::{Arc, Weak};
 
@@ -146,6 +147,13 @@ impl Device for Unit {
         self.bus.remove(self.at);
         wait_idle(&self.lun.backend);
         self.lun.backend.detach();
+    }
+    fn dynamic_property(&self, name: &str) -> Option<Value> {
+        match name {
+            "scsi-id" => Some(self.at.0.into()),
+            "lun" => Some(self.at.1.into()),
+            _ => None,
+        }
     }
     fn as_any(&self) -> &dyn Any {
         self

@@ -182,7 +182,7 @@ fn firmware_path(entry: &crate::Entry, devices: &Devices) -> Option<String> {
         "virtio-pci" | "virtio-blk-pci-base" => Some(format!("/pci@i0cf8/scsi@{}/disk@0,0", at(entry)?)),
         "ide-device" => {
             let number: u64 = bus.rsplit('.').next()?.parse().ok()?;
-            let unit = entry.props.u64("unit");
+            let unit = entry.device.dynamic_property("unit")?.as_u64()?;
             let parent = parent?;
             let controller = at(&parent)?;
             let channel = if parent.model().name.contains("ahci") { "" } else { "drive@" };
@@ -190,6 +190,12 @@ fn firmware_path(entry: &crate::Entry, devices: &Devices) -> Option<String> {
                 "" => format!("/pci@i0cf8/pci8086,2922@{controller}/drive@{number}/disk@{unit}"),
                 _ => format!("/pci@i0cf8/ide@{controller}/drive@{number}/disk@{unit}"),
             })
+        }
+        "scsi-disk-base" => {
+            let controller = at(&parent?)?;
+            let number = |name: &str| entry.device.dynamic_property(name)?.as_u64();
+            let (target, lun) = (number("scsi-id")?, number("lun")?);
+            Some(format!("/pci@i0cf8/scsi@{controller}/channel@0/disk@{target:x},{lun:x}"))
         }
         _ => None,
     }
