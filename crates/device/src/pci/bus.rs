@@ -12,6 +12,8 @@ pub type IntxRoute = Box<dyn Fn(u8, u8, bool) + Send + Sync>;
 pub struct PciBus {
     name: String,
     express: bool,
+    /// Behind a PCI Express port: only slot 0 exists.
+    single_slot: bool,
     functions: Mutex<BTreeMap<u8, Arc<dyn Device>>>,
     /// Reserved while a device is being created.
     reserved: Mutex<BTreeMap<u8, String>>,
@@ -39,9 +41,19 @@ pub fn parse_address(text: &str) -> Option<u8> {
 
 impl PciBus {
     pub fn new(name: &str, express: bool, route: IntxRoute) -> Arc<Self> {
+        PciBus::with_slots(name, express, false, route)
+    }
+
+    /// The bus behind a PCI Express port, with slot 0 only.
+    pub fn downstream(name: &str, route: IntxRoute) -> Arc<Self> {
+        PciBus::with_slots(name, true, true, route)
+    }
+
+    fn with_slots(name: &str, express: bool, single_slot: bool, route: IntxRoute) -> Arc<Self> {
         Arc::new(PciBus {
             name: name.to_string(),
             express,
+            single_slot,
             functions: Mutex::new(BTreeMap::new()),
             reserved: Mutex::new(BTreeMap::new()),
             wires: Mutex::new(Wires { route, levels: BTreeMap::new() }),
@@ -69,6 +81,13 @@ impl PciBus {
         let functions = self.functions.lock();
         let mut reserved = self.reserved.lock();
         let taken = |at: u8| functions.contains_key(&at) || reserved.contains_key(&at);
+        if let Some(at) = wanted.filter(|at| self.single_slot && at >> 3 != 0) {
+            bail!(
+                "PCI: slot {} is not valid for {who}, parent device only allows plugging into slot 0.",
+                at >> 3
+            );
+        }
+        let slots = if self.single_slot { 1 } else { 32 };
         let at = match wanted {
             Some(at) if taken(at) => {
                 let owner =
@@ -91,7 +110,7 @@ impl PciBus {
                 }
                 at
             }
-            None => match (0..32)
+            None => match (0..slots)
                 .map(|slot| devfn(slot, 0))
                 .find(|&at| (at..at + 7).chain([at | 7]).all(|f| !taken(f)))
             {
@@ -183,7 +202,8 @@ impl Bus for PciBus {
         BusKind::Pci
     }
     fn is_full(&self) -> bool {
-        (0..32).all(|slot| self.functions.lock().contains_key(&devfn(slot, 0)))
+        let slots = if self.single_slot { 1 } else { 32 };
+        (0..slots).all(|slot| self.functions.lock().contains_key(&devfn(slot, 0)))
     }
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self

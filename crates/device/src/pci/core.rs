@@ -37,6 +37,44 @@ impl PciCore {
         props: &Props,
         wiring: &Wiring<'_>,
     ) -> Result<Arc<Self>> {
+        let core = PciCore::reserve(name, identity, props, wiring)?;
+        let subsystem = [identity.subsystem.0.to_le_bytes(), identity.subsystem.1.to_le_bytes()].concat();
+        core.init(regs::SUBSYSTEM, &subsystem);
+        if let Some(file) = props.str("romfile").filter(|file| !file.is_empty())
+            && props.u64("rombar") != 0
+        {
+            core.load_rom(file)?;
+        }
+        Ok(core)
+    }
+
+    /// As [`PciCore::new`] for a PCI-to-PCI bridge (header type 1, PCI-to-PCI bridge 1.2 §3.2):
+    /// bus numbers, windows and bridge control are registers without effect of their own.
+    pub fn bridge(
+        name: &'static str,
+        identity: Identity,
+        props: &Props,
+        wiring: &Wiring<'_>,
+    ) -> Result<Arc<Self>> {
+        let core = PciCore::reserve(name, identity, props, wiring)?;
+        let header = core.get(regs::HEADER_TYPE, 1) as u8;
+        core.init(regs::HEADER_TYPE, &[header | 1]);
+        // Both prefetchable limits are 64 bits wide.
+        core.init(0x24, &[1, 0, 1, 0]);
+        core.set_writable(0x18, &[0xff, 0xff, 0xff, 0xff, 0xf0, 0xf0]);
+        core.set_clearable(0x1e, &0xf900u16.to_le_bytes());
+        core.set_writable(0x20, &[0xf0, 0xff, 0xf0, 0xff, 0xf0, 0xff, 0xf0, 0xff]);
+        core.set_writable(0x28, &[0xff; 8]);
+        core.set_writable(0x3e, &[0xff, 0x0f]);
+        Ok(core)
+    }
+
+    fn reserve(
+        name: &'static str,
+        identity: Identity,
+        props: &Props,
+        wiring: &Wiring<'_>,
+    ) -> Result<Arc<Self>> {
         let bus = wiring.pci_bus()?;
         let wanted = match props.str("addr") {
             Some(text) => Some(
@@ -65,11 +103,6 @@ impl PciCore {
             msi: Mutex::new(None),
             intx: Mutex::new(false),
         });
-        if let Some(file) = props.str("romfile").filter(|file| !file.is_empty())
-            && props.u64("rombar") != 0
-        {
-            core.load_rom(file)?;
-        }
         Ok(core)
     }
 
@@ -439,8 +472,6 @@ fn fill_header(config: &mut Space, identity: Identity, multifunction: bool) {
     header[8] = identity.revision;
     header[9..12].copy_from_slice(&identity.class.to_le_bytes()[..3]);
     header[0x0e] = u8::from(multifunction) << 7;
-    header[0x2c..0x2e].copy_from_slice(&identity.subsystem.0.to_le_bytes());
-    header[0x2e..0x30].copy_from_slice(&identity.subsystem.1.to_le_bytes());
     config.init(0, &header);
     config.set_writable(regs::COMMAND, &0x0507u16.to_le_bytes());
     config.set_clearable(regs::STATUS, &0xf900u16.to_le_bytes());

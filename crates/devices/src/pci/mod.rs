@@ -5,6 +5,7 @@
 //! `PIIX4_PM` at 1.3; or `mch` at 0, `ICH9-LPC` at 1f.0, `ICH9-SMB` at 1f.3.
 
 mod acpi_pm;
+mod bridge;
 mod host;
 mod i440fx;
 mod ich9;
@@ -37,6 +38,9 @@ pub fn models() -> Vec<&'static Model> {
         &q35::MODEL,
         &ich9::MODEL,
         &ich9::SMBUS_MODEL,
+        &bridge::ROOT_PORT,
+        &bridge::IOH3420,
+        &bridge::PCI_BRIDGE,
     ]
 }
 

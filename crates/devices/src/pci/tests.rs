@@ -205,3 +205,32 @@ fn any_access_to_the_chipset_is_harmless() {
         }
     }
 }
+
+#[test]
+fn bridges_forward_configuration_and_pins() {
+    let (bed, host, _devices) = q35();
+    let bus = host.bus();
+    let port = bed.make(&bridge::ROOT_PORT, bus.clone(), &[("addr", "2"), ("chassis", "1")]);
+    let below = port.pci().unwrap().secondary_bus().unwrap();
+    let text = bed.try_make(&bridge::PCI_BRIDGE, below.clone(), &[("addr", "1"), ("chassis_nr", "2")]);
+    assert_eq!(
+        text.err().unwrap().text,
+        "PCI: slot 1 is not valid for pci-bridge, parent device only allows plugging into slot 0."
+    );
+    let second = bed.make(&bridge::PCI_BRIDGE, below.clone(), &[("chassis_nr", "2")]);
+    let last = second.pci().unwrap().secondary_bus().unwrap();
+    let devfn = 2 << 3;
+    assert_eq!(bus.config_read(devfn, 0x0e, 1), 1);
+    bus.config_write(devfn, 0x18, 4, 0x0002_0100);
+    below.config_write(0, 0x18, 4, 0x0002_0201);
+    bus.config_write(0, 0x60, 4, 0xb000_0001);
+    let memory = &bed.services.memory;
+    assert_eq!(memory.load(0xb010_0000, 4), 0x0001_1b36, "bus 1");
+    assert_eq!(memory.load(0xb020_0000, 4), 0xffff_ffff, "bus 2 is empty");
+    assert_eq!(memory.load(0xb030_0000, 4), 0xffff_ffff);
+    // Slot 3 pin A on bus 2 -> pin D of the bridge -> pin D of the port in slot 2 -> PIRQF.
+    last.set_intx(3 << 3, 0, true);
+    assert!(bed.level(16 + (2 + 3) % 4 + 4));
+    last.set_intx(3 << 3, 0, false);
+    assert!(!bed.level(16 + (2 + 3) % 4 + 4));
+}

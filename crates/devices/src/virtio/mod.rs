@@ -5,6 +5,7 @@
 //! - `pci`: the transport, legacy and modern interface.
 //! - `queue`: split virtqueues; the guest is hostile, every value is checked.
 
+mod balloon;
 mod blk;
 mod link;
 mod pci;
@@ -16,17 +17,19 @@ mod serial;
 #[cfg(test)]
 mod tests;
 
+pub use balloon::Balloon;
 pub use link::Link;
 pub use pci::VirtioPci;
 pub use queue::Chain;
 
 use device::{Bus, Model, ResetKind};
+use serde_json::Value;
 use std::any::Any;
 use std::sync::Arc;
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    [&blk::MODELS[..], &rng::MODELS, &scsi::MODELS, &serial::MODELS, &[&serial::PORT, &serial::CONSOLE]]
+    [&blk::MODELS[..], &balloon::MODELS, &rng::MODELS, &scsi::MODELS, &serial::MODELS, &[&serial::PORT, &serial::CONSOLE]]
         .concat()
 }
 
@@ -65,6 +68,16 @@ pub trait Virtio: Send + Sync + Any {
     fn unplug(&self) {}
     fn buses(&self) -> Vec<Arc<dyn Bus>> {
         Vec::new()
+    }
+    /// See [`device::Device::dynamic_property`].
+    fn dynamic_property(&self, _name: &str) -> Option<Value> {
+        None
+    }
+    fn dynamic_properties(&self) -> &'static [(&'static str, &'static str)] {
+        &[]
+    }
+    fn set_dynamic_property(&self, _name: &str, _value: &Value) -> Option<base::Result<()>> {
+        None
     }
     fn as_any(&self) -> &dyn Any;
 }

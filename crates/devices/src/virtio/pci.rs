@@ -6,6 +6,7 @@ use base::{Mutex, Result, bail};
 use device::pci::{Identity, PciCore, PciFunction, RegionKind};
 use device::{Bus, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
 use memory::Handler;
+use serde_json::Value;
 use std::any::Any;
 use std::sync::Arc;
 
@@ -224,6 +225,15 @@ impl Device for VirtioPci {
     }
     fn buses(&self) -> Vec<Arc<dyn Bus>> {
         self.registers.device.buses()
+    }
+    fn dynamic_property(&self, name: &str) -> Option<Value> {
+        self.registers.device.dynamic_property(name)
+    }
+    fn dynamic_properties(&self) -> &'static [(&'static str, &'static str)] {
+        self.registers.device.dynamic_properties()
+    }
+    fn set_dynamic_property(&self, name: &str, value: &Value) -> Option<Result<()>> {
+        self.registers.device.set_dynamic_property(name, value)
     }
     fn pci(&self) -> Option<&dyn PciFunction> {
         Some(self)

@@ -424,3 +424,39 @@ fn rng_fills_buffers_within_its_allowance() {
     d.bed.services.clocks.virtual_.advance(1_100_000_000);
     assert_eq!(d.used(), (0, 64));
 }
+
+#[test]
+fn balloon_pages_go_back_to_the_host_and_statistics_are_asked_for() {
+    use serde_json::json;
+    let mut d = Driver::new(Testbed::new(), super::balloon::MODELS[0], &[]);
+    d.start(VERSION_1 | 2);
+    let balloon = |d: &Driver| {
+        let pci = d.device.as_any().downcast_ref::<super::VirtioPci>().unwrap();
+        pci.device().clone()
+    };
+    let device = balloon(&d);
+    let balloon = device.as_any().downcast_ref::<super::Balloon>().unwrap();
+    balloon.set_target(8192);
+    assert_eq!(d.load(BAR + 0x2000, 4), 2);
+    d.ram().write(0x20_0000, &[1; 4096]);
+    d.ram().write(DATA, &[0x200u32.to_le_bytes(), u32::MAX.to_le_bytes()].concat());
+    d.descriptor(0, DATA, 8, 0, 0);
+    d.offer(0, 0);
+    assert_eq!(d.used(), (0, 0));
+    assert_eq!(d.load(0x20_0000, 8), 0);
+    let (tx, rx) = std::sync::mpsc::channel();
+    balloon.on_change(move |bytes| tx.send(bytes).unwrap());
+    d.store(BAR + 0x2004, 4, 1);
+    assert_eq!((rx.try_recv(), balloon.given()), (Ok(4096), 4096));
+    d.start_queue(VERSION_1 | 2, 2);
+    d.store(BAR + 0x14, 1, 15);
+    d.ram().write(DATA, &[4, 0, 0, 0x10, 0, 0, 0, 0, 0, 0]);
+    d.descriptor(0, DATA, 10, 0, 0);
+    d.offer(0, 2);
+    assert_eq!(d.device.dynamic_property("guest-stats").unwrap()["stats"]["stat-free-memory"], 4096);
+    assert!(d.device.set_dynamic_property("guest-stats-polling-interval", &json!(-1)).unwrap().is_err());
+    d.device.set_dynamic_property("guest-stats-polling-interval", &json!(2)).unwrap().unwrap();
+    assert_eq!(d.load(USED + 2, 2), 0);
+    d.bed.services.clocks.virtual_.advance(2_000_000_000);
+    assert_eq!(d.used(), (0, 0), "asked again");
+}

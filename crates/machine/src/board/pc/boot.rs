@@ -192,7 +192,8 @@ fn firmware_path(entry: &crate::Entry, devices: &Devices) -> Option<String> {
             })
         }
         "scsi-disk-base" => {
-            let controller = at(&parent?)?;
+            let parent = parent?;
+            let controller = at(&parent)?;
             let number = |name: &str| entry.device.dynamic_property(name)?.as_u64();
             let (target, lun) = (number("scsi-id")?, number("lun")?);
             Some(format!("/pci@i0cf8/scsi@{controller}/channel@0/disk@{target:x},{lun:x}"))
