@@ -9,6 +9,7 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+mod iothread;
 mod memory_backend;
 mod rng;
 mod secret;
@@ -34,6 +35,7 @@ pub trait UserObject: Send + Sync {
 }
 
 static TYPES: &[&ObjectType] = &[
+    &iothread::IOTHREAD,
     &memory_backend::FILE,
     &memory_backend::MEMFD,
     &memory_backend::RAM,

@@ -99,7 +99,9 @@ fn create_port(
 
 fn create_bridge(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
     if props.u64("chassis_nr") == 0 {
-        base::bail!("Bridge chassis not specified. Each bridge is required to be assigned a unique chassis id > 0.");
+        base::bail!(
+            "Bridge chassis not specified. Each bridge is required to be assigned a unique chassis id > 0."
+        );
     }
     let core = PciCore::bridge("pci-bridge", Identity::new(0x1b36, 1, 0, 0x06_0400), props, wiring)?;
     let route = route_up(core.bus().clone(), core.address());

@@ -1,6 +1,7 @@
 use base::{Failure, Result, bail, fail};
 use block::{Backend, IoThread, OnError};
 use device::{Property, PropertyKind, Props, Wiring};
+use std::sync::Arc;
 use std::time::Duration;
 
 const ON_ERROR: PropertyKind =
@@ -127,13 +128,13 @@ fn given_geometry(props: &Props) -> Result<Option<Geometry>> {
 }
 
 /// Claims the drive of a disk, if one is named, and applies the properties of [`DRIVE`]
-/// and `iothread` to it. Nothing stays claimed on failure.
+/// to it. Nothing stays claimed on failure.
 pub fn claim(props: &Props, wiring: &Wiring<'_>) -> Result<Option<Backend>> {
     let Some(backend) = wiring.drive(props, "drive")? else { return Ok(None) };
     if backend.front_end().is_some() {
         bail!("Drive '{}' is already in use by another device", backend.name());
     }
-    match apply(&backend, props, wiring) {
+    match apply(&backend, props) {
         Ok(()) => Ok(Some(backend)),
         Err(why) => {
             backend.detach();
@@ -142,7 +143,7 @@ pub fn claim(props: &Props, wiring: &Wiring<'_>) -> Result<Option<Backend>> {
     }
 }
 
-fn apply(backend: &Backend, props: &Props, wiring: &Wiring<'_>) -> Result<()> {
+fn apply(backend: &Backend, props: &Props) -> Result<()> {
     match props.str("write-cache") {
         Some("on") => backend.set_write_cache(true),
         Some("off") => backend.set_write_cache(false),
@@ -155,14 +156,15 @@ fn apply(backend: &Backend, props: &Props, wiring: &Wiring<'_>) -> Result<()> {
         }
     }
     backend.set_error_policy(read, write);
-    if let Some(id) = props.str("iothread") {
-        let object = wiring.services.backends.object(id).ok_or_else(|| Failure::device_not_found(id))?;
-        let thread = object
-            .downcast::<IoThread>()
-            .map_err(|_| fail!("Invalid parameter type for 'iothread', expected: iothread"))?;
-        backend.set_thread(&thread);
-    }
     Ok(())
+}
+
+/// The object that `iothread=` names. Holding it keeps it from being deleted.
+pub fn iothread(props: &Props, wiring: &Wiring<'_>) -> Result<Option<Arc<IoThread>>> {
+    let Some(id) = props.str("iothread") else { return Ok(None) };
+    let object = wiring.services.backends.object(id).ok_or_else(|| Failure::device_not_found(id))?;
+    let wrong = |_| fail!("Invalid parameter type for 'iothread', expected: iothread");
+    object.downcast::<IoThread>().map(Some).map_err(wrong)
 }
 
 /// Waits for requests in flight, except those that the error policy holds until the machine

@@ -19,7 +19,7 @@ pub mod scsi;
 mod tests;
 mod unit;
 
-pub use conf::{Conf, DRIVE, Geometry, LIMITS, claim, wait_idle};
+pub use conf::{Conf, DRIVE, Geometry, LIMITS, claim, iothread, wait_idle};
 pub use unit::IdeBus;
 
 use device::Model;

@@ -223,7 +223,11 @@ impl Balloon {
         }
         let seconds = u32::try_from(seconds).map_err(|_| fail!("timer value is too big"))?;
         self.state.lock().interval = seconds;
-        if seconds == 0 { self.poll.cancel() } else { self.poll.arm_in(u64::from(seconds) * NANOS) }
+        if seconds == 0 {
+            self.poll.cancel()
+        } else {
+            self.poll.arm_in(u64::from(seconds) * NANOS)
+        }
         Ok(())
     }
 }

@@ -3,9 +3,9 @@
 use super::pci::{CHOICE, Generation, PROPERTIES as TRANSPORT, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
-use crate::storage::{Conf, DRIVE, LIMITS, claim, wait_idle};
+use crate::storage::{Conf, DRIVE, LIMITS, claim, iothread, wait_idle};
 use base::{Mutex, Result, bail, fail};
-use block::{Backend, FrontEnd, Request};
+use block::{Backend, FrontEnd, IoThread, Request};
 use device::{BusKind, Device, Model, Property, PropertyKind, Props, Wiring};
 use std::any::Any;
 use std::io;
@@ -106,6 +106,8 @@ pub struct Blk {
     offered: u64,
     /// The write cache as configured, before the guest switched it.
     first_write_cache: bool,
+    /// Held so that the object stays.
+    _thread: Option<Arc<IoThread>>,
     queues: u16,
     queue_size: u16,
     seg_max: u32,
@@ -135,11 +137,16 @@ fn create(
     }
     let (max_discard, max_zeroes) =
         (props.u64("max-discard-sectors") as u32, props.u64("max-write-zeroes-sectors") as u32);
+    let thread = iothread(props, wiring)?;
     let Some(backend) = claim(props, wiring)? else { bail!("drive property not set") };
+    if let Some(thread) = &thread {
+        backend.set_thread(thread);
+    }
     let device = Arc::new_cyclic(|me| Blk {
         me: me.clone(),
         offered: offered(props, &backend, queues),
         first_write_cache: backend.write_cache(),
+        _thread: thread,
         id: wiring.id.map_or_else(|| wiring.qom_path.clone(), str::to_string),
         backend,
         conf,
@@ -455,6 +462,9 @@ impl Virtio for Blk {
 
     fn unplug(&self) {
         wait_idle(&self.backend);
+        if let Some(graph) = self.backend.graph() {
+            self.backend.set_thread(graph.main_thread());
+        }
         self.backend.detach();
     }
 

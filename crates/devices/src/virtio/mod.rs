@@ -29,8 +29,15 @@ use std::sync::Arc;
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    [&blk::MODELS[..], &balloon::MODELS, &rng::MODELS, &scsi::MODELS, &serial::MODELS, &[&serial::PORT, &serial::CONSOLE]]
-        .concat()
+    [
+        &blk::MODELS[..],
+        &balloon::MODELS,
+        &rng::MODELS,
+        &scsi::MODELS,
+        &serial::MODELS,
+        &[&serial::PORT, &serial::CONSOLE],
+    ]
+    .concat()
 }
 
 /// Feature bits of the transport (virtio 1.2 §6).

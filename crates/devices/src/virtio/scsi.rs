@@ -7,8 +7,8 @@ use crate::sg::Span;
 use crate::storage::cdrom::{READ_ERROR, Sense, fixed_sense, sense};
 use crate::storage::mover::{Mover, Stopped};
 use crate::storage::scsi::{Command, Lun, ScsiBus, ScsiHost};
-use crate::storage::wait_idle;
-use base::{Failure, Mutex, Result, bail, fail};
+use crate::storage::{iothread, wait_idle};
+use base::{Mutex, Result, bail};
 use block::{IoThread, Request};
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, Wiring};
 use std::any::Any;
@@ -140,14 +140,7 @@ fn create(
             offered |= bit;
         }
     }
-    let thread = match props.str("iothread") {
-        Some(id) => {
-            let object = wiring.services.backends.object(id).ok_or_else(|| Failure::device_not_found(id))?;
-            let wrong = |_| fail!("Invalid parameter type for 'iothread', expected: iothread");
-            Some(object.downcast::<IoThread>().map_err(wrong)?)
-        }
-        None => None,
-    };
+    let thread = iothread(props, wiring)?;
     let device = Arc::new_cyclic(|me: &Weak<Scsi>| Scsi {
         me: me.clone(),
         bus: OnceLock::new(),

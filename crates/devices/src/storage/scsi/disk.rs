@@ -156,9 +156,17 @@ impl Lun {
             }
             _ => {}
         }
-        self.from_reply(cdrom.execute(&block))
+        match cdrom.execute(&block) {
+            Reply::Data(mut data) if cdb[0] == 0x12 && cdb[1] & 1 == 0 && data.len() > 3 => {
+                // On this bus the drive claims SPC-3 and the usual response format.
+                (data[2], data[3]) = (5, 0x12);
+                Command::Data(data)
+            }
+            reply => self.from_reply(reply),
+        }
     }
 
+    #[allow(clippy::wrong_self_convention)]
     fn from_reply(&self, reply: Reply) -> Command {
         match reply {
             Reply::Done => Command::Done,
