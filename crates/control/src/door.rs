@@ -1,7 +1,8 @@
 use crate::{BoxFuture, Call, Events, Routes, World, route_all};
-use base::Result;
+use base::{Mutex, Result};
 use qapi::{Book, Command, Describe, Value};
 use qmp::{Door, Monitor, Outcome};
+use schema::migration::MigrationCapability;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -49,6 +50,8 @@ struct Inner {
     schema: OnceLock<Value>,
     commands: OnceLock<Value>,
     points: CommandPoints,
+    /// Switched on for migrations to come.
+    migration: Mutex<Vec<MigrationCapability>>,
 }
 
 impl Control {
@@ -67,6 +70,7 @@ impl Control {
             schema: OnceLock::new(),
             commands: OnceLock::new(),
             points,
+            migration: Mutex::default(),
         }))
     }
 
@@ -122,6 +126,10 @@ impl Control {
         } else if self.0.present.fetch_sub(1, Ordering::SeqCst) == 1 && self.world().machine.is_running() {
             self.world().fdsets.forget_unused();
         }
+    }
+
+    pub(crate) fn migration_capabilities(&self) -> &Mutex<Vec<MigrationCapability>> {
+        &self.0.migration
     }
 
     /// The answer to `query-qmp-schema`.

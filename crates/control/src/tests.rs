@@ -452,6 +452,18 @@ async fn actions() {
 }
 
 #[tokio::test]
+async fn migration_capabilities() {
+    let rig = rig().await;
+    let mut client = rig.client().await;
+    let events = |state: bool| json!([{"capability": "events", "state": state}]);
+    assert_eq!(client.get("query-migrate-capabilities", json!({})).await, events(false));
+    client.get("migrate-set-capabilities", json!({"capabilities": events(true)})).await;
+    assert_eq!(client.get("query-migrate-capabilities", json!({})).await, events(true));
+    let unknown = json!({"capabilities": [{"capability": "x", "state": true}]});
+    assert_eq!(client.refusal("migrate-set-capabilities", unknown).await.1, "Invalid parameter 'x'");
+}
+
+#[tokio::test]
 async fn trace_points() {
     let rig = rig().await;
     let mut client = rig.client().await;
