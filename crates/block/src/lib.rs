@@ -15,14 +15,18 @@ pub mod backend;
 pub mod bitmap;
 pub mod drive;
 pub mod driver;
+pub mod export;
+pub mod filters;
 pub mod formats;
 pub mod graph;
 pub mod jobs;
 pub mod notice;
 pub mod options;
 pub mod protocols;
+pub mod qemu_io;
 pub mod query;
 pub mod throttle;
+pub mod transaction;
 pub mod types;
 
 pub use backend::{Backend, Done, FrontEnd, IoStatus, OnError, Request, Setup};
@@ -31,7 +35,7 @@ pub use driver::{
     Check, Context, Create, CreateOption, Driver, Fix, Info, Kind, Layer, Open, Probe, Snapshot, Snapshots,
     StoredBitmaps, layer_of,
 };
-pub use graph::{Child, Graph, IoThread, Node, Parent, Pin, Settings};
+pub use graph::{Child, Drained, Graph, Hook, IoThread, Node, Parent, Pin, Settings};
 pub use notice::{Action, Notice};
 pub use options::{Options, parse_size};
 pub use types::*;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
 #[derive(Default)]
-pub(super) struct Gate {
+pub struct Gate {
     inside: AtomicUsize,
     closed: AtomicUsize,
     idle: Notify,
@@ -13,7 +13,7 @@ pub(super) struct Gate {
 }
 
 /// A request inside; leaves when dropped.
-pub(super) struct Inside<'a>(&'a Gate);
+pub struct Inside<'a>(&'a Gate);
 
 impl Gate {
     pub async fn enter(&self) -> Inside<'_> {

@@ -81,6 +81,19 @@ pub(crate) struct Inner {
     stats: Stats,
 }
 
+/// The medium of a back end, kept from being changed while it is used.
+pub struct Access<'a> {
+    root: Child,
+    _inside: gate::Inside<'a>,
+}
+
+impl std::ops::Deref for Access<'_> {
+    type Target = Child;
+    fn deref(&self) -> &Child {
+        &self.root
+    }
+}
+
 /// How a back end begins.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
@@ -334,6 +347,23 @@ impl Backend {
     /// Requests that have begun and not ended.
     pub fn in_flight(&self) -> usize {
         self.0.gate.in_flight()
+    }
+
+    /// Lets others than the guest (exports, monitors) at the medium: counted for drains and
+    /// limited like the guest, without its error policy.
+    pub async fn access(&self, write: bool, bytes: u64) -> io::Result<Access<'_>> {
+        let group = self.throttle_group();
+        if let Some(group) = group
+            && bytes > 0
+        {
+            group.wait(write, bytes).await;
+        }
+        let inside = self.0.gate.enter().await;
+        let root = self.root().ok_or_else(|| errno(libc::ENOMEDIUM))?;
+        if write && self.0.read_only.load(Ordering::Acquire) {
+            return Err(errno(libc::EPERM));
+        }
+        Ok(Access { root, _inside: inside })
     }
 
     /// Starts a request of the guest. `done` is called on the I/O thread.

@@ -12,8 +12,14 @@ pub static DRIVERS: &[&Driver] = &[
     &crate::protocols::file::FILE,
     &crate::protocols::file::HOST_DEVICE,
     &crate::protocols::file::HOST_CDROM,
+    &crate::protocols::nbd::DRIVER,
     &crate::protocols::null::NULL_CO,
     &crate::protocols::null::NULL_AIO,
+    &crate::filters::blkdebug::DRIVER,
+    &crate::filters::throttle::DRIVER,
+    &crate::filters::copy_on_read::DRIVER,
+    &crate::filters::compress::DRIVER,
+    &crate::filters::quorum::DRIVER,
     #[cfg(test)]
     &qcow2::crash::RECORDER,
 ];

@@ -3,11 +3,59 @@
 use super::Node;
 use crate::notice::Notice;
 use crate::types::*;
-use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::sync::RwLock;
+use base::Mutex;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tokio::sync::{Notify, RwLock};
 
 /// Zeroes are written from buffers of at most this length where the layer has nothing better.
 const ZERO_CHUNK: u64 = 1 << 20;
+
+/// Called before a range of a node changes.
+pub trait Hook: Send + Sync {
+    /// The change waits for this; an error refuses it.
+    fn before_write(&self, offset: u64, len: u64) -> Fut<'_, IoResult>;
+}
+
+/// Writes in progress on a node, while somebody needs to know.
+#[derive(Default)]
+pub(super) struct Ranges {
+    wanted: AtomicUsize,
+    list: Mutex<Vec<(u64, u64, u64)>>,
+    next: AtomicU64,
+    ended: Notify,
+}
+
+/// A range nobody else writes until this is dropped.
+pub struct RangeGuard<'a> {
+    ranges: &'a Ranges,
+    id: u64,
+}
+
+impl Drop for RangeGuard<'_> {
+    fn drop(&mut self) {
+        self.ranges.list.lock().retain(|(id, ..)| *id != self.id);
+        self.ranges.ended.notify_waiters();
+    }
+}
+
+impl Ranges {
+    /// Waits until nobody else is in the range, then takes it.
+    async fn take(&self, from: u64, to: u64) -> RangeGuard<'_> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        loop {
+            let ended = self.ended.notified();
+            {
+                let mut list = self.list.lock();
+                if !list.iter().any(|&(_, start, end)| start < to && from < end) {
+                    list.push((id, from, to));
+                    return RangeGuard { ranges: self, id };
+                }
+            }
+            ended.await;
+        }
+    }
+}
 
 #[derive(Default)]
 pub(super) struct State {
@@ -18,9 +66,70 @@ pub(super) struct State {
     /// Taken exclusively by writes that must read around themselves, shared by others:
     /// only where the layer has an alignment.
     around: RwLock<()>,
+    pub ranges: Ranges,
+    hooks: Mutex<Vec<Arc<dyn Hook>>>,
+    hooked: AtomicUsize,
 }
 
 impl Node {
+    /// From now on writes keep out of each other's ranges. To be called while the node is
+    /// drained; undone by [`Node::untrack`].
+    pub fn track(&self) {
+        self.io.ranges.wanted.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub fn untrack(&self) {
+        self.io.ranges.wanted.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    /// Keeps all other writes out of a range (of a node that is tracked).
+    pub async fn exclusive(&self, offset: u64, len: u64) -> RangeGuard<'_> {
+        self.io.ranges.take(offset, offset.saturating_add(len)).await
+    }
+
+    /// A write for the holder of [`Node::exclusive`] that does not change what is read.
+    pub async fn write_unchanged(&self, offset: u64, data: &[u8]) -> IoResult {
+        let end = self.may_write(offset, data.len() as u64)?;
+        let result = self.write_pieces(offset, data, WriteFlags::UNCHANGED).await;
+        self.written(offset, end, true);
+        result
+    }
+
+    /// As [`Node::write_unchanged`], of zeroes.
+    pub async fn zero_unchanged(&self, offset: u64, len: u64) -> IoResult {
+        let end = self.may_write(offset, len)?;
+        let result = self.zero_fitting(offset, len, ZeroFlags::UNCHANGED).await;
+        self.written(offset, end, true);
+        result
+    }
+
+    /// Calls `hook` before every change of the node. To be called while it is drained.
+    pub fn add_hook(&self, hook: Arc<dyn Hook>) {
+        let mut hooks = self.io.hooks.lock();
+        hooks.push(hook);
+        self.io.hooked.store(hooks.len(), Ordering::Release);
+    }
+
+    pub fn remove_hook(&self, hook: &Arc<dyn Hook>) {
+        let mut hooks = self.io.hooks.lock();
+        hooks.retain(|one| !Arc::ptr_eq(one, hook));
+        self.io.hooked.store(hooks.len(), Ordering::Release);
+    }
+
+    async fn before_write(&self, offset: u64, end: u64) -> IoResult<Option<RangeGuard<'_>>> {
+        let guard = match self.io.ranges.wanted.load(Ordering::Acquire) {
+            0 => None,
+            _ => Some(self.io.ranges.take(offset, end).await),
+        };
+        if self.io.hooked.load(Ordering::Acquire) > 0 {
+            let hooks = self.io.hooks.lock().clone();
+            for hook in hooks {
+                hook.before_write(offset, end - offset).await?;
+            }
+        }
+        Ok(guard)
+    }
+
     fn end(offset: u64, len: u64) -> IoResult<u64> {
         match offset.checked_add(len) {
             Some(end) if end <= i64::MAX as u64 => Ok(end),
@@ -72,6 +181,7 @@ impl Node {
             return Ok(());
         }
         self.warn_threshold(offset, end);
+        let _alone = self.before_write(offset, end).await?;
         let result = self.write_fitting(offset, data, flags).await;
         self.written(offset, end, flags.contains(WriteFlags::UNCHANGED));
         result?;
@@ -170,6 +280,7 @@ impl Node {
             return Ok(());
         }
         self.warn_threshold(offset, end);
+        let _alone = self.before_write(offset, end).await?;
         let mut inner = flags;
         inner.set(ZeroFlags::MAY_UNMAP, flags.contains(ZeroFlags::MAY_UNMAP) && self.settings().discard);
         let result = self.zero_fitting(offset, len, inner).await;
@@ -247,6 +358,7 @@ impl Node {
         if start >= stop {
             return Ok(());
         }
+        let _alone = self.before_write(offset, end).await?;
         let result = self.layer().discard(start, stop - start).await;
         self.written(offset, end, false);
         match result {
@@ -290,14 +402,8 @@ impl Node {
             && let (Some(at), Some(file)) = (status.offset, self.child(Role::DATA | Role::FILTERED))
         {
             let below = Box::pin(file.node().block_status(at, status.len)).await?;
-            if below.flags.contains(StatusFlags::ZERO) && !below.flags.contains(StatusFlags::EOF) {
-                status.flags |= StatusFlags::ZERO;
-                status.len = status.len.min(below.len);
-            } else if !below.flags.contains(StatusFlags::EOF) {
-                status.len = status.len.min(below.len);
-            } else {
-                status.flags |= StatusFlags::ZERO;
-            }
+            status.len = status.len.min(below.len);
+            status.flags |= below.flags & StatusFlags::ZERO;
         }
         if offset + status.len == size {
             status.flags |= StatusFlags::EOF;

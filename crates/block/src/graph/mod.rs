@@ -8,9 +8,12 @@ mod iothread;
 mod node;
 mod open;
 pub mod perm;
+mod reopen;
 mod surgery;
 
+pub use crate::backend::Drained;
 pub use edge::{Child, Parent};
+pub use io::{Hook, RangeGuard};
 pub use iothread::IoThread;
 pub use node::{Node, Pin, Settings};
 
@@ -36,6 +39,8 @@ pub struct Graph {
     pub(crate) backends: Mutex<Vec<Backend>>,
     counter: AtomicU64,
     pub throttle_groups: crate::throttle::Groups,
+    pub jobs: crate::jobs::Jobs,
+    pub exports: crate::export::Exports,
     /// What `/dev/fdset/N` opens.
     pub fdsets: base::fd::FdSets,
 }
@@ -45,8 +50,10 @@ impl Graph {
     pub fn new(notices: Notices, clock: Clock, fdsets: base::fd::FdSets) -> Arc<Self> {
         Arc::new_cyclic(|this| Graph {
             this: this.clone(),
-            notices,
             throttle_groups: crate::throttle::Groups::new(clock.clone()),
+            jobs: crate::jobs::Jobs::new(this.clone(), notices.clone()),
+            exports: Default::default(),
+            notices,
             clock,
             main: IoThread::start("block"),
             topology: Mutex::new(()),

@@ -46,8 +46,6 @@ pub(super) struct Plan {
     targets: HashMap<usize, Option<Arc<Node>>>,
     /// Edges that join a node in the plan.
     joining: Vec<Child>,
-    /// Nodes whose read-only state changes with the plan.
-    read_only: HashMap<usize, bool>,
 }
 
 fn key(child: &Child) -> usize {
@@ -64,10 +62,6 @@ impl Plan {
         if node.is_some() {
             self.joining.push(child.clone());
         }
-    }
-
-    pub fn read_only(&mut self, node: &Arc<Node>, on: bool) {
-        self.read_only.insert(Arc::as_ptr(node) as usize, on);
     }
 
     fn perm_of(&self, child: &Child) -> (Perm, Perm) {
@@ -109,7 +103,10 @@ impl Plan {
             for other in &parents {
                 let (_, lets) = self.perm_of(other);
                 let denied = used - lets;
-                if !one.same(other) && !denied.is_empty() {
+                // A commit writes what its own overlay stands on.
+                let commits =
+                    matches!(one.parent(), super::Parent::Job { .. }) && other.role().contains(Role::BACKING);
+                if !one.same(other) && !denied.is_empty() && !commits {
                     bail!(
                         "Permission conflict on node '{0}': permissions '{1}' are both required by {2} (uses node \
                          '{0}' as '{3}' child) and unshared by {4} (uses node '{0}' as '{5}' child).",
@@ -125,8 +122,7 @@ impl Plan {
             perm |= used;
             shared &= self.perm_of(one).1;
         }
-        let planned = self.read_only.get(&(Arc::as_ptr(node) as usize)).copied();
-        let read_only = planned.unwrap_or_else(|| node.is_read_only());
+        let read_only = node.is_read_only();
         if read_only && perm.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) {
             bail!("Block node is read-only");
         }

@@ -22,6 +22,21 @@ impl Graph {
         held
     }
 
+    /// Opens the backing file that a node's header names and puts it in, if it has none.
+    pub async fn open_backing(&self, node: &Arc<Node>) -> Result<()> {
+        let info = node.layer().info();
+        let Some(name) = info.backing_filename.filter(|_| node.backing().is_none()) else { return Ok(()) };
+        let mut options = crate::options::Options::new();
+        options.set("filename", super::filename::combine(node.filename(), &name)?);
+        if let Some(format) = info.backing_format {
+            options.set("driver", format);
+        }
+        let settings = node.settings().for_child(crate::types::Role::BACKING);
+        let pin =
+            self.open(options, settings).await.map_err(|why| why.within("Could not open backing file"))?;
+        self.set_backing(node, Some(&pin))
+    }
+
     /// Lets an edge lead to another node. No request may be in flight.
     pub fn redirect(&self, child: &Child, to: &Arc<Node>) -> Result<()> {
         self.redirect_all(std::slice::from_ref(child), to)

@@ -1,4 +1,27 @@
 //! Background operations over the graph: stream, commit, mirror, backup, create.
+//!
+//! A job is a [`Body`] (an async function over nodes with pause points, and what is done at
+//! its end) run by [`Jobs::start`], which walks it through its states and tells of them.
+
+mod backup;
+mod commit;
+mod copy;
+mod job;
+mod mirror;
+mod stream;
+
+pub use backup::{BackupSpec, BackupSync, BitmapMode};
+pub use commit::CommitSpec;
+pub use job::{Info, Job, Setup};
+pub use mirror::{BackingMode, MirrorSpec, MirrorSync};
+pub use stream::StreamSpec;
+
+use crate::graph::Graph;
+use crate::graph::Node;
+use crate::types::{Fut, IoResult};
+use base::notice::Notices;
+use base::{Class, Failure, Mutex, Result, bail};
+use std::sync::{Arc, Weak};
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,3 +102,174 @@ pub struct Progress {
     pub offset: u64,
     pub speed: u64,
 }
+
+/// Whether a range of a chain is allocated anywhere in it, and how long that is so.
+pub(crate) async fn allocated(top: &Arc<Node>, offset: u64, len: u64) -> IoResult<(bool, u64)> {
+    copy::allocated_above(top, None, offset, len).await
+}
+
+/// As [`allocated`], down to (not including) `base`.
+pub(crate) async fn allocated_to(
+    top: &Arc<Node>,
+    base: Option<&Arc<Node>>,
+    offset: u64,
+    len: u64,
+) -> IoResult<(bool, u64)> {
+    copy::allocated_above(top, base, offset, len).await
+}
+
+pub(crate) use copy::known_zero;
+
+/// What a job does.
+pub trait Body: Send + 'static {
+    /// The work. `ECANCELED` is taken as cancelled.
+    fn run<'a>(&'a mut self, job: &'a Job) -> Fut<'a, IoResult>;
+
+    /// After success (and, where asked for, finalising): makes the result take effect.
+    fn commit<'a>(&'a mut self, _job: &'a Job) -> Fut<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// Always at the end: lets go of nodes. `ok` is false after failure or cancelling.
+    fn clean<'a>(&'a mut self, _ok: bool) -> Fut<'a, ()> {
+        Box::pin(async {})
+    }
+}
+
+struct Inner {
+    graph: Weak<Graph>,
+    notices: Notices,
+    list: Mutex<Vec<Arc<Job>>>,
+}
+
+/// The jobs of a graph.
+pub struct Jobs(Arc<Inner>);
+
+impl Jobs {
+    pub(crate) fn new(graph: Weak<Graph>, notices: Notices) -> Self {
+        Jobs(Arc::new(Inner { graph, notices, list: Mutex::default() }))
+    }
+
+    /// All jobs, oldest first.
+    pub fn list(&self) -> Vec<Arc<Job>> {
+        self.0.list.lock().clone()
+    }
+
+    pub fn find(&self, id: &str) -> Option<Arc<Job>> {
+        self.0.list.lock().iter().find(|job| job.id() == id).cloned()
+    }
+
+    /// A job by id, with the customary error.
+    pub fn get(&self, id: &str) -> Result<Arc<Job>> {
+        self.find(id).ok_or_else(|| Failure::of(Class::GenericError, "Job not found"))
+    }
+
+    /// Refuses ids that cannot be.
+    pub fn check_id(&self, id: &str) -> Result<()> {
+        if id.is_empty() {
+            bail!("An explicit job ID is required for this node");
+        }
+        if !crate::graph::well_formed(id) {
+            bail!("Invalid job ID '{id}'");
+        }
+        if self.find(id).is_some() {
+            bail!("Job ID '{id}' already in use");
+        }
+        Ok(())
+    }
+
+    /// Starts a job on the graph's I/O thread.
+    pub fn start(&self, setup: Setup, body: impl Body) -> Result<Arc<Job>> {
+        self.check_id(&setup.id)?;
+        let Some(graph) = self.0.graph.upgrade() else { bail!("The block layer is gone") };
+        let job = Job::new(setup, &self.0);
+        self.0.list.lock().push(job.clone());
+        let inner = self.0.clone();
+        inner.notices.send(crate::Notice::JobStatus { id: job.id().to_string(), status: Status::Created });
+        let running = job.clone();
+        let handle = graph.main_thread().handle().clone();
+        handle.spawn(async move {
+            conduct(&running, body).await;
+            graph.collect().await;
+            running.set_status(Status::Concluded);
+            if running.setup.auto_dismiss {
+                forget(&inner, &running);
+            }
+        });
+        Ok(job)
+    }
+
+    /// `job-dismiss`.
+    pub fn dismiss(&self, id: &str) -> Result<()> {
+        let job = self.get(id)?;
+        if job.status() != Status::Concluded {
+            let status = job.status().as_str();
+            bail!("Job '{id}' in state '{status}' cannot accept command verb 'dismiss'");
+        }
+        forget(&self.0, &job);
+        Ok(())
+    }
+
+    /// Cancels all and waits for their ends.
+    pub async fn cancel_all(&self) {
+        for job in self.list() {
+            // Jobs that have ended already refuse.
+            let _ = job.cancel(true);
+        }
+        while self.list().iter().any(|job| job.status() != Status::Concluded && job.status() != Status::Null)
+        {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    }
+}
+
+fn forget(inner: &Inner, job: &Arc<Job>) {
+    inner.list.lock().retain(|one| !Arc::ptr_eq(one, job));
+    job.set_status(Status::Null);
+}
+
+async fn conduct(job: &Job, mut body: impl Body) {
+    job.set_status(Status::Running);
+    let mut result = body.run(job).await.map_err(|error| match error.raw_os_error() {
+        Some(libc::ECANCELED) => None,
+        _ => Some(Job::text_of(&error)),
+    });
+    if result.is_ok() && job.is_cancelled() && !job.is_ready() {
+        result = Err(None);
+    }
+    if result.is_ok() {
+        job.set_status(Status::Waiting);
+        job.set_status(Status::Pending);
+        if !job.setup.auto_finalize {
+            job.tell_pending();
+            if !job.wait_finalized().await {
+                result = Err(None);
+            }
+        }
+    }
+    if result.is_ok()
+        && let Err(why) = body.commit(job).await
+    {
+        result = Err(Some(why.text));
+    }
+    match &result {
+        Ok(()) => {
+            body.clean(true).await;
+            job.tell(Ending::Completed, None);
+        }
+        Err(why) => {
+            job.set_status(Status::Aborting);
+            body.clean(false).await;
+            match why {
+                None => job.tell(Ending::Cancelled, None),
+                Some(text) => {
+                    job.set_error(text.clone());
+                    job.tell(Ending::Completed, Some(text.clone()));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,4 +1,5 @@
 //! Protocols: storage outside the graph.
 
 pub mod file;
+pub mod nbd;
 pub mod null;

@@ -7,11 +7,6 @@ pub const COMPRESSED: u64 = 1 << 62;
 pub const ZERO: u64 = 1;
 /// The offset in an L1 entry or in an entry of an ordinary cluster.
 pub const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
-/// Bits of an L1 entry that must be 0.
-pub const L1_RESERVED: u64 = 0x7f00_0000_0000_01ff;
-
-/// Subclusters of a cluster with extended L2 entries.
-pub const SUBCLUSTERS: u64 = 32;
 
 /// An L2 entry; `bitmap` only with extended entries (allocated low, zero high).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -7,7 +7,7 @@ use super::refcounts::Refcounts;
 use super::{Qcow2, snapshot};
 use crate::driver::{Layer, Open};
 use crate::graph::Child;
-use crate::options::{Options, parse_size};
+use crate::options::Options;
 use crate::types::*;
 use base::{Failure, Mutex, Result, bail};
 use serde_json::{Value, json};
@@ -196,11 +196,6 @@ fn take_overlap_check(options: &mut Options) -> Result<()> {
         Some(_) => bail!("Invalid parameter type for 'overlap-check'"),
     }
     Ok(())
-}
-
-/// A size option that may be text.
-pub(super) fn size_of(value: &Value) -> Option<u64> {
-    value.as_u64().or_else(|| value.as_str().and_then(parse_size))
 }
 
 impl Qcow2 {

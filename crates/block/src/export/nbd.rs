@@ -1,0 +1,275 @@
+//! The NBD server: listener, exports, clients.
+
+use super::session::{self, Stream};
+use crate::backend::Backend;
+use crate::bitmap::DirtyBitmap;
+use crate::graph::Graph;
+use crate::notice::Notice;
+use base::{Failure, Mutex, Result, bail};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::watch;
+
+/// Where to listen.
+pub enum Listen {
+    /// Host ("" is all), first and last port to try.
+    Tcp {
+        host: String,
+        port: u16,
+        to: u16,
+    },
+    Unix(String),
+    /// A listening socket that was passed in.
+    TcpSocket(std::net::TcpListener),
+    UnixSocket(std::os::unix::net::UnixListener),
+}
+
+/// How a disk is exported.
+pub struct ExportSetup {
+    /// The export's id; often the same as `name`.
+    pub id: String,
+    pub name: String,
+    pub description: Option<String>,
+    pub backend: Backend,
+    pub writable: bool,
+    /// Shown as `qemu:dirty-bitmap:NAME`.
+    pub bitmaps: Vec<Arc<DirtyBitmap>>,
+    /// Show `qemu:allocation-depth`.
+    pub depth: bool,
+    /// The back end was made for this export and goes with it.
+    pub owns_backend: bool,
+}
+
+/// An exported disk.
+pub struct Export {
+    pub setup: ExportSetup,
+    clients: AtomicUsize,
+    /// Tells sessions to end.
+    pub(super) stop: watch::Sender<bool>,
+}
+
+impl Export {
+    pub fn is_writable(&self) -> bool {
+        self.setup.writable && !self.setup.backend.is_read_only()
+    }
+
+    pub fn clients(&self) -> usize {
+        self.clients.load(Ordering::Acquire)
+    }
+
+    pub(super) fn joined(&self, on: bool) {
+        match on {
+            true => self.clients.fetch_add(1, Ordering::AcqRel),
+            false => self.clients.fetch_sub(1, Ordering::AcqRel),
+        };
+    }
+}
+
+/// A running server. It ends by [`Server::stop`].
+pub struct Server {
+    graph: std::sync::Weak<Graph>,
+    exports: Mutex<Vec<Arc<Export>>>,
+    stop: watch::Sender<bool>,
+    sessions: Arc<AtomicUsize>,
+    limit: usize,
+    /// "inet" with host and port, or "unix" with its path.
+    address: Mutex<String>,
+    unix_path: Option<String>,
+}
+
+impl Server {
+    /// Starts listening. `limit` is how many clients may be connected, 0 for any number.
+    pub async fn start(graph: &Arc<Graph>, listen: Listen, limit: usize) -> Result<Arc<Server>> {
+        if graph.exports.server.lock().is_some() {
+            bail!("NBD server already running");
+        }
+        let (unix_path, listener) = bind(listen).await?;
+        let server = Arc::new(Server {
+            graph: Arc::downgrade(graph),
+            exports: Mutex::default(),
+            stop: watch::channel(false).0,
+            sessions: Arc::default(),
+            limit,
+            address: Mutex::new(listener.address()),
+            unix_path,
+        });
+        let handle = graph.main_thread().handle().clone();
+        let (accepting, mut stopped) = (Arc::downgrade(&server), server.stop.subscribe());
+        handle.spawn(async move {
+            loop {
+                let stream = tokio::select! {
+                    stream = listener.accept() => stream,
+                    _ = stopped.changed() => return,
+                };
+                let Some(server) = accepting.upgrade() else { return };
+                match stream {
+                    Ok(stream) => server.welcome(stream),
+                    // Out of descriptors: wait for some to become free.
+                    Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
+                }
+            }
+        });
+        let mut slot = graph.exports.server.lock();
+        if slot.is_some() {
+            bail!("NBD server already running");
+        }
+        *slot = Some(server.clone());
+        Ok(server)
+    }
+
+    /// "host:port" or the socket's path.
+    pub fn address(&self) -> String {
+        self.address.lock().clone()
+    }
+
+    fn welcome(self: &Arc<Self>, stream: Stream) {
+        let count = self.sessions.fetch_add(1, Ordering::AcqRel);
+        let (server, sessions) = (self.clone(), self.sessions.clone());
+        if self.limit > 0 && count >= self.limit {
+            sessions.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
+        tokio::spawn(async move {
+            let stop = server.stop.subscribe();
+            // Whatever a client does wrong ends its own session only.
+            let _ = session::serve(&server, stream, stop).await;
+            sessions.fetch_sub(1, Ordering::AcqRel);
+        });
+    }
+
+    /// Adds an export.
+    pub fn add(&self, setup: ExportSetup) -> Result<Arc<Export>> {
+        let mut exports = self.exports.lock();
+        if exports.iter().any(|export| export.setup.name == setup.name) {
+            bail!("NBD server already has export named '{}'", setup.name);
+        }
+        if exports.iter().any(|export| export.setup.id == setup.id) {
+            bail!("Block export id '{}' is already in use", setup.id);
+        }
+        if setup.name.len() > crate::protocols::nbd::wire::MAX_NAME {
+            bail!("export name '{}' too long", setup.name);
+        }
+        let export = Arc::new(Export { setup, clients: AtomicUsize::new(0), stop: watch::channel(false).0 });
+        exports.push(export.clone());
+        Ok(export)
+    }
+
+    pub fn exports(&self) -> Vec<Arc<Export>> {
+        self.exports.lock().clone()
+    }
+
+    pub fn find(&self, name: &str) -> Option<Arc<Export>> {
+        self.exports.lock().iter().find(|export| export.setup.name == name).cloned()
+    }
+
+    /// Takes an export away; `force` although clients use it.
+    pub async fn remove(&self, id: &str, force: bool) -> Result<()> {
+        let found = self.exports.lock().iter().find(|export| export.setup.id == id).cloned();
+        let Some(export) = found else { bail!("Export '{id}' is not found") };
+        if export.clients() > 0 && !force {
+            return Err(Failure::new(format!("export '{id}' still in use"))
+                .hint("Use mode='hard' to force client disconnect"));
+        }
+        self.close(&export).await;
+        Ok(())
+    }
+
+    async fn close(&self, export: &Arc<Export>) {
+        self.exports.lock().retain(|one| !Arc::ptr_eq(one, export));
+        export.stop.send_replace(true);
+        while export.clients() > 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        export.setup.bitmaps.iter().for_each(|bitmap| bitmap.set_busy(false));
+        if export.setup.owns_backend {
+            export.setup.backend.delete();
+        }
+        if let Some(graph) = self.graph.upgrade() {
+            graph.notices.send(Notice::ExportDeleted { id: export.setup.id.clone() });
+        }
+    }
+
+    /// Ends everything: clients are disconnected, requests in progress have ended.
+    pub async fn stop(&self) {
+        self.stop.send_replace(true);
+        for export in self.exports() {
+            self.close(&export).await;
+        }
+        if let Some(path) = &self.unix_path {
+            let _ = std::fs::remove_file(path);
+        }
+        if let Some(graph) = self.graph.upgrade() {
+            *graph.exports.server.lock() = None;
+        }
+    }
+}
+
+enum Listener {
+    Tcp(tokio::net::TcpListener),
+    Unix(tokio::net::UnixListener),
+}
+
+impl Listener {
+    async fn accept(&self) -> std::io::Result<Stream> {
+        match self {
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Box::new(stream))
+            }
+            Listener::Unix(listener) => Ok(Box::new(listener.accept().await?.0)),
+        }
+    }
+
+    fn address(&self) -> String {
+        match self {
+            Listener::Tcp(listener) => listener.local_addr().map(|addr| addr.to_string()).unwrap_or_default(),
+            Listener::Unix(listener) => listener
+                .local_addr()
+                .ok()
+                .and_then(|addr| addr.as_pathname().map(|path| path.display().to_string()))
+                .unwrap_or_default(),
+        }
+    }
+}
+
+async fn bind(listen: Listen) -> Result<(Option<String>, Listener)> {
+    let failed = |error: std::io::Error| Failure::os("Failed to bind socket", &error);
+    match listen {
+        Listen::Tcp { host, port, to } => {
+            let host = if host.is_empty() { "::".to_string() } else { host };
+            let mut last = None;
+            for port in port..=to.max(port) {
+                match tokio::net::TcpListener::bind((host.as_str(), port)).await {
+                    Ok(listener) => return Ok((None, Listener::Tcp(listener))),
+                    Err(error) => last = Some(error),
+                }
+            }
+            Err(match last {
+                Some(error) => failed(error),
+                None => Failure::new("Failed to find an available port"),
+            })
+        }
+        Listen::Unix(path) => {
+            // A socket that a dead process left behind is replaced.
+            if std::os::unix::net::UnixStream::connect(&path).is_err() {
+                use std::os::unix::fs::FileTypeExt;
+                if std::fs::symlink_metadata(&path).is_ok_and(|meta| meta.file_type().is_socket()) {
+                    let _ = std::fs::remove_file(&path);
+                }
+            }
+            let bound = tokio::net::UnixListener::bind(&path);
+            let listener =
+                bound.map_err(|error| Failure::os(format!("Failed to bind socket to {path}"), &error))?;
+            Ok((Some(path), Listener::Unix(listener)))
+        }
+        Listen::TcpSocket(socket) => {
+            socket.set_nonblocking(true).map_err(failed)?;
+            Ok((None, Listener::Tcp(tokio::net::TcpListener::from_std(socket).map_err(failed)?)))
+        }
+        Listen::UnixSocket(socket) => {
+            socket.set_nonblocking(true).map_err(failed)?;
+            Ok((None, Listener::Unix(tokio::net::UnixListener::from_std(socket).map_err(failed)?)))
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! `quorum`: several children with the same data; reads are decided by vote.
+
+use crate::driver::{Driver, Kind, Layer, Open};
+use crate::graph::Child;
+use crate::notice::Notice;
+use crate::types::*;
+use base::failure::strerror;
+use base::{Result, bail};
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+
+pub static DRIVER: Driver = Driver { name: "quorum", kind: Kind::Filter, open, ..Driver::DEFAULT };
+
+struct Quorum {
+    context: crate::driver::Context,
+    children: Vec<Child>,
+    threshold: usize,
+    blkverify: bool,
+    rewrite: bool,
+    fifo: bool,
+}
+
+fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
+    Box::pin(async {
+        let Some(list) = open.options.take_list("children")? else {
+            bail!("Parameter 'children' is missing")
+        };
+        if list.is_empty() {
+            bail!("Number of provided children must be 1 or more");
+        }
+        let threshold = open.options.take_u64("vote-threshold")?.unwrap_or(0) as usize;
+        if threshold == 0 {
+            bail!("Parameter 'vote-threshold' expects a value >= 1");
+        }
+        if threshold > list.len() {
+            bail!("threshold may not exceed children count");
+        }
+        let pattern = [("quorum", false), ("fifo", true)];
+        let fifo = open.options.take_word("read-pattern", &pattern)?.unwrap_or(false);
+        let blkverify = open.options.take_bool("blkverify")?.unwrap_or(false);
+        let rewrite = open.options.take_bool("rewrite-corrupted")?.unwrap_or(false);
+        if blkverify && (list.len() != 2 || threshold != 2) {
+            bail!("blkverify=on can only be set if there are exactly two files and vote-threshold is 2");
+        }
+        if blkverify && rewrite {
+            bail!("rewrite-corrupted=on cannot be used with blkverify=on");
+        }
+        let mut children = Vec::new();
+        for (index, value) in list.into_iter().enumerate() {
+            let role = Role::DATA;
+            children.push(open.child_from(&format!("children.{index}"), role, value).await?);
+        }
+        if children.iter().any(|child| child.size() != children[0].size()) {
+            bail!("Quorum children have different sizes");
+        }
+        let context = open.context.clone();
+        Ok(Arc::new(Quorum { context, children, threshold, blkverify, rewrite, fifo }) as Arc<dyn Layer>)
+    })
+}
+
+fn sectors(offset: u64, len: u64) -> (u64, u64) {
+    let first = offset / 512;
+    (first, (offset + len).div_ceil(512) - first)
+}
+
+impl Quorum {
+    fn bad(&self, operation: &'static str, child: &Child, error: Option<&io::Error>, range: (u64, u64)) {
+        let (sector, sectors) = sectors(range.0, range.1);
+        self.context.notices.send(Notice::QuorumReportBad {
+            operation,
+            error: error.map(strerror),
+            node: child.node().name().to_string(),
+            sector,
+            sectors,
+        });
+    }
+
+    fn failure(&self, offset: u64, len: u64) {
+        let (sector, sectors) = sectors(offset, len);
+        let reference = self.context.node_name.clone();
+        self.context.notices.send(Notice::QuorumFailure { reference, sector, sectors });
+    }
+
+    async fn read_all(&self, offset: u64, buf: &mut [u8]) -> IoResult {
+        let len = buf.len() as u64;
+        let mut good: Vec<(usize, Vec<u8>)> = Vec::new();
+        let mut last = None;
+        for (index, child) in self.children.iter().enumerate() {
+            let mut data = vec![0; buf.len()];
+            match child.read(offset, &mut data).await {
+                Ok(()) => good.push((index, data)),
+                Err(error) => {
+                    self.bad("read", child, Some(&error), (offset, len));
+                    last = Some(error);
+                }
+            }
+        }
+        if good.len() < self.threshold {
+            self.failure(offset, len);
+            return Err(last.unwrap_or_else(|| errno(libc::EIO)));
+        }
+        if self.blkverify && good[0].1 != good[1].1 {
+            eprintln!("quorum: contents mismatch at offset {offset:#x}");
+            self.failure(offset, len);
+            return Err(errno(libc::EIO));
+        }
+        let mut votes: HashMap<&[u8], usize> = HashMap::new();
+        good.iter().for_each(|(_, data)| *votes.entry(data).or_default() += 1);
+        let Some((winner, count)) = votes.iter().max_by_key(|(_, count)| **count) else {
+            return Err(errno(libc::EIO));
+        };
+        if *count < self.threshold {
+            self.failure(offset, len);
+            return Err(errno(libc::EIO));
+        }
+        buf.copy_from_slice(winner);
+        for (index, _) in good.iter().filter(|(_, data)| data != winner) {
+            let child = &self.children[*index];
+            self.bad("read", child, None, (offset, len));
+            if self.rewrite {
+                // A repair that fails is found again by the next read.
+                let _ = child.write(offset, winner, WriteFlags::empty()).await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn read_first(&self, offset: u64, buf: &mut [u8]) -> IoResult {
+        let mut last = errno(libc::EIO);
+        for child in &self.children {
+            match child.read(offset, buf).await {
+                Ok(()) => return Ok(()),
+                Err(error) => {
+                    self.bad("read", child, Some(&error), (offset, buf.len() as u64));
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// Judges the answers of all children to a change.
+    fn tally(&self, operation: &'static str, answers: Vec<IoResult>, offset: u64, len: u64) -> IoResult {
+        let mut good = 0;
+        let mut last = None;
+        for (child, answer) in self.children.iter().zip(answers) {
+            match answer {
+                Ok(()) => good += 1,
+                Err(error) => {
+                    self.bad(operation, child, Some(&error), (offset, len));
+                    last = Some(error);
+                }
+            }
+        }
+        match last {
+            Some(error) if good < self.threshold => {
+                self.failure(offset, len);
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Layer for Quorum {
+    fn size(&self) -> u64 {
+        self.children.first().map_or(0, Child::size)
+    }
+
+    fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            if self.fifo { self.read_first(offset, buf).await } else { self.read_all(offset, buf).await }
+        })
+    }
+
+    fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            let mut answers = Vec::new();
+            for child in &self.children {
+                answers.push(child.write(offset, data, flags).await);
+            }
+            self.tally("write", answers, offset, data.len() as u64)
+        })
+    }
+
+    fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            let mut answers = Vec::new();
+            for child in &self.children {
+                answers.push(child.write_zeroes(offset, len, flags).await);
+            }
+            self.tally("write", answers, offset, len)
+        })
+    }
+
+    fn flush(&self) -> Fut<'_, IoResult> {
+        Box::pin(async move {
+            let mut answers = Vec::new();
+            for child in &self.children {
+                answers.push(child.flush().await);
+            }
+            self.tally("flush", answers, 0, 0)
+        })
+    }
+
+    fn child_perm(&self, _role: Role, _read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {
+        let extra = if self.rewrite { Perm::WRITE } else { Perm::empty() };
+        (perm | extra, shared - Perm::WRITE - Perm::RESIZE)
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        self
+    }
+}

@@ -1,0 +1,63 @@
+//! `throttle`: the limits of a throttle group on a node.
+
+use super::pass;
+use crate::driver::{Driver, Kind, Layer, Open};
+use crate::graph::Child;
+use crate::throttle::Group;
+use crate::types::*;
+use base::{Result, fail};
+use std::sync::Arc;
+
+pub static DRIVER: Driver = Driver { name: "throttle", kind: Kind::Filter, open, ..Driver::DEFAULT };
+
+struct Throttle {
+    file: Child,
+    group: Arc<Group>,
+}
+
+fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
+    Box::pin(async {
+        let name = open
+            .options
+            .take_str("throttle-group")?
+            .ok_or_else(|| fail!("Please specify a throttle group"))?;
+        let group = open.graph.throttle_groups.find(&name);
+        let group = group.ok_or_else(|| fail!("Throttle group '{name}' does not exist"))?;
+        let file = open.child("file", Role::FILTER).await?;
+        Ok(Arc::new(Throttle { file, group }) as Arc<dyn Layer>)
+    })
+}
+
+impl Layer for Throttle {
+    pass!(size);
+    pass!(limits);
+    pass!(status);
+
+    fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            self.group.wait(false, buf.len() as u64).await;
+            self.file.read(offset, buf).await
+        })
+    }
+
+    fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            self.group.wait(true, data.len() as u64).await;
+            self.file.write(offset, data, flags).await
+        })
+    }
+
+    fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            self.group.wait(true, len).await;
+            self.file.write_zeroes(offset, len, flags).await
+        })
+    }
+
+    fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
+        Box::pin(async move {
+            self.group.wait(true, len).await;
+            self.file.discard(offset, len).await
+        })
+    }
+}

@@ -1,0 +1,149 @@
+//! `block-commit` of images that are not active: writes them into their base.
+
+use super::copy::{CHUNK, Failed, Held, allocated_above, below, copy};
+use super::{Body, Job, Jobs, Setup};
+use crate::backend::OnError;
+use crate::graph::{Graph, Node};
+use crate::notice::Action;
+use crate::types::*;
+use base::{Result, bail};
+use std::sync::Arc;
+
+/// Everything above `base` up to `top` goes into `base`; `overlay` is what stands on `top`.
+pub struct CommitSpec {
+    pub setup: Setup,
+    pub overlay: Arc<Node>,
+    pub top: Arc<Node>,
+    pub base: Arc<Node>,
+    /// Name to write into the overlay's header instead of the base's own.
+    pub backing_file: Option<String>,
+    pub on_error: OnError,
+}
+
+struct Commit {
+    spec: CommitSpec,
+    held: Held,
+    base_was_read_only: bool,
+    overlay_was_read_only: bool,
+}
+
+impl Jobs {
+    pub async fn commit(&self, graph: &Arc<Graph>, spec: CommitSpec) -> Result<Arc<Job>> {
+        self.check_id(&spec.setup.id)?;
+        if Arc::ptr_eq(&spec.top, &spec.base) {
+            bail!("cannot commit an image into itself");
+        }
+        let mut held = Held::new(graph, "commit", &spec.setup.id);
+        held.keep(&spec.overlay);
+        let mut node = Some(spec.top.clone());
+        loop {
+            let Some(next) = node else {
+                bail!("'{}' is not in this backing file chain", spec.base.filename())
+            };
+            next.check_busy()?;
+            held.block(&next);
+            if Arc::ptr_eq(&next, &spec.base) {
+                break;
+            }
+            node = below(&next);
+        }
+        let base_was_read_only = spec.base.is_read_only();
+        let overlay_was_read_only = spec.overlay.is_read_only();
+        if base_was_read_only {
+            graph.set_read_only(&spec.base, false).await?;
+        }
+        let prepared = async {
+            let perm = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+            held.attach("base", &spec.base, perm, Perm::all())?;
+            if spec.base.size() < spec.top.size() {
+                spec.base.truncate(spec.top.size(), Truncate::default()).await?;
+            }
+            Ok(())
+        };
+        if let Err(why) = prepared.await {
+            held.release();
+            if base_was_read_only {
+                let _ = graph.set_read_only(&spec.base, true).await;
+            }
+            return Err(why);
+        }
+        let setup = spec.setup.clone();
+        self.start(setup, Commit { spec, held, base_was_read_only, overlay_was_read_only })
+    }
+}
+
+impl Commit {
+    async fn copy_all(&self, job: &Job) -> IoResult {
+        let size = self.spec.top.size();
+        job.set_len(size);
+        let mut at = 0;
+        while at < size {
+            job.pause_point().await?;
+            let len = (size - at).min(CHUNK);
+            let (data, run) = allocated_above(&self.spec.top, Some(&self.spec.base), at, len).await?;
+            let result = match data {
+                true => {
+                    job.pace(run).await?;
+                    copy(&self.spec.top, &self.spec.base, at, run, true).await
+                }
+                false => Ok(()),
+            };
+            if let Err(failed) = result {
+                let (write, error) = match failed {
+                    Failed::Source(error) => (false, error),
+                    Failed::Target(error) => (true, error),
+                };
+                match job.on_error(self.spec.on_error, write, &error) {
+                    Action::Report => return Err(error),
+                    _ => continue,
+                }
+            }
+            job.advance(run);
+            at += run;
+        }
+        self.spec.base.flush().await
+    }
+
+    async fn relink(&self) -> Result<()> {
+        let graph = &self.held.graph;
+        let (overlay, base) = (&self.spec.overlay, &self.spec.base);
+        let drained = graph.drain(overlay).await;
+        if self.overlay_was_read_only {
+            graph.set_read_only(overlay, false).await?;
+        }
+        let name = self.spec.backing_file.clone().unwrap_or_else(|| base.filename().to_string());
+        let changed = overlay.layer().change_backing(Some(&name), Some(base.driver().name)).await;
+        let linked = match changed {
+            Ok(()) => graph.set_backing(overlay, Some(base)),
+            Err(error) => Err(error.into()),
+        };
+        if self.overlay_was_read_only {
+            let _ = graph.set_read_only(overlay, true).await;
+        }
+        drop(drained);
+        linked
+    }
+}
+
+impl Body for Commit {
+    fn run<'a>(&'a mut self, job: &'a Job) -> Fut<'a, IoResult> {
+        Box::pin(self.copy_all(job))
+    }
+
+    fn commit<'a>(&'a mut self, _job: &'a Job) -> Fut<'a, Result<()>> {
+        Box::pin(async {
+            self.held.detach();
+            self.relink().await
+        })
+    }
+
+    fn clean<'a>(&'a mut self, _ok: bool) -> Fut<'a, ()> {
+        Box::pin(async {
+            self.held.release();
+            if self.base_was_read_only {
+                // It stays writable if somebody began to write it.
+                let _ = self.held.graph.set_read_only(&self.spec.base, true).await;
+            }
+        })
+    }
+}

@@ -1,0 +1,169 @@
+//! What several jobs share: nodes held for a job, allocation over a chain, copying a piece.
+
+use crate::graph::{Child, Graph, Node, Parent, Pin};
+use crate::types::*;
+use base::Result;
+use std::sync::Arc;
+
+/// Longest piece copied at once.
+pub(super) const CHUNK: u64 = 1 << 20;
+
+/// Nodes a job keeps open and edges by which it uses them.
+pub(super) struct Held {
+    pub graph: Arc<Graph>,
+    kind: &'static str,
+    id: String,
+    pins: Vec<Pin>,
+    edges: Vec<Child>,
+    blocks: Vec<(Arc<Node>, u64)>,
+}
+
+impl Held {
+    pub fn new(graph: &Arc<Graph>, kind: &'static str, id: &str) -> Self {
+        let (graph, id) = (graph.clone(), id.to_string());
+        Held { graph, kind, id, pins: Vec::new(), edges: Vec::new(), blocks: Vec::new() }
+    }
+
+    pub fn keep(&mut self, node: &Arc<Node>) {
+        self.pins.push(node.pin());
+    }
+
+    /// Keeps a node and refuses other operations on it.
+    pub fn block(&mut self, node: &Arc<Node>) {
+        self.keep(node);
+        let token = node.block(format!("block device is in use by block job: {}", self.kind));
+        self.blocks.push((node.clone(), token));
+    }
+
+    /// Uses a node with these permissions.
+    pub fn attach(&mut self, name: &str, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
+        let parent = Parent::Job { kind: self.kind, id: self.id.clone() };
+        let child = Child::new(name, Role::FILTER, parent, node);
+        self.graph.attach(&child, perm, shared)?;
+        self.edges.push(child);
+        Ok(())
+    }
+
+    pub fn detach(&mut self) {
+        for edge in self.edges.drain(..) {
+            self.graph.detach(&edge);
+        }
+    }
+
+    pub fn release(&mut self) {
+        self.detach();
+        for (node, token) in self.blocks.drain(..) {
+            node.unblock(token);
+        }
+        self.pins.clear();
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+/// The node below in a chain of images: what a filter shows, else the backing node.
+pub(super) fn below(node: &Arc<Node>) -> Option<Arc<Node>> {
+    node.filtered().or_else(|| node.backing())
+}
+
+/// Whether a range is allocated in `top` or a node above `base` (`None`: in any), and how
+/// long that is so.
+pub(crate) async fn allocated_above(
+    top: &Arc<Node>,
+    base: Option<&Arc<Node>>,
+    offset: u64,
+    len: u64,
+) -> IoResult<(bool, u64)> {
+    let mut node = top.clone();
+    let mut len = len;
+    loop {
+        if base.is_some_and(|base| Arc::ptr_eq(base, &node)) {
+            return Ok((false, len));
+        }
+        let next = below(&node);
+        if node.filtered().is_some() {
+            match next {
+                Some(next) => node = next,
+                None => return Ok((true, len)),
+            }
+            continue;
+        }
+        if offset >= node.size() {
+            // Past the end an overlay's own zeroes are what is read.
+            return Ok((true, len));
+        }
+        let status = node.block_status(offset, len).await?;
+        if status.flags.contains(StatusFlags::ALLOCATED) {
+            return Ok((true, status.len.min(len)));
+        }
+        len = len.min(status.len);
+        match next {
+            Some(next) => node = next,
+            None => return Ok((false, len)),
+        }
+    }
+}
+
+/// Whether a range reads as zeroes without reading it, over the whole chain.
+pub(crate) async fn known_zero(top: &Arc<Node>, offset: u64, len: u64) -> IoResult<(bool, u64)> {
+    let mut node = top.clone();
+    let mut len = len;
+    loop {
+        if offset >= node.size() {
+            return Ok((true, len));
+        }
+        if let Some(next) = node.filtered() {
+            node = next;
+            continue;
+        }
+        let status = node.block_status(offset, len).await?;
+        len = len.min(status.len);
+        if status.flags.contains(StatusFlags::ZERO)
+            && (status.flags.contains(StatusFlags::ALLOCATED) || node.backing().is_none())
+        {
+            return Ok((true, len));
+        }
+        if status.flags.contains(StatusFlags::ALLOCATED) {
+            return Ok((false, len));
+        }
+        match node.backing() {
+            Some(next) => node = next,
+            None => return Ok((true, len)),
+        }
+    }
+}
+
+/// Which side of a copy failed.
+pub(super) enum Failed {
+    Source(std::io::Error),
+    Target(std::io::Error),
+}
+
+/// Copies a range; zeroes are written as such.
+pub(super) async fn copy(
+    from: &Arc<Node>,
+    to: &Arc<Node>,
+    offset: u64,
+    len: u64,
+    unmap: bool,
+) -> Result<(), Failed> {
+    let end = offset + len;
+    let mut at = offset;
+    while at < end {
+        let (zero, run) = known_zero(from, at, end - at).await.map_err(Failed::Source)?;
+        if zero {
+            let flags = if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
+            to.write_zeroes(at, run, flags).await.map_err(Failed::Target)?;
+        } else {
+            let mut data = vec![0; run as usize];
+            from.read(at, &mut data).await.map_err(Failed::Source)?;
+            to.write(at, &data, WriteFlags::empty()).await.map_err(Failed::Target)?;
+        }
+        at += run;
+    }
+    Ok(())
+}

@@ -1,0 +1,425 @@
+//! One job: its state, and what its body asks (may I go on, how fast, what about this error).
+
+use super::{Ending, Jobs, Kind, Progress, Status};
+use crate::backend::{IoStatus, OnError};
+use crate::notice::{Action, Notice};
+use crate::types::{IoResult, errno, errno_of};
+use base::failure::strerror;
+use base::{Class, Failure, Mutex, Result, bail};
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// Length of a rate limit slice.
+const SLICE: Duration = Duration::from_millis(100);
+
+/// How a job was asked to be.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub id: String,
+    /// Bytes per second, 0 is unlimited.
+    pub speed: u64,
+    pub auto_finalize: bool,
+    pub auto_dismiss: bool,
+    /// Internal jobs are not listed.
+    pub kind: Kind,
+    /// Only block jobs have the old events and commands.
+    pub block_job: bool,
+}
+
+impl Setup {
+    pub fn new(kind: Kind, id: impl Into<String>) -> Self {
+        Setup { id: id.into(), speed: 0, auto_finalize: true, auto_dismiss: true, kind, block_job: true }
+    }
+}
+
+#[derive(Debug)]
+struct State {
+    status: Status,
+    speed: u64,
+    len: u64,
+    offset: u64,
+    busy: bool,
+    user_paused: bool,
+    /// Others that hold the job still (transactions, drains).
+    held: u32,
+    cancelled: bool,
+    forced: bool,
+    ready: bool,
+    complete: bool,
+    finalize: bool,
+    io_status: IoStatus,
+    error: Option<String>,
+    slice: (Instant, u64),
+}
+
+/// A job; see [`super`].
+pub struct Job {
+    pub setup: Setup,
+    jobs: std::sync::Weak<super::Inner>,
+    state: Mutex<State>,
+    woken: Notify,
+}
+
+/// What `query-block-jobs` and `query-jobs` tell.
+#[derive(Clone, Debug)]
+pub struct Info {
+    pub progress: Progress,
+    pub busy: bool,
+    pub paused: bool,
+    pub ready: bool,
+    pub status: Status,
+    pub io_status: IoStatus,
+    pub auto_finalize: bool,
+    pub auto_dismiss: bool,
+    pub error: Option<String>,
+    pub block_job: bool,
+}
+
+impl Job {
+    pub(super) fn new(setup: Setup, jobs: &Arc<super::Inner>) -> Arc<Self> {
+        let state = State {
+            status: Status::Created,
+            speed: setup.speed,
+            len: 0,
+            offset: 0,
+            busy: true,
+            user_paused: false,
+            held: 0,
+            cancelled: false,
+            forced: false,
+            ready: false,
+            complete: false,
+            finalize: false,
+            io_status: IoStatus::Ok,
+            error: None,
+            slice: (Instant::now(), 0),
+        };
+        let jobs = Arc::downgrade(jobs);
+        Arc::new(Job { setup, jobs, state: Mutex::new(state), woken: Notify::new() })
+    }
+
+    pub fn id(&self) -> &str {
+        &self.setup.id
+    }
+
+    fn send(&self, notice: Notice) {
+        if let Some(jobs) = self.jobs.upgrade() {
+            jobs.notices.send(notice);
+        }
+    }
+
+    pub fn info(&self) -> Info {
+        let state = self.state.lock();
+        Info {
+            progress: self.progress_of(&state),
+            busy: state.busy,
+            paused: state.user_paused || state.held > 0,
+            ready: state.ready,
+            status: state.status,
+            io_status: state.io_status,
+            auto_finalize: self.setup.auto_finalize,
+            auto_dismiss: self.setup.auto_dismiss,
+            error: state.error.clone(),
+            block_job: self.setup.block_job,
+        }
+    }
+
+    fn progress_of(&self, state: &State) -> Progress {
+        Progress {
+            kind: self.setup.kind,
+            id: self.setup.id.clone(),
+            len: state.len,
+            offset: state.offset,
+            speed: state.speed,
+        }
+    }
+
+    pub fn status(&self) -> Status {
+        self.state.lock().status
+    }
+
+    pub(super) fn set_status(&self, status: Status) {
+        {
+            let mut state = self.state.lock();
+            if state.status == status {
+                return;
+            }
+            state.status = status;
+        }
+        self.send(Notice::JobStatus { id: self.setup.id.clone(), status });
+    }
+
+    pub(super) fn tell(&self, kind: Ending, error: Option<String>) {
+        if self.setup.block_job {
+            let job = self.progress_of(&self.state.lock());
+            self.send(Notice::JobEnded { kind, job, error });
+        }
+    }
+
+    pub(super) fn tell_pending(&self) {
+        if self.setup.block_job {
+            self.send(Notice::JobPending { kind: self.setup.kind, id: self.setup.id.clone() });
+        }
+    }
+
+    pub(super) fn set_error(&self, error: String) {
+        self.state.lock().error = Some(error);
+    }
+
+    // What users may ask.
+
+    fn refuse(&self, verb: &str) -> Result<()> {
+        let status = self.status();
+        bail!("Job '{}' in state '{}' cannot accept command verb '{verb}'", self.setup.id, status.as_str())
+    }
+
+    pub fn set_speed(&self, speed: u64) -> Result<()> {
+        use Status::*;
+        if !matches!(self.status(), Created | Running | Paused | Ready | Standby | Waiting | Pending) {
+            return self.refuse("set-speed");
+        }
+        let mut state = self.state.lock();
+        state.speed = speed;
+        state.slice = (Instant::now(), 0);
+        drop(state);
+        self.woken.notify_waiters();
+        Ok(())
+    }
+
+    pub fn pause(&self) -> Result<()> {
+        use Status::*;
+        if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {
+            return self.refuse("pause");
+        }
+        let mut state = self.state.lock();
+        if state.user_paused {
+            bail!("Job is already paused");
+        }
+        state.user_paused = true;
+        drop(state);
+        self.woken.notify_waiters();
+        Ok(())
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        use Status::*;
+        if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {
+            return self.refuse("resume");
+        }
+        let mut state = self.state.lock();
+        if !state.user_paused {
+            bail!("Can't resume a job that was not paused");
+        }
+        state.user_paused = false;
+        state.io_status = IoStatus::Ok;
+        drop(state);
+        self.woken.notify_waiters();
+        Ok(())
+    }
+
+    /// `force`: also where a ready mirror would otherwise end cleanly.
+    pub fn cancel(&self, force: bool) -> Result<()> {
+        use Status::*;
+        let status = self.status();
+        if !matches!(status, Created | Running | Paused | Ready | Standby | Waiting | Pending) {
+            return self.refuse("cancel");
+        }
+        let mut state = self.state.lock();
+        if state.user_paused && !force && self.setup.block_job && !matches!(status, Waiting | Pending) {
+            bail!("The block job for device '{}' is currently paused", self.setup.id);
+        }
+        state.cancelled = true;
+        state.forced |= force;
+        state.user_paused = false;
+        drop(state);
+        self.woken.notify_waiters();
+        Ok(())
+    }
+
+    pub fn complete(&self) -> Result<()> {
+        if self.status() != Status::Ready {
+            return self.refuse("complete");
+        }
+        let mut state = self.state.lock();
+        if !state.ready || state.cancelled || state.user_paused {
+            let text = format!("The active block job '{}' cannot be completed", self.setup.id);
+            return Err(Failure::of(Class::GenericError, text));
+        }
+        state.complete = true;
+        drop(state);
+        self.woken.notify_waiters();
+        Ok(())
+    }
+
+    pub fn finalize(&self) -> Result<()> {
+        if self.status() != Status::Pending {
+            return self.refuse("finalize");
+        }
+        self.state.lock().finalize = true;
+        self.woken.notify_waiters();
+        Ok(())
+    }
+
+    /// Holds the job still from its next pause point on (drains); not shown as paused by a
+    /// user.
+    pub fn hold(&self) {
+        self.state.lock().held += 1;
+    }
+
+    pub fn release(&self) {
+        let mut state = self.state.lock();
+        state.held = state.held.saturating_sub(1);
+        drop(state);
+        self.woken.notify_waiters();
+    }
+
+    // What bodies ask.
+
+    pub fn is_cancelled(&self) -> bool {
+        self.state.lock().cancelled
+    }
+
+    pub fn is_forced(&self) -> bool {
+        self.state.lock().forced
+    }
+
+    pub fn wants_completion(&self) -> bool {
+        self.state.lock().complete
+    }
+
+    pub fn is_ready(&self) -> bool {
+        self.state.lock().ready
+    }
+
+    pub fn set_len(&self, len: u64) {
+        self.state.lock().len = len;
+    }
+
+    pub fn advance(&self, bytes: u64) {
+        self.state.lock().offset += bytes;
+    }
+
+    /// `len` is what was done and what is left.
+    pub fn set_remaining(&self, bytes: u64) {
+        let mut state = self.state.lock();
+        state.len = state.offset + bytes;
+    }
+
+    /// Source and target agree for the first time.
+    pub fn set_ready(&self) {
+        self.state.lock().ready = true;
+        self.set_status(Status::Ready);
+        self.tell(Ending::Ready, None);
+    }
+
+    /// Lets the job be paused and cancelled here. An error of `ECANCELED` ends it.
+    pub async fn pause_point(&self) -> IoResult {
+        loop {
+            let woken = self.woken.notified();
+            let (pause, ready) = {
+                let mut state = self.state.lock();
+                let pause = (state.user_paused || state.held > 0) && !state.cancelled;
+                state.busy = !pause;
+                (pause, state.ready)
+            };
+            if !pause {
+                let running = if ready { Status::Ready } else { Status::Running };
+                if matches!(self.status(), Status::Paused | Status::Standby) {
+                    self.set_status(running);
+                }
+                break;
+            }
+            self.set_status(if ready { Status::Standby } else { Status::Paused });
+            woken.await;
+        }
+        let state = self.state.lock();
+        match state.cancelled && (!state.ready || state.forced) {
+            true => Err(errno(libc::ECANCELED)),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits at most `time` for a change of the job's state.
+    pub async fn wait(&self, time: Duration) {
+        let woken = self.woken.notified();
+        self.state.lock().busy = false;
+        let _ = tokio::time::timeout(time, woken).await;
+        self.state.lock().busy = true;
+    }
+
+    pub(super) async fn wait_finalized(&self) -> bool {
+        loop {
+            let woken = self.woken.notified();
+            {
+                let state = self.state.lock();
+                if state.cancelled {
+                    return false;
+                }
+                if state.finalize {
+                    return true;
+                }
+            }
+            woken.await;
+        }
+    }
+
+    /// Counts `bytes` against the speed limit and waits as it demands.
+    pub async fn pace(&self, bytes: u64) -> IoResult {
+        loop {
+            self.pause_point().await?;
+            let delay = {
+                let mut state = self.state.lock();
+                if state.speed == 0 {
+                    return Ok(());
+                }
+                let allowed = (state.speed / 10).max(1);
+                let elapsed = state.slice.0.elapsed();
+                let slices = (elapsed.as_nanos() / SLICE.as_nanos()) as u64;
+                if slices > 0 {
+                    state.slice.0 += SLICE * slices.min(1 << 30) as u32;
+                    state.slice.1 = state.slice.1.saturating_sub(slices.saturating_mul(allowed));
+                }
+                if state.slice.1 < allowed {
+                    state.slice.1 += bytes;
+                    return Ok(());
+                }
+                SLICE.saturating_sub(state.slice.0.elapsed())
+            };
+            self.wait(delay.max(Duration::from_millis(1))).await;
+        }
+    }
+
+    /// What is to be done about an I/O error. `Stop` has paused the job already.
+    pub fn on_error(&self, policy: OnError, write: bool, error: &io::Error) -> Action {
+        let code = errno_of(error);
+        let action = policy.action(code);
+        if action == Action::Stop {
+            let mut state = self.state.lock();
+            state.user_paused = true;
+            if state.io_status == IoStatus::Ok {
+                state.io_status = if code == libc::ENOSPC { IoStatus::Nospace } else { IoStatus::Failed };
+            }
+        }
+        if self.setup.block_job {
+            self.send(Notice::JobError { device: self.setup.id.clone(), write, action });
+        }
+        action
+    }
+
+    /// The text of an error that ends a job.
+    pub(super) fn text_of(error: &io::Error) -> String {
+        strerror(error)
+    }
+}
+
+impl Jobs {
+    /// A block job by id, with the customary error.
+    pub fn block_job(&self, id: &str) -> Result<Arc<Job>> {
+        match self.find(id).filter(|job| job.setup.block_job) {
+            Some(job) => Ok(job),
+            None => Err(Failure::of(Class::DeviceNotActive, format!("Block job '{id}' not found"))),
+        }
+    }
+}

@@ -1,0 +1,419 @@
+//! Snapshots and changes of bitmaps, alone or several at one point in time, all or none.
+
+use crate::backend::Drained;
+use crate::bitmap::DirtyBitmap;
+use crate::driver::Snapshot;
+use crate::graph::{Graph, Node, Parent, Pin, Settings};
+use crate::jobs::{BackupSpec, Job};
+use crate::options::Options;
+use base::{Failure, Result, bail, fail};
+use serde_json::json;
+use std::sync::Arc;
+
+/// Which bitmap: of what node (or device), called what.
+#[derive(Clone, Debug)]
+pub struct BitmapName {
+    pub node: String,
+    pub name: String,
+}
+
+/// One thing to do. Names are node names or device names, as each command has them.
+pub enum Action {
+    /// `blockdev-snapshot-sync`.
+    SnapshotSync(SnapshotSync),
+    /// `blockdev-snapshot`: an opened node comes over another.
+    Snapshot {
+        node: String,
+        overlay: String,
+    },
+    /// `blockdev-snapshot-internal-sync`.
+    Internal {
+        device: String,
+        snapshot: Snapshot,
+    },
+    /// `drive-backup`, `blockdev-backup`, with its target open.
+    Backup(Box<BackupSpec>),
+    BitmapAdd {
+        at: BitmapName,
+        granularity: Option<u32>,
+        persistent: bool,
+        disabled: bool,
+    },
+    BitmapRemove(BitmapName),
+    BitmapClear(BitmapName),
+    BitmapEnable(BitmapName, bool),
+    /// Sources are names on the same node, or with a node of their own.
+    BitmapMerge {
+        target: BitmapName,
+        sources: Vec<BitmapName>,
+    },
+    Abort,
+}
+
+/// The arguments of `blockdev-snapshot-sync`.
+#[derive(Clone, Debug, Default)]
+pub struct SnapshotSync {
+    pub device: Option<String>,
+    pub node_name: Option<String>,
+    pub file: String,
+    pub snapshot_node_name: Option<String>,
+    pub format: Option<String>,
+    /// The file exists and is as it should be.
+    pub existing: bool,
+}
+
+/// How to take an action back, or make it final.
+enum Done {
+    Overlay { overlay: Arc<Node>, old: Arc<Node>, pin: Option<Pin> },
+    Internal { node: Arc<Node>, id: String },
+    Job(Arc<Job>),
+    Added(Arc<Node>, Arc<DirtyBitmap>),
+    Removed(Arc<Node>, Arc<DirtyBitmap>),
+    Bits(Arc<DirtyBitmap>, Vec<u64>),
+    Enabled(Arc<DirtyBitmap>, bool),
+}
+
+impl Graph {
+    /// Does all actions at one point in time. If one fails, those before it are undone and
+    /// those after it not tried.
+    pub async fn transaction(&self, actions: Vec<Action>) -> Result<()> {
+        let mut held: Vec<Drained> = Vec::new();
+        for backend in self.backends() {
+            held.push(backend.quiesce().await);
+        }
+        let mut done = Vec::new();
+        for action in actions {
+            match self.prepare(action).await {
+                Ok(step) => done.extend(step),
+                Err(why) => {
+                    for step in done.into_iter().rev() {
+                        self.undo(step).await;
+                    }
+                    drop(held);
+                    self.collect().await;
+                    return Err(why);
+                }
+            }
+        }
+        for step in done {
+            self.finish(step).await;
+        }
+        drop(held);
+        self.collect().await;
+        Ok(())
+    }
+
+    async fn prepare(&self, action: Action) -> Result<Option<Done>> {
+        match action {
+            Action::SnapshotSync(spec) => self.snapshot_sync(spec).await.map(Some),
+            Action::Snapshot { node, overlay } => {
+                let old = self.lookup(Some(&node), Some(&node))?;
+                let Some(overlay) = self.find(&overlay) else {
+                    bail!("Cannot find device='{overlay}' nor node-name='{overlay}'")
+                };
+                self.put_over(&old, &overlay).await?;
+                Ok(Some(Done::Overlay { overlay, old, pin: None }))
+            }
+            Action::Internal { device, snapshot } => self.internal(&device, snapshot).await.map(Some),
+            Action::Backup(spec) => {
+                // The job drains by itself; users are held already.
+                let job = self.jobs.backup(&self.arc(), *spec).await?;
+                Ok(Some(Done::Job(job)))
+            }
+            Action::Abort => bail!("Transaction aborted using Abort action"),
+            other => self.bitmap_action(other).await,
+        }
+    }
+
+    async fn snapshot_sync(&self, spec: SnapshotSync) -> Result<Done> {
+        let format = spec.format.clone().unwrap_or_else(|| "qcow2".into());
+        let driver = crate::formats::find(&format).ok_or_else(|| fail!("Invalid block format '{format}'"))?;
+        let old = self.lookup(spec.device.as_deref(), spec.node_name.as_deref())?;
+        if spec.node_name.is_some() && spec.snapshot_node_name.is_none() {
+            bail!("New overlay node-name missing");
+        }
+        if let Some(name) = &spec.snapshot_node_name
+            && self.find(name).is_some()
+        {
+            bail!("New overlay node-name already in use");
+        }
+        old.check_busy()?;
+        if !driver.backing {
+            bail!("The overlay does not support backing images");
+        }
+        if !spec.existing {
+            let mut options = Options::new();
+            options.set("size", old.size());
+            options.set("backing_file", absolute(old.filename()));
+            options.set("backing_fmt", old.driver().name);
+            self.create_image(&spec.file, &format, options).await?;
+        }
+        let mut options = Options::json(json!({"driver": format, "filename": spec.file, "backing": null}));
+        if let Some(name) = &spec.snapshot_node_name {
+            options.set("node-name", name.as_str());
+        }
+        let settings = Settings { read_only: false, ..old.settings() };
+        let pin = self.open(options, settings).await?;
+        let overlay = pin.clone();
+        self.put_over(&old, &overlay).await?;
+        Ok(Done::Overlay { overlay, old, pin: Some(pin) })
+    }
+
+    async fn put_over(&self, old: &Arc<Node>, overlay: &Arc<Node>) -> Result<()> {
+        old.check_busy()?;
+        if overlay.backing().is_some() {
+            bail!("The overlay already has a backing image");
+        }
+        if !overlay.driver().backing {
+            bail!("The overlay does not support backing images");
+        }
+        if overlay.parents().iter().any(|edge| matches!(edge.parent(), Parent::Backend(_))) {
+            bail!("The overlay is already in use");
+        }
+        if !old.is_read_only() {
+            old.flush().await.map_err(|_| Failure::new("An IO error has occurred"))?;
+        }
+        let edges = old.parents();
+        self.set_backing(overlay, Some(old))?;
+        if let Err(why) = self.redirect_all(&edges, overlay) {
+            self.set_backing(overlay, None)?;
+            return Err(why);
+        }
+        Ok(())
+    }
+
+    async fn internal(&self, device: &str, snapshot: Snapshot) -> Result<Done> {
+        let Some(backend) = self.backend(device) else { return Err(Failure::device_not_found(device)) };
+        let node = backend.node().ok_or_else(|| fail!("Device '{device}' has no medium"))?;
+        node.check_busy()?;
+        if node.is_read_only() {
+            bail!("Device '{device}' is read only");
+        }
+        let shown = node.skip_filters();
+        let Some(facet) = shown.layer().snapshots() else {
+            bail!(
+                "Block format '{}' used by device '{device}' does not support internal snapshots",
+                shown.driver().name
+            )
+        };
+        if snapshot.name.is_empty() {
+            bail!("Name is empty");
+        }
+        let name = snapshot.name.clone();
+        if facet.find(None, Some(&name)).is_some() {
+            bail!("Snapshot with name '{name}' already exists on device '{device}'");
+        }
+        let made = facet.create(snapshot).await;
+        made.map_err(|error| {
+            Failure::os(format!("Failed to create snapshot '{name}' on device '{device}'"), &error)
+        })?;
+        let id = facet.find(None, Some(&name)).map(|made| made.id).unwrap_or_default();
+        Ok(Done::Internal { node: shown, id })
+    }
+
+    /// A bitmap by node (or device) and name.
+    pub fn bitmap(&self, at: &BitmapName) -> Result<(Arc<Node>, Arc<DirtyBitmap>)> {
+        let found = self.lookup(Some(&at.node), Some(&at.node));
+        let node = found.map_err(|_| fail!("Node '{}' not found", at.node))?.skip_filters();
+        match node.bitmaps().find(&at.name) {
+            Some(bitmap) => Ok((node, bitmap)),
+            None => bail!("Dirty bitmap '{}' not found", at.name),
+        }
+    }
+
+    fn usable(bitmap: &DirtyBitmap, inconsistent_too: bool) -> Result<()> {
+        let name = bitmap.name().unwrap_or_default();
+        if bitmap.is_busy() {
+            bail!("Bitmap '{name}' is currently in use by another operation and cannot be used");
+        }
+        if bitmap.is_inconsistent() && !inconsistent_too {
+            return Err(fail!("Bitmap '{name}' is inconsistent and cannot be used")
+                .hint("Try block-dirty-bitmap-remove to delete this bitmap from disk"));
+        }
+        if bitmap.is_read_only() && !inconsistent_too {
+            bail!("Bitmap '{name}' is readonly and cannot be modified");
+        }
+        Ok(())
+    }
+
+    async fn bitmap_action(&self, action: Action) -> Result<Option<Done>> {
+        match action {
+            Action::BitmapAdd { at, granularity, persistent, disabled } => {
+                self.bitmap_add(at, granularity, persistent, disabled).await.map(Some)
+            }
+            Action::BitmapRemove(at) => {
+                let (node, bitmap) = self.bitmap(&at)?;
+                Self::usable(&bitmap, true)?;
+                node.bitmaps().remove(&bitmap);
+                Ok(Some(Done::Removed(node, bitmap)))
+            }
+            Action::BitmapClear(at) => {
+                let (_, bitmap) = self.bitmap(&at)?;
+                Self::usable(&bitmap, false)?;
+                let bits = bitmap.words();
+                bitmap.clear();
+                Ok(Some(Done::Bits(bitmap, bits)))
+            }
+            Action::BitmapEnable(at, on) => {
+                let (_, bitmap) = self.bitmap(&at)?;
+                Self::usable(&bitmap, false)?;
+                let was = bitmap.is_enabled();
+                bitmap.enable(on);
+                Ok(Some(Done::Enabled(bitmap, was)))
+            }
+            Action::BitmapMerge { target, sources } => {
+                let (_, bitmap) = self.bitmap(&target)?;
+                Self::usable(&bitmap, false)?;
+                let bits = bitmap.words();
+                let sum = DirtyBitmap::new(None, bitmap.granularity(), bitmap.size());
+                for source in sources {
+                    let (_, other) = self.bitmap(&source)?;
+                    if other.is_busy() || other.is_inconsistent() {
+                        Self::usable(&other, false)?;
+                    }
+                    if other.size() != bitmap.size() {
+                        bail!(
+                            "Bitmaps are of different sizes (destination size is {} and source size is {}) and can't be merged",
+                            bitmap.size(),
+                            other.size()
+                        );
+                    }
+                    sum.merge(&other);
+                }
+                bitmap.merge(&sum);
+                Ok(Some(Done::Bits(bitmap, bits)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    async fn bitmap_add(
+        &self,
+        at: BitmapName,
+        granularity: Option<u32>,
+        persistent: bool,
+        disabled: bool,
+    ) -> Result<Done> {
+        if at.name.is_empty() {
+            bail!("Bitmap name cannot be empty");
+        }
+        let node = self.lookup(Some(&at.node), Some(&at.node))?.skip_filters();
+        let granularity = match granularity {
+            Some(given) if !given.is_power_of_two() || given < 512 => {
+                bail!("Granularity must be power of 2 and at least 512")
+            }
+            Some(given) => given,
+            None => node.layer().info().cluster_size.map_or(65536, |size| size.clamp(4096, 65536)) as u32,
+        };
+        if node.bitmaps().find(&at.name).is_some() {
+            bail!("Bitmap already exists: {}", at.name);
+        }
+        if persistent {
+            let Some(facet) = node.layer().stored_bitmaps() else {
+                bail!(
+                    "Driver '{}' does not support persistent bitmaps in node '{}'",
+                    node.driver().name,
+                    node.name()
+                )
+            };
+            if node.is_read_only() {
+                bail!("Block node '{}' is read-only", node.name());
+            }
+            facet.can_store(&at.name, granularity).await?;
+        }
+        let bitmap = Arc::new(DirtyBitmap::new(Some(at.name), granularity, node.size()));
+        bitmap.set_persistent(persistent);
+        bitmap.enable(!disabled);
+        node.bitmaps().add(bitmap.clone());
+        Ok(Done::Added(node, bitmap))
+    }
+
+    async fn undo(&self, step: Done) {
+        match step {
+            Done::Overlay { overlay, old, pin, .. } => {
+                let edges: Vec<_> = overlay
+                    .parents()
+                    .into_iter()
+                    .filter(|edge| !matches!(edge.parent(), Parent::Node(name) if name == overlay.name()))
+                    .collect();
+                // Back to what was allowed before.
+                let _ = self.redirect_all(&edges, &old);
+                let _ = self.set_backing(&overlay, None);
+                drop(pin);
+            }
+            Done::Internal { node, id } => {
+                if let Some(facet) = node.layer().snapshots() {
+                    let _ = facet.delete(&id).await;
+                }
+            }
+            Done::Job(job) => {
+                let _ = job.cancel(true);
+                while !matches!(job.status(), crate::jobs::Status::Concluded | crate::jobs::Status::Null) {
+                    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                }
+            }
+            Done::Added(node, bitmap) => node.bitmaps().remove(&bitmap),
+            Done::Removed(node, bitmap) => node.bitmaps().add(bitmap),
+            Done::Bits(bitmap, bits) => bitmap.restore(bits),
+            Done::Enabled(bitmap, was) => bitmap.enable(was),
+        }
+    }
+
+    async fn finish(&self, step: Done) {
+        match step {
+            Done::Overlay { old, .. } => {
+                // It stays writable if somebody else writes it.
+                let _ = self.set_read_only(&old, true).await;
+            }
+            Done::Removed(node, bitmap) => {
+                if let (Some(facet), Some(name)) = (node.layer().stored_bitmaps(), bitmap.name())
+                    && bitmap.is_persistent()
+                    && let Err(why) = facet.remove(&name).await
+                {
+                    eprintln!("block: bitmap '{name}' of node '{}' stays in the image: {why}", node.name());
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// `blockdev-snapshot-delete-internal-sync`.
+    pub async fn delete_internal(
+        &self,
+        device: &str,
+        id: Option<&str>,
+        name: Option<&str>,
+    ) -> Result<Snapshot> {
+        if id.is_none() && name.is_none() {
+            bail!("Name or id must be provided");
+        }
+        let Some(backend) = self.backend(device) else { return Err(Failure::device_not_found(device)) };
+        let node = backend.node().ok_or_else(|| fail!("Device '{device}' has no medium"))?.skip_filters();
+        node.check_busy()?;
+        let Some(facet) = node.layer().snapshots() else {
+            bail!(
+                "Block format '{}' used by device '{device}' does not support internal snapshot deletion",
+                node.driver().name
+            )
+        };
+        let held = self.drain(&node).await;
+        let null = "(null)";
+        let Some(found) = facet.find(id, name) else {
+            let (id, name) = (id.unwrap_or(null), name.unwrap_or(null));
+            bail!("Snapshot with id '{id}' and name '{name}' does not exist on device '{device}'")
+        };
+        facet.delete(&found.id).await.map_err(|error| Failure::os("Failed to delete snapshot", &error))?;
+        drop(held);
+        Ok(found)
+    }
+}
+
+fn absolute(name: &str) -> String {
+    if name.starts_with('/') || crate::graph::filename::scheme(name).is_some() {
+        return name.to_string();
+    }
+    match std::env::current_dir() {
+        Ok(dir) => dir.join(name).display().to_string(),
+        Err(_) => name.to_string(),
+    }
+}
