@@ -4,6 +4,7 @@
 
 mod bench;
 mod demo;
+mod docs;
 mod layers;
 mod packages;
 mod run;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(),
         "test" => test::run(&rest),
         "bench" => bench::run(&rest),
+        "docs" => docs::write(),
         "layers" => layers::check(),
         "packages" => packages::install(),
         "" | "help" | "--help" | "-h" => {

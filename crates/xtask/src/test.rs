@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything CI runs.
 
 use crate::run::{Result, step};
-use crate::{layers, packages};
+use crate::{docs, layers, packages};
 
 /// Runs all checks; with arguments only the tests whose name contains them.
 pub fn run(filter: &[String]) -> Result {
@@ -9,6 +9,7 @@ pub fn run(filter: &[String]) -> Result {
     let filter: Vec<&str> = filter.iter().map(String::as_str).collect();
     if filter.is_empty() {
         layers::check()?;
+        docs::check()?;
         step("format", "cargo", &["fmt", "--all", "--check"])?;
         step("clippy", "cargo", &["clippy", "--quiet", "--workspace", "--all-targets"])?;
     }
