@@ -80,7 +80,8 @@ impl From<&FpuState> for SimdContext {
     fn from(state: &FpuState) -> Self {
         let image = Image {
             fcw: state.fcw,
-            fsw: state.fsw,
+            // ES and B say whether an unmasked exception is pending, whatever was loaded.
+            fsw: state.fsw & !0x8080 | if state.fsw & !state.fcw & 0x3f != 0 { 0x8080 } else { 0 },
             ftw: state.ftw,
             reserved: 0,
             fop: 0,
@@ -244,9 +245,6 @@ impl SimdContext {
         self.sync_mxcsr();
         self.image.mxcsr = DEFAULT_MXCSR;
         self.image.fcw = self.fcw;
-        // FXRSTOR takes FSW.ES as it stands; hardware keeps it consistent with the masks.
-        let pending = self.image.fsw & !self.fcw & 0x3f != 0;
-        self.image.fsw = self.image.fsw & !0x8080 | if pending { 0x8080 } else { 0 };
         self.image.fop = 0;
         self.image.fip = 0;
         self.image.fdp = 0;

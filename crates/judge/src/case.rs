@@ -88,6 +88,8 @@ pub struct Case {
     pub undefined_result: u64,
     /// For a gather: the mask register's number plus one, and its element bits times 256.
     pub gather_mask: u64,
+    /// Memory that is not compared: addresses and lengths.
+    pub open_memory: [(u64, u64); 2],
     /// Bits of CR2 that are compared.
     pub address_mask: u64,
 }
@@ -104,6 +106,7 @@ impl Default for Case {
             undefined_midway: 0,
             undefined_result: 0,
             gather_mask: 0,
+            open_memory: [(0, 0); 2],
             address_mask: u64::MAX,
         }
     }

@@ -1,6 +1,6 @@
 //! Where two outcomes differ.
 
-use crate::case::{Case, Outcome};
+use crate::case::{Case, Outcome, layout};
 
 /// One difference: what, on the silicon, in the engine.
 pub type Difference = (String, String, String);
@@ -67,7 +67,7 @@ pub fn compare(case: &Case, silicon: &Outcome, engine: &Outcome) -> Vec<Differen
             list.push((format!("st{i}"), format!("{:02x?}", &a[..10]), format!("{:02x?}", &b[..10])));
         }
     }
-    memory(silicon, engine, &mut list);
+    memory(case, silicon, engine, &mut list);
     list
 }
 
@@ -99,11 +99,16 @@ fn gather_mask(case: &Case, register: usize, through: bool, value: &[u64; 4]) ->
     value.map(keep)
 }
 
-fn memory(silicon: &Outcome, engine: &Outcome, list: &mut Vec<Difference>) {
+fn memory(case: &Case, silicon: &Outcome, engine: &Outcome, list: &mut Vec<Difference>) {
     if silicon.memory == engine.memory {
         return;
     }
-    if let Some(at) = silicon.memory.iter().zip(&engine.memory).position(|(a, b)| a != b) {
+    let open = |at: usize| {
+        let address = layout::DATA + at as u64;
+        case.open_memory.iter().any(|(start, len)| address.wrapping_sub(*start) < *len)
+    };
+    let differs = |at: &usize| silicon.memory[*at] != engine.memory[*at] && !open(*at);
+    if let Some(at) = (0..silicon.memory.len()).find(differs) {
         let end = (at + 16).min(silicon.memory.len());
         list.push((
             format!("memory at data+{at:#x}"),

@@ -336,7 +336,10 @@ impl Core {
         }
         self.write_bytes(linear, &image[..len])?;
         if all {
-            fpu = FpuState { mxcsr: fpu.mxcsr, ymm: fpu.ymm, st: fpu.st, ..FpuState::default() };
+            // TOP becomes 0, the (empty) registers stay where they are.
+            let top = usize::from(fpu.fsw >> 11 & 7);
+            let st = std::array::from_fn(|p| fpu.st[(p + 8 - top) & 7]);
+            fpu = FpuState { mxcsr: fpu.mxcsr, ymm: fpu.ymm, st, ..FpuState::default() };
         } else {
             fpu.fcw |= 0x3f;
             fpu.fsw &= !0x8080;
@@ -347,6 +350,9 @@ impl Core {
 
     fn load_environment(&mut self, i: &Instruction, op: &Op) -> Done {
         self.check_x87()?;
+        if self.simd.x87_pending() {
+            return Err(Fault::plain(vector::MF));
+        }
         let word = Core::environment_size(i);
         let all = i.mnemonic() == Mnemonic::Frstor;
         let len = 7 * word + if all { 80 } else { 0 };

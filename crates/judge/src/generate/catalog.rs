@@ -113,17 +113,12 @@ fn is_excluded(mnemonic: Mnemonic) -> bool {
     ) || is_state_image(mnemonic)
 }
 
-/// Images with fields that processors fill differently.
+/// Images whose contents depend on what else the processor has.
 fn is_state_image(mnemonic: Mnemonic) -> bool {
     let name = format!("{mnemonic:?}").to_lowercase();
     name.starts_with("xsave")
         || name.starts_with("xrstor")
-        || name.starts_with("fxsave")
-        || name.starts_with("fxrstor")
-        || matches!(
-            name.as_str(),
-            "fnstenv" | "fstenv" | "fnsave" | "fsave" | "fldenv" | "frstor" | "frstpm" | "fnsetpm" | "fsetpm"
-        )
+        || matches!(name.as_str(), "frstpm" | "fnsetpm" | "fsetpm" | "fstenv" | "fsave")
 }
 
 fn is_segment(kind: OpCodeOperandKind) -> bool {

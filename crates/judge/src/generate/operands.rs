@@ -493,6 +493,13 @@ fn settle_registers(rng: &mut Rng, case: &mut Case, i: &Instruction) {
             let start = layout::DATA + u64::from(case.patches[0].offset);
             super::state::patch(case, 0, start, &(rng.word() & 0xffff).to_le_bytes());
         }
+        M::Fxrstor | M::Fxrstor64 => {
+            // MXCSR's reserved bits mostly clear.
+            let at = case.patches[0].bytes.get_mut(26..28);
+            if let (Some(high), true) = (at, rng.below(4) > 0) {
+                high.fill(0);
+            }
+        }
         M::Ret => super::state::patch(case, 1, rsp, &code_target(rng, case.registers.rip).to_le_bytes()),
         // How much of POPA is done when it faults is open.
         M::Popa | M::Popad => case.registers.gpr[4] = layout::DATA + 4096 + rng.below(3000),
@@ -544,6 +551,13 @@ fn settle_registers(rng: &mut Rng, case: &mut Case, i: &Instruction) {
     }
 }
 
+/// x87 and SSE state images have fields that may differ.
+fn is_image(name: &str) -> bool {
+    name.starts_with("fxsave")
+        || name.starts_with("fxrstor")
+        || matches!(name, "fnstenv" | "fldenv" | "fnsave" | "frstor")
+}
+
 /// Instructions with latitude in what they access: see [`tolerate`].
 fn tolerant(mnemonic: Mnemonic) -> bool {
     let name = format!("{mnemonic:?}").to_lowercase();
@@ -553,14 +567,19 @@ fn tolerant(mnemonic: Mnemonic) -> bool {
         || name.contains("maskmov")
         || name.contains("gather")
         || name.contains("ldmxcsr")
+        || is_image(&name)
 }
 
 /// Not every processor faults on misaligned memory operands of SHA instructions.
 pub fn misaligned_sha(i: &Instruction, r: &Registers) -> bool {
-    let memory = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory);
-    let (Some(operand), true) = (memory, i.cpuid_features().contains(&CpuidFeature::SHA)) else {
-        return false;
-    };
+    i.cpuid_features().contains(&CpuidFeature::SHA)
+        && (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+        && effective_address(i, r).is_none_or(|address| address & 15 != 0)
+}
+
+/// The address of the memory operand (segment bases are 0).
+fn effective_address(i: &Instruction, r: &Registers) -> Option<u64> {
+    let operand = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory)?;
     let value = |register: Register, _, _| {
         if !register.is_gpr() {
             return Some(0);
@@ -568,12 +587,29 @@ pub fn misaligned_sha(i: &Instruction, r: &Registers) -> bool {
         let full = r.gpr[register.full_register().number() & 15];
         Some(if register.size() == 4 { full & 0xffff_ffff } else { full })
     };
-    i.virtual_address(operand, 0, value).is_none_or(|address| address & 15 != 0)
+    i.virtual_address(operand, 0, value)
+}
+
+/// Fields of state images that depend on what ran before (FIP, FDP, FOP) or on the processor
+/// (MXCSR_MASK).
+fn open_fields(i: &Instruction) -> [(u64, u64); 2] {
+    match i.code() {
+        Code::Fxsave_m512byte | Code::Fxsave64_m512byte => [(6, 18), (28, 4)],
+        Code::Fnstenv_m14byte | Code::Fnsave_m94byte => [(6, 8), (0, 0)],
+        Code::Fnstenv_m28byte | Code::Fnsave_m108byte => [(12, 16), (0, 0)],
+        _ => [(0, 0); 2],
+    }
 }
 
 /// Latitude that processors have.
 pub fn tolerate(case: &mut Case, i: &Instruction) {
     use Mnemonic as M;
+    let address = effective_address(i, &case.registers).unwrap_or(0);
+    if is_image(&format!("{:?}", i.mnemonic()).to_lowercase()) {
+        // Which byte of a large operand is touched first is open.
+        case.address_mask = 0;
+    }
+    case.open_memory = open_fields(i).map(|(offset, len)| (address.wrapping_add(offset), len));
     match i.mnemonic() {
         // A masked access may fault at its first byte or its first masked byte.
         M::Maskmovq
