@@ -388,6 +388,12 @@ async fn object_tree() {
         client.refusal("qom-get", json!({"path": "rng0", "property": "x"})).await.1,
         "Property '.x' not found"
     );
+    client.get("object-add", json!({"qom-type": "iothread", "id": "io0"})).await;
+    let threads = client.get("query-iothreads", json!({})).await;
+    assert_eq!(threads[0]["id"], "io0");
+    let task = format!("/proc/self/task/{}", threads[0]["thread-id"]);
+    assert!(std::path::Path::new(&task).exists(), "{task}");
+    client.get("object-del", json!({"id": "io0"})).await;
     for path in ["/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached"] {
         assert_eq!(
             client.get("qom-list", json!({"path": path})).await,

@@ -125,6 +125,8 @@ impl qapi::Object for ObjectKind {
 #[derive(Describe, Debug, Clone)]
 #[qapi(tag = "qom-type", tag_name = "ObjectType")]
 pub enum ObjectOptions {
+    /// a thread that serves block devices
+    Iothread,
     /// guest memory in a file
     MemoryBackendFile(MemoryBackendFileProperties),
     /// guest memory in an anonymous file
