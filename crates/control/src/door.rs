@@ -3,9 +3,11 @@ use base::{Mutex, Result};
 use qapi::{Book, Command, Describe, Value};
 use qmp::{Door, Monitor, Outcome};
 use schema::migration::MigrationCapability;
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 trace::points! {
@@ -35,6 +37,23 @@ pub fn declare_trace_points(all: &trace::Points) {
     command_points(all, &routes);
 }
 
+/// A line of the human monitor given through the debugger, which does not wait: a command
+/// that takes its time goes on behind.
+fn monitor_line(control: Control, line: &str) -> String {
+    let Some(monitor) = control.world().human_monitor.clone() else {
+        return "there is no human monitor\n".into();
+    };
+    let mut command = monitor(control, line.to_string(), 0);
+    match command.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(Ok(text)) => text.replace('\r', ""),
+        Poll::Ready(Err(failure)) => format!("{}\n", failure.text),
+        Poll::Pending => {
+            tokio::spawn(command);
+            "the command goes on\n".into()
+        }
+    }
+}
+
 /// The control plane; clones are the same.
 #[derive(Clone)]
 pub struct Control(Arc<Inner>);
@@ -50,6 +69,7 @@ struct Inner {
     schema: OnceLock<Value>,
     commands: OnceLock<Value>,
     points: CommandPoints,
+    debugger: Arc<gdb::Debugger>,
     /// Switched on for migrations to come.
     migration: Mutex<Vec<MigrationCapability>>,
 }
@@ -61,7 +81,14 @@ impl Control {
         let points = command_points(&world.trace, &routes);
         world.couple_block_layer();
         let events = Events::new(world.host.notices.clone(), world.machine.clone());
-        Control(Arc::new(Inner {
+        let debugger = gdb::Debugger::new(world.machine.clone());
+        let listener = debugger.clone();
+        events.listen(move |what: &dyn Any| {
+            if let Some(notice) = what.downcast_ref::<machine::Notice>() {
+                listener.notice(notice);
+            }
+        });
+        let control = Control(Arc::new(Inner {
             world,
             routes,
             events,
@@ -70,8 +97,20 @@ impl Control {
             schema: OnceLock::new(),
             commands: OnceLock::new(),
             points,
+            debugger,
             migration: Mutex::default(),
-        }))
+        }));
+        let weak = Arc::downgrade(&control.0);
+        control.debugger().set_monitor(Arc::new(move |line| match weak.upgrade() {
+            Some(inner) => monitor_line(Control(inner), line),
+            None => String::new(),
+        }));
+        control
+    }
+
+    /// The place of the debugger (`-gdb`, `gdbserver`).
+    pub fn debugger(&self) -> &Arc<gdb::Debugger> {
+        &self.0.debugger
     }
 
     pub fn world(&self) -> &World {

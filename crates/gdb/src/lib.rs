@@ -22,10 +22,11 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use target::Target;
 
 /// Performs a line given to gdb's `monitor` command and returns what it prints.
-pub type MonitorCommand = Box<dyn Fn(&str) -> String + Send + Sync>;
+pub type MonitorCommand = Arc<dyn Fn(&str) -> String + Send + Sync>;
 
 type Stop = MultiThreadStopReason<u64>;
 type Stub = GdbStubStateMachine<'static, Target, Out>;
@@ -59,6 +60,46 @@ struct Session {
     out: Out,
 }
 
+/// A machine's place for one debugger, which may come and go (`-gdb`, `gdbserver`).
+pub struct Debugger {
+    machine: Arc<Machine>,
+    monitor: Mutex<Option<MonitorCommand>>,
+    server: Mutex<Option<Arc<Server>>>,
+}
+
+impl Debugger {
+    pub fn new(machine: Arc<Machine>) -> Arc<Debugger> {
+        Arc::new(Debugger { machine, monitor: Mutex::new(None), server: Mutex::new(None) })
+    }
+
+    /// What answers gdb's `monitor` command, for servers opened from now on.
+    pub fn set_monitor(&self, monitor: MonitorCommand) {
+        *self.monitor.lock() = Some(monitor);
+    }
+
+    /// Serves on `port`, in place of an earlier server.
+    pub fn open(&self, port: Port) {
+        self.close();
+        let server = Server::open(&self.machine, port, self.monitor.lock().clone());
+        *self.server.lock() = Some(server);
+    }
+
+    /// Ends the server; its breakpoints go.
+    pub fn close(&self) {
+        if let Some(server) = self.server.lock().take() {
+            server.event(Event::Closed);
+        }
+    }
+
+    /// See [`Server::notice`].
+    pub fn notice(&self, notice: &Notice) {
+        let server = self.server.lock().clone();
+        if let Some(server) = server {
+            server.notice(notice);
+        }
+    }
+}
+
 /// The server on one character device; it serves as long as this lives. Everything happens
 /// on the main thread.
 pub struct Server {
@@ -66,6 +107,9 @@ pub struct Server {
     port: Port,
     session: Mutex<Session>,
     out: Out,
+    /// Input is being handled: notices (of a `monitor stop`, say) wait.
+    busy: AtomicBool,
+    deferred: Mutex<Vec<Notice>>,
 }
 
 impl Server {
@@ -78,6 +122,8 @@ impl Server {
             port: port.clone(),
             session: Mutex::new(session),
             out,
+            busy: AtomicBool::new(false),
+            deferred: Mutex::default(),
         });
         port.connect(&server);
         server
@@ -85,6 +131,13 @@ impl Server {
 
     /// To be called with every notice of the machine: the debugger learns of stops.
     pub fn notice(&self, notice: &Notice) {
+        if !matches!(notice, Notice::DebugStop { .. } | Notice::Stop) {
+            return;
+        }
+        if self.busy.load(Ordering::SeqCst) {
+            self.deferred.lock().push(notice.clone());
+            return;
+        }
         let reason = match notice {
             Notice::DebugStop { vcpu } => self.session.lock().target.debug_stop(*vcpu),
             // A debug stop has a notice of its own.
@@ -206,9 +259,13 @@ impl FrontEnd for Server {
     }
 
     fn receive(&self, bytes: &[u8], _fds: Vec<OwnedFd>) {
+        self.busy.store(true, Ordering::SeqCst);
         for &byte in bytes {
             self.session.lock().pump(byte);
         }
+        self.busy.store(false, Ordering::SeqCst);
+        let deferred = std::mem::take(&mut *self.deferred.lock());
+        deferred.iter().for_each(|notice| self.notice(notice));
         self.flush();
     }
 

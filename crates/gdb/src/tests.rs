@@ -122,7 +122,7 @@ fn with_debugger(test: impl FnOnce(&mut Gdb) + Send + 'static) {
             reconnect: 0,
         };
         host.chardevs.add(&Chardev::new("gdb", ChardevKind::Socket(socket))).await.unwrap();
-        let monitor: MonitorCommand = Box::new(|line| format!("asked: {line}\n"));
+        let monitor: MonitorCommand = Arc::new(|line| format!("asked: {line}\n"));
         let server = Server::open(&machine, host.chardevs.claim("gdb").unwrap(), Some(monitor));
         while !client.is_finished() {
             for notice in host.notices.drain() {

@@ -1,7 +1,7 @@
 //! The commands: names, parameters, a line of help, and what runs.
 
 use crate::Session;
-use crate::commands::{block, info, io, lifecycle, log, memory, objects, paging, registers, tree};
+use crate::commands::{block, debug, info, io, lifecycle, log, memory, objects, paging, registers, tree};
 use crate::parse::Args;
 use base::Result;
 use control::BoxFuture;
@@ -85,6 +85,7 @@ pub(crate) static COMMANDS: &[Command] = commands![
     ["pmemsave"], [need("val", Kind::Long), need("size", Kind::Long), need("filename", Kind::Word)], "addr size file", "save physical memory to a file", memory::pmemsave;
     ["log"], [need("items", Kind::Word)], "item1[,...]", "log these items ('none': nothing)", log::log;
     ["logfile"], [need("filename", Kind::Word)], "filename", "log to a file", log::logfile;
+    ["gdbserver"], [may("device", Kind::Word)], "[device]", "let a debugger connect to 'device' (default tcp::1234; 'none' ends it)", debug::gdbserver;
     ["trace-event"], [need("name", Kind::Word), need("option", Kind::Word)], "name on|off", "switch trace points (with * and ?)", log::trace_event;
     ["chardev-remove"], [need("id", Kind::Word)], "id", "remove a character device", objects::chardev_remove;
     ["ringbuf_write"], [need("device", Kind::Word), need("data", Kind::Rest)], "device data", "write to a ring buffer", objects::ringbuf_write;

@@ -41,13 +41,13 @@ pub async fn run(
     let control = Control::new(world);
     let monitors = Monitors::open(&invocation, &control)?;
     let _qtest = open_qtest(&invocation, &host, &machine)?;
-    let gdb = open_gdb(&invocation, &host, &machine)?;
+    open_gdb(&invocation, &control)?;
     let _pidfile = invocation.pidfile.as_deref().map(PidFile::write).transpose()?;
     ready.tell().map_err(|f| Complaint::at("-daemonize", f))?;
     if !invocation.machine.start_stopped {
         machine.start().map_err(|f| Complaint::at("", f))?;
     }
-    let status = main_loop(&control, &machine, gdb).await;
+    let status = main_loop(&control, &machine).await;
     host.graph.shutdown().await;
     machine.tear_down();
     control.drain(Duration::from_millis(500)).await;
@@ -77,15 +77,12 @@ fn open_qtest(
     server.map(Some).map_err(|f| Complaint::at(&place, f))
 }
 
-fn open_gdb(
-    invocation: &Invocation,
-    host: &machine::Host,
-    machine: &Arc<Machine>,
-) -> Result<Option<Arc<gdb::Server>>, Complaint> {
-    let Some(name) = &invocation.gdb else { return Ok(None) };
+fn open_gdb(invocation: &Invocation, control: &Control) -> Result<(), Complaint> {
+    let Some(name) = &invocation.gdb else { return Ok(()) };
     let place = invocation.places.gdb.clone().unwrap_or_default();
-    let port = host.chardevs.claim(name).map_err(|f| Complaint::at(place, f))?;
-    Ok(Some(gdb::Server::open(machine, port, None)))
+    let port = control.world().host.chardevs.claim(name).map_err(|f| Complaint::at(place, f))?;
+    control.debugger().open(port);
+    Ok(())
 }
 
 /// Errors of the builder name their option themselves where one is at fault.
@@ -150,9 +147,9 @@ fn offers_oob(invocation: &Invocation, monitor: &Monitor) -> bool {
     chardev.is_some_and(|chardev| !chardev.mux && matches!(chardev.kind, spec::ChardevKind::Socket { .. }))
 }
 
-async fn main_loop(control: &Control, machine: &Arc<Machine>, gdb: Option<Arc<gdb::Server>>) -> i32 {
+async fn main_loop(control: &Control, machine: &Arc<Machine>) -> i32 {
     let finished = Arc::new(Notify::new());
-    listen(control, machine, gdb, finished.clone());
+    listen(control, machine, finished.clone());
     tokio::select! {
         () = control.events().run() => {}
         () = finished.notified() => {}
@@ -163,14 +160,11 @@ async fn main_loop(control: &Control, machine: &Arc<Machine>, gdb: Option<Arc<gd
 }
 
 /// What is no event: the end, a panic of an engine, the quit key.
-fn listen(control: &Control, machine: &Arc<Machine>, gdb: Option<Arc<gdb::Server>>, finished: Arc<Notify>) {
+fn listen(control: &Control, machine: &Arc<Machine>, finished: Arc<Notify>) {
     let machine = machine.clone();
     control.events().listen(move |what: &dyn Any| {
         if what.is::<process::QuitKey>() {
             machine.request_quit(Cause::HostUi);
-        }
-        if let (Some(gdb), Some(notice)) = (&gdb, what.downcast_ref::<Notice>()) {
-            gdb.notice(notice);
         }
         match what.downcast_ref::<Notice>() {
             Some(Notice::Finished) => finished.notify_one(),

@@ -1,6 +1,7 @@
 //! What the commands do, a file an area.
 
 pub mod block;
+pub mod debug;
 pub mod info;
 pub mod io;
 pub mod lifecycle;
