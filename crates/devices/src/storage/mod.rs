@@ -13,6 +13,7 @@ pub(crate) mod cdrom;
 mod conf;
 mod ide;
 pub(crate) mod mover;
+mod pending;
 mod piix3;
 pub mod scsi;
 #[cfg(test)]
@@ -20,6 +21,7 @@ mod tests;
 mod unit;
 
 pub use conf::{Conf, DRIVE, Geometry, LIMITS, claim, iothread, wait_idle};
+pub use pending::Pending;
 pub use unit::IdeBus;
 
 use device::Model;

@@ -3,7 +3,7 @@
 use super::pci::{CHOICE, Generation, PROPERTIES as TRANSPORT, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
-use crate::storage::{Conf, DRIVE, LIMITS, claim, iothread, wait_idle};
+use crate::storage::{Conf, DRIVE, LIMITS, Pending, claim, iothread};
 use base::{Mutex, Result, bail, fail};
 use block::{Backend, FrontEnd, IoThread, Request};
 use device::{BusKind, Device, Model, Property, PropertyKind, Props, Wiring};
@@ -114,6 +114,7 @@ pub struct Blk {
     max_discard: u32,
     max_zeroes: u32,
     link: OnceLock<Arc<Link>>,
+    pending: Pending,
     bytes: AtomicUsize,
     /// A queue was left unfinished because of [`IN_FLIGHT`] or a pause.
     waiting: AtomicBool,
@@ -156,6 +157,7 @@ fn create(
         max_discard,
         max_zeroes,
         link: OnceLock::new(),
+        pending: Pending::default(),
         bytes: AtomicUsize::new(0),
         waiting: AtomicBool::new(false),
         paused: Mutex::new(false),
@@ -279,8 +281,9 @@ impl Blk {
             Request::Read { offset, len }
         };
         self.bytes.fetch_add(len, Ordering::AcqRel);
-        let me = self.me.clone();
+        let (me, in_flight) = (self.me.clone(), self.pending.enter());
         let done = move |result| {
+            let _in_flight = in_flight;
             if let Some(blk) = me.upgrade() {
                 blk.piece_done(transfer, len, result);
             }
@@ -322,8 +325,9 @@ impl Blk {
     }
 
     fn submit_plain(&self, chain: Chain, request: Request) {
-        let me = self.me.clone();
+        let (me, in_flight) = (self.me.clone(), self.pending.enter());
         let done = move |result: io::Result<Vec<u8>>| {
+            let _in_flight = in_flight;
             if let Some(blk) = me.upgrade()
                 && blk.link().is_current(&chain)
             {
@@ -446,13 +450,13 @@ impl Virtio for Blk {
     }
 
     fn reset(&self) {
-        wait_idle(&self.backend);
+        self.pending.wait(std::slice::from_ref(&self.backend));
         self.backend.set_write_cache(self.first_write_cache);
     }
 
     fn pause(&self) {
         *self.paused.lock() = true;
-        wait_idle(&self.backend);
+        self.pending.wait(std::slice::from_ref(&self.backend));
     }
 
     fn resume(&self) {
@@ -461,7 +465,7 @@ impl Virtio for Blk {
     }
 
     fn unplug(&self) {
-        wait_idle(&self.backend);
+        self.pending.wait(std::slice::from_ref(&self.backend));
         if let Some(graph) = self.backend.graph() {
             self.backend.set_thread(graph.main_thread());
         }

@@ -7,7 +7,7 @@ use crate::sg::Span;
 use crate::storage::cdrom::{READ_ERROR, Sense, fixed_sense, sense};
 use crate::storage::mover::{Mover, Stopped};
 use crate::storage::scsi::{Command, Lun, ScsiBus, ScsiHost};
-use crate::storage::{iothread, wait_idle};
+use crate::storage::{Pending, iothread};
 use base::{Mutex, Result, bail};
 use block::{IoThread, Request};
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, Wiring};
@@ -101,6 +101,7 @@ pub struct Scsi {
     offered: u64,
     thread: Option<Arc<IoThread>>,
     link: OnceLock<Arc<Link>>,
+    pending: Pending,
     state: Mutex<State>,
 }
 
@@ -151,6 +152,7 @@ fn create(
         offered,
         thread,
         link: OnceLock::new(),
+        pending: Pending::default(),
         state: Mutex::default(),
     });
     let host: Arc<dyn ScsiHost> = device.clone();
@@ -202,6 +204,12 @@ fn parse_lun(lun: &[u8]) -> Option<(u8, u16)> {
 impl Scsi {
     fn link(&self) -> Option<&Arc<Link>> {
         self.link.get()
+    }
+
+    /// Waits for the requests in flight.
+    fn wait(&self) {
+        let drives: Vec<_> = self.scsi_bus().luns().into_iter().map(|(_, lun)| lun.backend.clone()).collect();
+        self.pending.wait(&drives);
     }
 
     fn scsi_bus(&self) -> &ScsiBus {
@@ -319,7 +327,7 @@ impl Scsi {
             None => after(&job.chain.writable, job.response),
         };
         let (me, current, life) = (self.me.clone(), link.clone(), job.chain.life);
-        let queue = job.chain.queue;
+        let (queue, in_flight) = (job.chain.queue, self.pending.enter());
         let mover = Mover {
             backend: job.lun.backend.clone(),
             dma: link.dma().clone(),
@@ -330,6 +338,7 @@ impl Scsi {
             fua: write == Some(true),
             wanted: Box::new(move || current.life(queue) == Some(life)),
             finish: Box::new(move |result| {
+                let _in_flight = in_flight;
                 let Some(scsi) = me.upgrade() else { return };
                 let Some(link) = scsi.link().cloned() else { return };
                 match result {
@@ -358,9 +367,10 @@ impl Scsi {
         let Some(request) = requests.pop_front() else {
             return self.respond(link, &job.chain, R_OK, STATUS_GOOD, None, 0);
         };
-        let me = self.me.clone();
+        let (me, in_flight) = (self.me.clone(), self.pending.enter());
         let backend = job.lun.backend.clone();
         let done = move |result: std::io::Result<Vec<u8>>| {
+            let _in_flight = in_flight;
             let Some(scsi) = me.upgrade() else { return };
             let Some(link) = scsi.link().cloned() else { return };
             match result {
@@ -565,8 +575,12 @@ impl Virtio for Scsi {
     }
 
     fn reset(&self) {
-        self.scsi_bus().luns().iter().for_each(|(_, lun)| wait_idle(&lun.backend));
+        self.wait();
         *self.state.lock() = State::default();
+    }
+
+    fn pause(&self) {
+        self.wait();
     }
 
     fn buses(&self) -> Vec<Arc<dyn Bus>> {
