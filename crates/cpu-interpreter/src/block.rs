@@ -32,8 +32,6 @@ pub struct Head {
     pub second: Option<(CodePage, Cell<u32>)>,
     /// The code bytes: range in [`Cache::bytes`].
     pub bytes: (u32, u16),
-    /// Times entered through the run loop (for a translator's tier-up).
-    pub entered: Cell<u32>,
 }
 
 type Key = (u64, u64, u32);
@@ -48,6 +46,8 @@ pub struct Cache {
     /// Slot 0 is never used: link 0 means "not linked".
     pub heads: Vec<Head>,
     pub bytes: Vec<u8>,
+    /// How to run the SIMD and x87 instructions.
+    pub plans: Vec<cpu_host::Plan>,
     map: HashMap<Key, u32, std::hash::BuildHasherDefault<Mixer>>,
     jumps: Vec<Cell<u32>>,
     pub flushes: u64,
@@ -89,6 +89,7 @@ impl Cache {
         self.insns.clear();
         self.heads.clear();
         self.bytes.clear();
+        self.plans.clear();
         self.map.clear();
         self.jumps.iter().for_each(|slot| slot.set(0));
         self.flushes += 1;

@@ -3,8 +3,8 @@
 use crate::flags::{self, mask};
 use crate::tlb::{TlbSet, View};
 use base::Result;
-use cpu::paging::{self, CR0_AM, CR0_PE, CR0_PG, CR4_SMAP, Paging};
-use cpu::state::{Activity, Segment, seg};
+use cpu::paging::{self, CR0_AM, CR0_PE, CR4_SMAP, Paging};
+use cpu::state::{Segment, seg};
 use cpu::{CpuState, Fault, VcpuConfig};
 use memory::{FlatView, RamBlock};
 use std::sync::Arc;
@@ -102,12 +102,11 @@ pub struct Core {
     pub retired: u64,
     pub monitor: Option<u64>,
     pub random: u64,
-    pub index: usize,
     /// A page behind empty TLB entries and blocks without memory.
     pub parking: RamBlock,
     pub simd: cpu_host::SimdContext,
-    /// How to run the SIMD and x87 instructions of the block cache.
-    pub plans: Vec<cpu_host::Plan>,
+    /// Scratch for the memory operand of a SIMD instruction.
+    pub operand: cpu_host::Operand,
     pub thunks: Arc<cpu_host::Thunks>,
     /// Held for locked accesses that cross a page; one for all vCPUs of a machine.
     pub bus_lock: Arc<base::Mutex<()>>,
@@ -161,10 +160,9 @@ impl Core {
             retired: 0,
             monitor: None,
             random: 0x9e37_79b9_7f4a_7c15,
-            index: config.index,
             parking,
             simd: cpu_host::SimdContext::default(),
-            plans: Vec::new(),
+            operand: cpu_host::Operand::default(),
             thunks: shared.thunks,
             bus_lock: shared.bus_lock,
             ac_on: false,
@@ -417,16 +415,8 @@ impl Core {
         if self.long_mode() { linear } else { linear & 0xffff_ffff }
     }
 
-    pub fn paging_on(&self) -> bool {
-        self.st.cr0 & CR0_PG != 0
-    }
-
     /// The guest's time-stamp counter.
     pub fn tsc(&self) -> u64 {
         self.bus.tsc().wrapping_add(self.st.tsc_offset)
-    }
-
-    pub fn halted(&self) -> bool {
-        self.st.activity != Activity::Running
     }
 }

@@ -182,7 +182,6 @@ fn ends_block(i: &Instruction) -> bool {
 
 fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction], physical: u64) -> u32 {
     if cache.heads.is_empty() {
-        core.plans.clear();
         cache.heads.push(Head {
             rip: u64::MAX,
             start: 0,
@@ -193,7 +192,6 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
             seen: Cell::new(0),
             second: None,
             bytes: (0, 0),
-            entered: Cell::new(0),
         });
     }
     let start = cache.ops.len();
@@ -245,7 +243,6 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
         seen: Cell::new(fetch.seen.0),
         second: fetch.second.map(|page| (page, Cell::new(fetch.seen.1))),
         bytes,
-        entered: Cell::new(0),
     };
     let block = cache.add(physical, head);
     if volatile {
@@ -342,8 +339,7 @@ fn implicit_memory(core: &Core, i: &Instruction, op: &mut Op) {
     op.cut = (64 - 8 * width) as u8;
 }
 
-fn generic(core: &mut Core, cache: &Cache, i: &Instruction, op: &mut Op, fetch: &Fetch, rip: u64) {
-    let _ = cache;
+fn generic(core: &mut Core, cache: &mut Cache, i: &Instruction, op: &mut Op, fetch: &Fetch, rip: u64) {
     if i.is_invalid() || !core.features.allows(i) {
         op.run = fast::UNDEFINED;
         return;
@@ -355,10 +351,10 @@ fn generic(core: &mut Core, cache: &Cache, i: &Instruction, op: &mut Op, fetch: 
             let from = i.ip().wrapping_sub(rip) as usize;
             op.aux = cpu_host::x87_opcode(fetch.bytes.get(from..from + i.len()).unwrap_or(&[]));
         }
-        op.imm = core.plans.len() as u64;
-        core.plans.push(plan);
-        if plan.gather().is_none() {
-            op.run = if ends_block(i) { fast::GENERIC_END } else { fast::SIMD };
+        op.imm = cache.plans.len() as u64;
+        cache.plans.push(plan);
+        if !ends_block(i) {
+            op.run = fast::simd_handler(core, i, op, &plan);
         }
     }
 }

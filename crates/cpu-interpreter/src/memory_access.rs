@@ -403,27 +403,62 @@ impl Core {
             self.write(linear, size, f(old))?;
             return Ok(old);
         }
-        match self.place(linear, true)? {
-            Place::Ram { page, block, offset } => {
-                let at = (linear & 0xfff) as usize;
-                let mut old = page_load(page, at, size);
-                loop {
-                    let (seen, done) = exchange(page, at, size, old, f(old));
-                    if done {
-                        break;
-                    }
-                    old = seen;
-                }
-                self.note_write(block, offset, size);
-                self.note_access(linear, size, true);
-                Ok(old)
+        let Some((page, watch)) = self.page_to_write(linear)? else {
+            let Place::Io(physical) = self.place(linear, true)? else { return Err(Fault::GP0) };
+            let old = self.bus.load(physical, size as u8) & mask(size);
+            self.bus.store(physical, size as u8, f(old) & mask(size));
+            self.after_io();
+            return Ok(old);
+        };
+        let at = (linear & 0xfff) as usize;
+        let mut old = page_load(page, at, size);
+        loop {
+            let (seen, done) = exchange(page, at, size, old, f(old));
+            if done {
+                break;
             }
-            Place::Io(physical) => {
-                let old = self.bus.load(physical, size as u8) & mask(size);
-                self.bus.store(physical, size as u8, f(old) & mask(size));
-                self.after_io();
-                Ok(old)
-            }
+            old = seen;
+        }
+        self.watch_write(watch, linear, size);
+        self.note_access(linear, size, true);
+        Ok(old)
+    }
+
+    /// The page around `linear` for writing, if it is plain memory; give its watch cell to
+    /// [`Core::watch_write`] after the write.
+    #[inline]
+    pub fn page_to_write(
+        &mut self,
+        linear: u64,
+    ) -> Result<Option<(HostPage, &'static std::sync::atomic::AtomicU8)>, Fault> {
+        let entry = &self.tlb.write[data_index(linear)];
+        if entry.tag == linear & !0xfff {
+            return Ok(Some((entry.page, entry.watch)));
+        }
+        Ok(match self.place(linear, true)? {
+            Place::Ram { page, block, offset } => Some((page, block.watch_cell(offset))),
+            Place::Io(_) => None,
+        })
+    }
+
+    /// The page around `linear` for reading, if it is plain memory.
+    #[inline]
+    pub fn page_to_read(&mut self, linear: u64) -> Result<Option<HostPage>, Fault> {
+        let entry = &self.tlb.read[data_index(linear)];
+        if entry.tag == linear & !0xfff {
+            return Ok(Some(entry.page));
+        }
+        Ok(match self.place(linear, false)? {
+            Place::Ram { page, .. } => Some(page),
+            Place::Io(_) => None,
+        })
+    }
+
+    /// To be called after a write through [`Core::page_to_write`].
+    #[inline]
+    pub fn watch_write(&mut self, watch: &std::sync::atomic::AtomicU8, linear: u64, size: usize) {
+        if watch.load(std::sync::atomic::Ordering::Relaxed) != 0 {
+            self.note_stored(linear, size);
         }
     }
 

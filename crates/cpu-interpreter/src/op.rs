@@ -24,9 +24,11 @@ pub enum Stop {
     Poll,
     /// HLT or MWAIT.
     Halt,
-    /// Loop dispatch: go on with the next operation.
+    /// Go on with the next operation.
+    #[cfg(not(tail_dispatch))]
     Next,
-    /// Loop dispatch: go on with the block in [`Core::goto_block`].
+    /// Go on with the block in [`Core::goto_block`].
+    #[cfg(not(tail_dispatch))]
     Goto,
 }
 

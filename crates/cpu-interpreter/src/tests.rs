@@ -64,11 +64,29 @@ fn calls_return_and_the_stack_balances() {
 
 #[test]
 fn a_deep_chain_of_blocks_needs_no_stack() {
-    // 200 million operations would overflow any stack if handlers were calls
-    // mov ecx,4000000; l: jmp +0; jmp +0; dec ecx; jnz l; hlt
-    let mut guest = Guest::long(&[0xb9, 0, 9, 0x3d, 0, 0xeb, 0, 0xeb, 0, 0xff, 0xc9, 0x75, 0xf8, 0xf4]);
+    // In optimised builds handlers end in jumps. Were one of these a call, millions of rounds
+    // would overflow the stack.
+    // mov ecx,2000000; mov ebx,STACK-64
+    // l: jmp +0; addsd xmm0,xmm1; movsd xmm2,[rbx]; movsd [rbx],xmm2; paddd xmm3,xmm4
+    //    fld1; fstp st0; push rax; pop rdx; inc dword [rbx]; add eax,[rbx]; mov [rbx],eax
+    //    shl edx,cl; imul edx,eax; mul edx; setc al; cmovc eax,edx; lea rsi,[rbx+8]; movzx edi,byte [rsi]
+    //    lahf; bt eax,3; bswap eax; lodsb; call f; dec ecx; jnz l; hlt; f: ret
+    let mut code = vec![0xb9, 0x80, 0x84, 0x1e, 0, 0xbb];
+    code.extend(((STACK - 64) as u32).to_le_bytes());
+    let top = code.len();
+    code.extend([0xeb, 0, 0xf2, 0x0f, 0x58, 0xc1, 0xf2, 0x0f, 0x10, 0x13, 0xf2, 0x0f, 0x11, 0x13]);
+    code.extend([0x66, 0x0f, 0xfe, 0xdc, 0xd9, 0xe8, 0xdd, 0xd8, 0x50, 0x5a, 0xff, 0x03, 0x03, 0x03]);
+    code.extend([0x89, 0x03, 0xd3, 0xe2, 0x0f, 0xaf, 0xd0, 0xf7, 0xe2, 0x0f, 0x92, 0xc0, 0x0f, 0x42, 0xc2]);
+    code.extend([0x48, 0x8d, 0x73, 8, 0x0f, 0xb6, 0x3e, 0x9f, 0x0f, 0xba, 0xe0, 3, 0x0f, 0xc8, 0xac]);
+    code.extend([0xe8, 5, 0, 0, 0, 0xff, 0xc9]);
+    let back = top as i64 - (code.len() as i64 + 2);
+    code.extend([0x75, back as u8, 0xf4, 0xc3]);
+    // the call leads to the RET after HLT
+    let call = code.len() - 9;
+    code[call..call + 4].copy_from_slice(&5u32.to_le_bytes());
+    let mut guest = Guest::long(&code);
     let state = guest.run();
-    assert_eq!(state.gpr[1], 0);
+    assert_eq!((state.gpr[1], state.gpr[4]), (0, STACK));
 }
 
 #[test]
@@ -176,4 +194,147 @@ fn sse_and_x87_work() {
     assert_eq!(state.gpr[3], 6);
     assert_eq!(guest.memory.load(STACK - 8, 4), 3);
     assert_eq!(state.fpu.ftw, 0x80);
+}
+
+/// 32-bit protected mode over a GDT at 0x9000: 8 code, 0x10 data, 0x18 user code, 0x20 user
+/// data, 0x28 TSS at 0xb000, 0x30 TSS at 0xb100, 0x38 call gate to 8:0x12000 with one word.
+fn protected_guest(code: &[u8]) -> Guest {
+    let mut state = CpuState::reset(true, 0);
+    let flat =
+        |selector: u16, access: u16| cpu::state::Segment { selector, base: 0, limit: u32::MAX, access };
+    state.seg = [flat(0x10, 0xc093); 6];
+    state.seg[1] = flat(8, 0xc09b);
+    state.cr0 = 0x11;
+    state.rip = CODE;
+    state.gpr[4] = STACK;
+    state.gdtr = cpu::state::TableRegister { base: 0x9000, limit: 0x3f };
+    state.idtr = cpu::state::TableRegister { base: 0xa000, limit: 0x7ff };
+    let mut guest = Guest::new(&state, code);
+    let tss = |base: u64| 0x0000_8900_0000_0067 | (base & 0xffff) << 16;
+    let entries = [
+        0,
+        0x00cf_9b00_0000_ffff,
+        0x00cf_9300_0000_ffff,
+        0x00cf_fb00_0000_ffff,
+        0x00cf_f300_0000_ffff,
+        tss(0xb000),
+        tss(0xb100),
+        0x0001_ec01_0008_2000,
+    ];
+    for (k, entry) in entries.into_iter().enumerate() {
+        guest.memory.store(0x9000 + 8 * k as u64, 8, entry);
+    }
+    guest.memory.store(0xb004, 4, 0x70000);
+    guest.memory.store(0xb008, 4, 0x10);
+    guest.stepper.accept_software_interrupts();
+    guest
+}
+
+#[test]
+fn a_far_jump_to_a_tss_switches_tasks() {
+    // mov ax,28h; ltr ax; jmp 30h:0; (back:) hlt   task: mov eax,1234h; hlt
+    let mut guest = protected_guest(&[0x66, 0xb8, 0x28, 0, 0x0f, 0, 0xd8, 0xea, 0, 0, 0, 0, 0x30, 0, 0xf4]);
+    let task = 0xb100;
+    guest.memory.write(0x11000, &[0xb8, 0x34, 0x12, 0, 0, 0xf4]);
+    for (offset, value) in [(0x20, 0x11000), (0x24, 2), (0x38, 0x60000), (0x4c, 8)] {
+        guest.memory.store(task + offset, 4, value);
+    }
+    for offset in [0x48, 0x50, 0x54, 0x58, 0x5c] {
+        guest.memory.store(task + offset, 4, 0x10);
+    }
+    let state = guest.run();
+    assert_eq!((state.gpr[0], state.gpr[4], state.tr.selector), (0x1234, 0x60000, 0x30));
+    assert_eq!(state.cr0 & 8, 8);
+    // the old task's state, and the busy bits
+    assert_eq!(guest.memory.load(0xb020, 4), CODE + 14);
+    assert_eq!((guest.memory.load(0x902d, 1), guest.memory.load(0x9035, 1)), (0x89, 0x8b));
+}
+
+#[test]
+fn a_call_gate_copies_parameters_to_the_inner_stack() {
+    // mov ax,28h; ltr ax; push 23h; push 50000h; push 1bh; push 11000h; retf
+    let mut guest = protected_guest(&[
+        0x66, 0xb8, 0x28, 0, 0x0f, 0, 0xd8, 0x6a, 0x23, 0x68, 0, 0, 5, 0, 0x6a, 0x1b, 0x68, 0, 0x10, 1, 0,
+        0xcb,
+    ]);
+    // ring 3: push 77h; call 3bh:0; ring 0 at 12000h: mov eax,[esp+8]; hlt
+    guest.memory.write(0x11000, &[0x6a, 0x77, 0x9a, 0, 0, 0, 0, 0x3b, 0]);
+    guest.memory.write(0x12000, &[0x8b, 0x44, 0x24, 8, 0xf4]);
+    let state = guest.run();
+    assert_eq!(state.gpr[0], 0x77);
+    assert_eq!((state.seg[1].selector, state.seg[2].selector), (8, 0x10));
+    // SS, ESP, parameter, CS, EIP
+    assert_eq!(state.gpr[4], 0x70000 - 20);
+    let word = |n: u64| guest.memory.load(0x70000 - 20 + 4 * n, 4);
+    assert_eq!([word(0), word(1), word(2), word(3), word(4)], [0x11009, 0x1b, 0x77, 0x5_0000 - 4, 0x23]);
+}
+
+#[test]
+fn virtual_8086_mode_leaves_through_the_idt() {
+    // mov ax,28h; ltr ax; push 0 (gs fs ds es) x4; push 3000h (ss); push 100h; push 23002h (VM, IOPL 3);
+    // push 2000h (cs); push 0; iretd
+    let mut code = vec![0x66, 0xb8, 0x28, 0, 0x0f, 0, 0xd8];
+    for value in [0u32, 0, 0x1234, 0, 0x3000, 0x100, 0x2_3002, 0x2000, 0] {
+        code.push(0x68);
+        code.extend(value.to_le_bytes());
+    }
+    code.push(0xcf);
+    let mut guest = protected_guest(&code);
+    // mov ax,ds; int 21h
+    guest.memory.write(0x20000, &[0x8c, 0xd8, 0xcd, 0x21]);
+    guest.memory.store(0xa000 + 8 * 0x21, 8, 0x0001_ee00_0008_2000);
+    guest.memory.write(0x12000, &[0xf4]);
+    let state = guest.run();
+    assert_eq!(state.gpr[0] & 0xffff, 0x1234);
+    assert_eq!(state.gpr[4], 0x70000 - 36);
+    let word = |n: u64| guest.memory.load(0x70000 - 36 + 4 * n, 4);
+    assert_eq!([word(0), word(1), word(2), word(3), word(4)], [4, 0x2000, 0x2_3002, 0x100, 0x3000]);
+    assert_eq!(word(6), 0x1234);
+    assert_eq!(state.rflags & (1 << 17), 0);
+}
+
+#[test]
+fn segment_limits_are_kept() {
+    // mov eax,[ebx] with a DS limit of 0xfff
+    let mut guest = protected_guest(&[0x8b, 0x03, 0xf4]);
+    let mut state = guest.stepper.state();
+    state.seg[3].limit = 0xfff;
+    state.gpr[3] = 0xffd;
+    guest.stepper.load(&state).unwrap();
+    assert_eq!(guest.stepper.step(), Err(Fault::GP0));
+    state.gpr[3] = 0xffc;
+    guest.stepper.load(&state).unwrap();
+    assert_eq!(guest.stepper.step(), Ok(()));
+}
+
+#[test]
+fn single_step_traps_after_each_instruction() {
+    // handler for #DB at 12000h: inc ebx; iretd    code: pushfd; or dword [esp],100h; popfd; nop; nop; and..; hlt
+    let mut guest = protected_guest(&[0x9c, 0x81, 0x0c, 0x24, 0, 1, 0, 0, 0x9d, 0x90, 0x90, 0xf4]);
+    guest.memory.store(0xa000 + 8, 8, 0x0001_8e00_0008_2000);
+    guest.memory.write(0x12000, &[0x43, 0xcf]);
+    let state = guest.run();
+    assert_eq!(state.gpr[3], 3, "two NOPs and the HLT");
+    assert_eq!(state.dr[6] & 0x4000, 0x4000);
+}
+
+#[test]
+fn the_debugger_stops_and_steps() {
+    use cpu::engine::DebugPlan;
+    let mut guest = Guest::long(&[0x90, 0x90, 0xff, 0xc0, 0x88, 0x03, 0xf4]);
+    let mut state = guest.stepper.state();
+    state.gpr[3] = 0x30000;
+    guest.stepper.load(&state).unwrap();
+    let plan = DebugPlan { breakpoints: vec![CODE + 2], ..DebugPlan::default() };
+    guest.stepper.vcpu().set_debug(&plan).unwrap();
+    assert_eq!(guest.stepper.vcpu().run(), Exit::Debug);
+    assert_eq!(guest.stepper.state().rip, CODE + 2);
+    let plan = DebugPlan { single_step: true, ..plan };
+    guest.stepper.vcpu().set_debug(&plan).unwrap();
+    assert_eq!(guest.stepper.vcpu().run(), Exit::Debug);
+    assert_eq!((guest.stepper.state().rip, guest.stepper.state().gpr[0]), (CODE + 4, 1));
+    let plan = DebugPlan { watchpoints: vec![(0x30000, 1, true)], ..DebugPlan::default() };
+    guest.stepper.vcpu().set_debug(&plan).unwrap();
+    assert_eq!(guest.stepper.vcpu().run(), Exit::Debug);
+    assert_eq!(guest.stepper.state().rip, CODE + 6);
 }

@@ -10,6 +10,7 @@ use iced_x86::{Instruction, Mnemonic};
 
 /// Result of a shift or rotate by `count` (already masked, not zero); the second value says
 /// which of CF and OF are set, the third whether the other flags follow the result.
+#[inline(always)]
 pub fn shift(kind: Mnemonic, a: u64, count: u32, size: usize, carry: bool) -> (u64, u64, bool) {
     use Mnemonic::*;
     let bits = size as u32 * 8;

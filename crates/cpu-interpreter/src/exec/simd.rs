@@ -12,7 +12,8 @@ use iced_x86::{Instruction, Mnemonic};
 
 impl Core {
     /// #UD and #NM by the instruction's class.
-    pub(super) fn check_class(&self, class: Class) -> Result<(), Fault> {
+    #[inline(always)]
+    pub fn check_class(&self, class: Class) -> Result<(), Fault> {
         let (cr0, cr4) = (self.st.cr0, self.st.cr4);
         let undefined = match class {
             Class::X87 | Class::Wait => false,
@@ -31,7 +32,7 @@ impl Core {
         if unavailable { Err(Fault::NM) } else { Ok(()) }
     }
 
-    fn simd_fault(&self, fault: SimdFault) -> Fault {
+    pub fn simd_fault(&self, fault: SimdFault) -> Fault {
         match fault {
             SimdFault::Mf => Fault::plain(vector::MF),
             SimdFault::Xm if self.st.cr4 & CR4_OSXMMEXCPT == 0 => Fault::UD,
@@ -43,8 +44,7 @@ impl Core {
         if let Some(done) = self.fpu_state(i, op) {
             return done;
         }
-        let Some(plan) = self.plans.get(op.imm as usize).copied() else { return Err(Fault::UD) };
-        self.run_plan(i, op, &plan)
+        Err(Fault::UD)
     }
 
     pub fn run_plan(&mut self, i: &Instruction, op: &Op, plan: &Plan) -> Done {
@@ -98,10 +98,8 @@ impl Core {
                 target = Some((linear, size, memory.masked));
             }
         }
-        if !plan.touches.is_empty() && plan.touches.intersects(cpu_host::Touches::FLAGS_READ) {
-            self.st.rflags |= 0;
-        }
-        let mut rflags = self.rflags();
+        let uses_flags = cpu_host::Touches::FLAGS_READ | cpu_host::Touches::FLAGS_WRITE;
+        let mut rflags = if plan.touches.intersects(uses_flags) { self.rflags() } else { 0 };
         let Some(gpr) = self.r.first_chunk_mut::<16>() else { return Err(Fault::UD) };
         let result = plan.run(&mut self.simd, gpr, &mut rflags, &mut operand);
         let store = result.map_err(|fault| self.simd_fault(fault))?;

@@ -3,7 +3,7 @@
 use super::{Done, Flow};
 use crate::core::Core;
 use crate::flags::{DF, mask, of_sub};
-use crate::memory_access::{Place, page_load};
+use crate::memory_access::page_load;
 use crate::op::Op;
 use cpu::Fault;
 use cpu::state::seg;
@@ -248,7 +248,7 @@ impl Core {
         if n < 2 {
             return Ok(None);
         }
-        let Place::Ram { page, block, offset } = self.place(to, true)? else { return Ok(None) };
+        let Some((page, watch)) = self.page_to_write(to)? else { return Ok(None) };
         let size = work.size;
         let bytes = n as usize * size;
         let back = if self.st.rflags & DF != 0 { bytes - size } else { 0 };
@@ -261,7 +261,7 @@ impl Core {
                 page.write(start + k * size, &value[..size]);
             }
         }
-        self.note_write(block, offset - back as u64, bytes);
+        self.watch_write(watch, to - back as u64, bytes);
         self.advance(RDI, work, n);
         Ok(Some((n, false)))
     }
@@ -272,7 +272,7 @@ impl Core {
         if n < 2 {
             return Ok(None);
         }
-        let Place::Ram { page, .. } = self.place(at, false)? else { return Ok(None) };
+        let Some(page) = self.page_to_read(at)? else { return Ok(None) };
         let a = self.reg(0, work.size);
         let step = if self.st.rflags & DF != 0 { -(work.size as isize) } else { work.size as isize };
         let mut offset = (at & 0xfff) as isize;
@@ -301,8 +301,14 @@ impl Core {
         if n < 2 {
             return Ok(None);
         }
-        let Place::Ram { page: source, .. } = self.place(from, false)? else { return Ok(None) };
-        let Place::Ram { page: target, block, offset } = self.place(to, moving)? else { return Ok(None) };
+        let Some(source) = self.page_to_read(from)? else { return Ok(None) };
+        let (target, watch) = if moving {
+            let Some((page, watch)) = self.page_to_write(to)? else { return Ok(None) };
+            (page, Some(watch))
+        } else {
+            let Some(page) = self.page_to_read(to)? else { return Ok(None) };
+            (page, None)
+        };
         let size = work.size;
         let (a, b) = ((from & 0xfff) as usize, (to & 0xfff) as usize);
         let down = self.st.rflags & DF != 0;
@@ -335,7 +341,9 @@ impl Core {
         } else {
             target.copy_from(b_low, source, a_low, bytes);
         }
-        self.note_write(block, offset - back as u64, bytes);
+        if let Some(watch) = watch {
+            self.watch_write(watch, to - back as u64, bytes);
+        }
         self.advance(RSI, work, n);
         self.advance(RDI, work, n);
         Ok(Some((n, false)))

@@ -5,6 +5,7 @@ macro_rules! next {
     ($core:ident, $cache:ident, $op:ident, $rest:ident) => {{
         #[cfg(tail_dispatch)]
         {
+            let _ = $op;
             let [op, rest @ ..] = $rest else { return crate::op::Stop::Resolve };
             return (op.run)($core, $cache, op, rest);
         }

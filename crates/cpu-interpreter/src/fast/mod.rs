@@ -5,7 +5,9 @@ mod dispatch;
 mod alu;
 mod branch;
 mod moves;
+mod simd;
 mod stack;
+mod wide;
 
 use crate::block::Cache;
 use crate::core::{Core, mode};
@@ -16,6 +18,7 @@ use cpu::state::seg;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 pub use branch::{fill_branch, fill_links, fuse};
+pub use simd::simd_handler;
 
 /// Runs through the generic interpreter.
 pub const GENERIC: Handler = generic;
@@ -25,9 +28,6 @@ pub const GENERIC_END: Handler = generic_end;
 pub const UNDEFINED: Handler = undefined;
 /// Goes on at `imm` (the block was cut).
 pub const CONTINUE: Handler = branch::jump;
-/// A SIMD or x87 instruction with a plan.
-pub const SIMD: Handler = simd;
-
 // How a memory operand's linear address is formed.
 /// 64-bit code, no FS or GS.
 const FLAT64: u8 = 0;
@@ -128,29 +128,6 @@ fn undefined<'a>(core: &mut Core, _: &'a Cache, op: &'a Op, _: &'a [Op]) -> Stop
     core.refused(op)
 }
 
-fn simd<'a>(core: &mut Core, cache: &'a Cache, op: &'a Op, rest: &'a [Op]) -> Stop {
-    if simd_step(core, cache, op) {
-        next!(core, cache, op, rest)
-    }
-    generic_left(core, op)
-}
-
-#[inline(never)]
-fn simd_step(core: &mut Core, cache: &Cache, op: &Op) -> bool {
-    let Some(i) = cache.insns.get(op.extra as usize) else { return false };
-    let Some(plan) = core.plans.get(op.imm as usize).copied() else { return false };
-    match core.run_plan(i, op, &plan) {
-        Ok(_) if !core.smc => return true,
-        Ok(flow) => core.flow = flow,
-        Err(fault) => {
-            core.fault = fault;
-            core.rip = op.pc;
-            core.faulted = true;
-        }
-    }
-    false
-}
-
 impl Core {
     /// `rip` to the next instruction.
     pub fn advance_rip(&mut self, op: &Op) {
@@ -212,6 +189,7 @@ pub fn select(core: &Core, i: &Instruction, op: &mut Op, flags: bool, at: usize)
         || alu::select(core, i, op, flags)
         || moves::select(core, i, op)
         || stack::select(core, i, op)
+        || wide::select(core, i, op)
 }
 
 /// Stack accesses of 64-bit code.
