@@ -60,7 +60,7 @@ pub static ACCEL: Group = Group {
     implied: Some("accel"),
     open: false,
     keys: &[
-        s("accel", "kvm, tcg, interpreter, translator or qtest"),
+        s("accel", "kvm, tcg, interpreter or qtest"),
         z("tb-size", "size of the translation cache in MiB"),
         only("thread", Kind::String, "vCPU threads", &["multi"]),
         only("kernel-irqchip", Kind::String, "interrupt controllers in KVM", &["on", "off", "split"]),

@@ -148,7 +148,7 @@ fn host_tsc_khz(kvm: &Kvm) -> Option<u64> {
 fn open_kvm() -> Result<Kvm> {
     let kvm = Kvm::new().map_err(|e| {
         Failure::os("Could not access KVM kernel module", &e.into())
-            .hint("-accel translator or -accel interpreter need no KVM; -accel kvm:translator uses it if it is there")
+            .hint("-accel interpreter needs no KVM; -accel kvm:interpreter uses it if it is there")
     })?;
     let version = kvm.get_api_version();
     if version != 12 {
