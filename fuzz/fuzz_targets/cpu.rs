@@ -15,6 +15,8 @@ const STEPS: usize = 24;
 
 struct Machine {
     ram: RamBlock,
+    /// What low memory holds before each input: page tables, else zeros.
+    image: Vec<u8>,
     stepper: Stepper,
 }
 
@@ -22,9 +24,12 @@ fn machine() -> Machine {
     let ram = RamBlock::new("fuzz", 1 << 20).expect("memory");
     let memory = AddressSpace::new(SpaceKind::Memory);
     memory.edit(|edit| edit.ram(ram, 0));
+    identity_tables(&memory);
+    let mut image = vec![0; 0x10000];
+    ram.read(0, &mut image);
     let state = long_mode_state(CODE, 0x8f00, 0);
     let stepper = Stepper::new(memory, Arc::new(CpuidTable::default()), &state).expect("a vCPU");
-    Machine { ram, stepper }
+    Machine { ram, image, stepper }
 }
 
 thread_local!(static MACHINE: RefCell<Machine> = RefCell::new(machine()));
@@ -80,10 +85,7 @@ libfuzzer_sys::fuzz_target!(|input: &[u8]| {
     let Some((&mode, rest)) = input.split_first() else { return };
     let (registers, code) = rest.split_at(rest.len().min(16));
     MACHINE.with_borrow_mut(|machine| {
-        machine.ram.write(0, &[0; 0x10000]);
-        let tables = AddressSpace::new(SpaceKind::Memory);
-        tables.edit(|edit| edit.ram(machine.ram, 0));
-        identity_tables(&tables);
+        machine.ram.write(0, &machine.image);
         machine.ram.write(CODE, &code[..code.len().min(512)]);
         let state = start(mode, registers);
         if machine.stepper.load(&state).is_err() {

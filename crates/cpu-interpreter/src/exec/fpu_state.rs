@@ -143,6 +143,8 @@ impl Core {
         if linear & 15 != 0 {
             return Err(Fault::GP0);
         }
+        // The unused end is touched as well.
+        self.probe_write(linear, 512)?;
         let fpu = self.fpu();
         let legacy = self.legacy_image(&fpu, wide);
         let mut image = [0u8; 416];

@@ -6,7 +6,7 @@ use iced_x86::CpuidFeature as F;
 const INTEGER: &str = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca cmov pat pse36 clflush fxsr \
     monitor cx16 pcid x2apic movbe popcnt tsc-deadline xsave rdrand hypervisor ss ht \
     fsgsbase tsc-adjust bmi1 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb \
-    umip rdpid fsrm syscall nx fxsr-opt pdpe1gb rdtscp lm lahf-lm cmp-legacy cr8legacy abm 3dnowprefetch \
+    umip rdpid fsrm syscall nx fxsr-opt pdpe1gb rdtscp lm lahf-lm cmp-legacy abm 3dnowprefetch \
     xsaveopt xsavec xgetbv1 arat wbnoinvd xsaveerptr topoext";
 
 const SIMD: [(F, &str); 19] = [

@@ -6,7 +6,7 @@ mod state;
 
 use crate::case::{Case, layout};
 use crate::rng::Rng;
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction};
+use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, OpKind};
 
 pub use catalog::Family;
 use operands::Build;
@@ -104,7 +104,8 @@ impl Generator {
         }
         if !decoded.is_invalid() {
             operands::settle(&mut self.rng, &mut case, &decoded);
-            if operands::misaligned_sha(&decoded, &case.registers) {
+            let low_address = (0..decoded.op_count()).any(|n| decoded.op_kind(n) == OpKind::MemorySegDI);
+            if operands::misaligned_sha(&decoded, &case.registers) || low_address {
                 return None;
             }
             case.undefined_flags = operands::undefined_flags(&decoded, &case.registers);
