@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod blockdev;
 pub mod chardev;
 pub mod cpu;
 pub mod docs;
@@ -57,6 +58,7 @@ pub const AREAS: &[Area] = &[
     Area { title: "Devices and objects", commands: qom::COMMANDS, events: qom::EVENTS },
     Area { title: "PCI", commands: pci::COMMANDS, events: &[] },
     Area { title: "Block devices", commands: block::COMMANDS, events: block::EVENTS },
+    Area { title: "Block nodes and jobs", commands: blockdev::COMMANDS, events: blockdev::EVENTS },
     Area { title: "Character devices", commands: chardev::COMMANDS, events: &[] },
     Area { title: "Descriptors", commands: fd::COMMANDS, events: &[] },
     Area { title: "Migration", commands: migration::COMMANDS, events: &[] },

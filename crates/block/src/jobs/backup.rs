@@ -42,6 +42,8 @@ pub struct BackupSpec {
     pub compress: bool,
     pub on_source_error: OnError,
     pub on_target_error: OnError,
+    /// Holds a target that nobody else holds.
+    pub pin: Option<crate::graph::Pin>,
 }
 
 /// What guest writes and the job share.

@@ -278,6 +278,7 @@ fn a_backup_is_of_one_point_in_time_and_increments_restore() {
             compress: false,
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
+            pin: None,
         };
         let graph = bench.graph.clone();
         bench.graph.block_on(async move { graph.jobs.backup(&graph, spec).await }).unwrap();

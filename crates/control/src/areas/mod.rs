@@ -1,6 +1,8 @@
 //! The handlers, one file an area of `schema`.
 
 mod block;
+mod blockdev;
+mod blockjobs;
 mod chardev;
 mod cpu;
 mod fd;
@@ -28,6 +30,8 @@ pub fn route_all(routes: &mut Routes) {
     qom::route(routes);
     pci::route(routes);
     block::route(routes);
+    blockdev::route(routes);
+    blockjobs::route(routes);
     chardev::route(routes);
     fd::route(routes);
     monitor::route(routes);

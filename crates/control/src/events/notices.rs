@@ -96,6 +96,70 @@ pub fn block(events: &Events, when: SystemTime, notice: block::Notice) {
             let event = wire::BlockImageCorrupted { device, node_name: node, msg: text, offset, size, fatal };
             events.emit(when, event);
         }
+        other => block_job(events, when, other),
+    }
+}
+
+fn block_job(events: &Events, when: SystemTime, notice: block::Notice) {
+    use block::Notice::*;
+    use block::jobs::Ending;
+    use schema::block as old;
+    use schema::blockdev as wire;
+    match notice {
+        JobStatus { id, status } => {
+            events.emit(when, wire::JobStatusChange { id, status: status.as_str().into() });
+        }
+        JobEnded { kind, job, error } => {
+            let (len, offset, speed) = (job.len as i64, job.offset as i64, job.speed as i64);
+            let (device, job) = (job.id, job.kind.as_str().to_string());
+            match kind {
+                Ending::Completed => {
+                    events
+                        .emit(when, wire::BlockJobCompleted { kind: job, device, len, offset, speed, error });
+                }
+                Ending::Cancelled => {
+                    events.emit(when, wire::BlockJobCancelled { kind: job, device, len, offset, speed });
+                }
+                Ending::Ready => {
+                    events.emit(when, wire::BlockJobReady { kind: job, device, len, offset, speed })
+                }
+            }
+        }
+        JobError { device, write, action } => {
+            let operation = if write { old::IoOperation::Write } else { old::IoOperation::Read };
+            let action = match action {
+                block::Action::Ignore => old::BlockErrorAction::Ignore,
+                block::Action::Report => old::BlockErrorAction::Report,
+                block::Action::Stop => old::BlockErrorAction::Stop,
+            };
+            events.emit(when, wire::BlockJobError { device, operation, action });
+        }
+        JobPending { kind, id } => {
+            events.emit(when, wire::BlockJobPending { kind: kind.as_str().into(), id });
+        }
+        WriteThreshold { node, exceeded, threshold } => {
+            let event = wire::BlockWriteThreshold {
+                node_name: node,
+                amount_exceeded: exceeded,
+                write_threshold: threshold,
+            };
+            events.emit(when, event);
+        }
+        QuorumReportBad { operation, error, node, sector, sectors } => {
+            let event = wire::QuorumReportBad {
+                operation: operation.into(),
+                error,
+                node_name: node,
+                sector_num: sector as i64,
+                sectors_count: sectors as i64,
+            };
+            events.emit(when, event);
+        }
+        QuorumFailure { reference, sector, sectors } => {
+            let (sector_num, sectors_count) = (sector as i64, sectors as i64);
+            events.emit(when, wire::QuorumFailure { reference, sector_num, sectors_count });
+        }
+        ExportDeleted { id } => events.emit(when, wire::BlockExportDeleted { id }),
         _ => {}
     }
 }
