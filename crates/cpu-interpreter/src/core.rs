@@ -51,6 +51,14 @@ pub struct WatchPoint {
     pub dr6: u64,
 }
 
+impl WatchPoint {
+    /// Whether any of `len` bytes from `start` is watched.
+    pub fn overlaps(&self, start: u64, len: u64) -> bool {
+        let last = |start: u64, len: u64| start.saturating_add(len.max(1) - 1);
+        start <= last(self.start, self.len) && self.start <= last(start, len)
+    }
+}
+
 pub struct Core {
     /// General registers; slot 16 is always zero, those above are there so that any register
     /// number is in bounds.
@@ -119,7 +127,7 @@ impl Core {
         let parking = RamBlock::new("tlb-parking", 4096)?;
         let physical_bits = match config.cpuid.query(0x8000_0008, 0).eax & 0xff {
             0 => 36,
-            bits => bits as u8,
+            bits => bits.clamp(32, 52) as u8,
         };
         let bootstrap = config.bus.apic.is_bootstrap();
         let st = CpuState::reset(bootstrap, config.cpuid.signature());

@@ -215,7 +215,7 @@ impl Core {
 
     pub fn hit_watchpoints(&mut self, linear: u64, size: usize, write: bool) {
         for w in &self.watchpoints {
-            if linear < w.start + w.len && w.start < linear + size as u64 && (write || !w.write_only) {
+            if w.overlaps(linear, size as u64) && (write || !w.write_only) {
                 if w.dr6 == 0 {
                     self.debug_hit = true;
                 } else {

@@ -500,10 +500,10 @@ impl Core {
                 Ok(old)
             }
             Place::Io(_) => {
-                let old = (self.read(linear, 8)?, self.read(linear + 8, 8)?);
+                let old = (self.read(linear, 8)?, self.read(linear.wrapping_add(8), 8)?);
                 let value = if old == expected { new } else { old };
                 self.write(linear, 8, value.0)?;
-                self.write(linear + 8, 8, value.1)?;
+                self.write(linear.wrapping_add(8), 8, value.1)?;
                 Ok(old)
             }
         }

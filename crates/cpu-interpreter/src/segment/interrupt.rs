@@ -301,7 +301,7 @@ impl Core {
     /// bitmap says so (SDM vol. 3B §21.3).
     fn redirect_v86(&mut self, vector: u8) -> Result<bool, Fault> {
         let map = self.read_system(self.st.tr.base.wrapping_add(0x66), 2)?;
-        let at = map.wrapping_sub(32) + u64::from(vector / 8);
+        let at = map.wrapping_sub(32).wrapping_add(u64::from(vector / 8));
         if map < 32 || at > u64::from(self.st.tr.limit) {
             return Ok(false);
         }
