@@ -192,8 +192,7 @@ impl Core {
         if mapping.size > 4096 {
             self.tlb.note_large(tag, mapping.size);
         }
-        let watched =
-            self.watchpoints.iter().any(|w| w.start & !0xfff == tag || w.start + w.len - 1 & !0xfff == tag);
+        let watched = self.watchpoints.iter().any(|w| w.overlaps(tag, 4096));
         if !watched {
             if !write {
                 self.tlb.add_read(tag, page, mapping.global);

@@ -135,9 +135,10 @@ macro_rules! by_size {
 /// The handler of an instruction with `plan`; `op.imm` is the plan's index. Alignment goes
 /// to `op.dst` as a mask.
 pub fn simd_handler(core: &Core, i: &Instruction, op: &mut Op, plan: &Plan) -> Handler {
+    // x87 and MMX report a pending exception before any fault of their operand.
     let odd = plan.gather().is_some()
         || plan.sets_x87_pointers
-        || plan.touches.intersects(Touches::FLAGS_READ | Touches::FLAGS_WRITE | Touches::X87);
+        || plan.touches.intersects(Touches::FLAGS_READ | Touches::FLAGS_WRITE | Touches::X87 | Touches::MMX);
     if odd || core.mode & crate::core::mode::SLOW != 0 {
         return any;
     }
