@@ -93,6 +93,7 @@ pub(crate) static COMMANDS: &[Command] = commands![
     ["qom-list"], [may("path", Kind::Word)], "path", "list the properties of an object", objects::qom_list;
     ["qom-get"], [need("path", Kind::Word), need("property", Kind::Word)], "path property", "show a property of an object", objects::qom_get;
     ["qom-set"], [need("path", Kind::Word), need("property", Kind::Word), need("value", Kind::Rest)], "path property value", "set a property of an object", objects::qom_set;
+    ["qemu-io"], [need("device", Kind::Word), need("command", Kind::Word)], "device \"command\"", "run a qemu-io command on a disk", block::qemu_io;
     ["object_del"], [need("id", Kind::Word)], "id", "remove an object", objects::object_del;
 ];
 

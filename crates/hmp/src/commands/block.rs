@@ -112,3 +112,33 @@ pub async fn blockstats(session: Session, _: Args) -> Result<String> {
     }
     Ok(out)
 }
+
+/// Reads or writes a disk in the language of `qemu-io`. As there, output goes to the standard
+/// output of the process.
+pub async fn qemu_io(session: Session, args: Args) -> Result<String> {
+    let name = args.text("device").unwrap_or_default().to_string();
+    let line = args.text("command").unwrap_or_default().to_string();
+    let graph = session.control.world().host.graph.clone();
+    let (backend, anonymous) = match graph.backend(&name) {
+        Some(backend) => (backend, false),
+        None => match graph.device_drive(&name)? {
+            Some(backend) => (backend, true),
+            None => base::bail!("Cannot find device='{name}' nor node-name='{name}'"),
+        },
+    };
+    let out: block::qemu_io::Out = std::sync::Arc::new(|text: &str| {
+        use std::io::Write as _;
+        let mut stdout = std::io::stdout().lock();
+        // Nobody may be there to read it.
+        let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    });
+    let disk = backend.clone();
+    let work = async move { block::qemu_io::run(&disk, &line, &out).await };
+    let done = graph.main_thread().handle().spawn(work).await;
+    if anonymous {
+        backend.drain().await;
+        backend.delete();
+    }
+    done.map_err(|_| base::fail!("The block layer failed"))?;
+    Ok(String::new())
+}
