@@ -21,7 +21,7 @@ struct Shared {
     spec: ChardevSocket,
     filename: Mutex<String>,
     disconnected: String,
-    path: Option<String>,
+    path: Option<std::path::PathBuf>,
 }
 
 impl Backend for Socket {
@@ -54,7 +54,10 @@ impl Shared {
     fn new(hub: &Arc<Hub>, spec: &ChardevSocket, listener: Option<&OwnedFd>) -> Arc<Self> {
         let disconnected = format!("disconnected:{}", address_name(spec, listener));
         let path = match &spec.addr {
-            SocketAddress::Unix(unix) if spec.server && !unix.abstract_name => Some(unix.path.clone()),
+            SocketAddress::Unix(unix) if spec.server && !unix.abstract_name => {
+                // A daemon changes its directory.
+                std::path::absolute(&unix.path).ok()
+            }
             _ => None,
         };
         Arc::new(Shared {

@@ -57,30 +57,26 @@ impl Builder {
     }
 
     pub fn uuid(&mut self, text: &str) -> Result<()> {
-        let hex: String = text.chars().filter(|&c| c != '-').collect();
-        let dashes: Vec<usize> = text.char_indices().filter(|&(_, c)| c == '-').map(|(at, _)| at).collect();
-        let number = u128::from_str_radix(&hex, 16).ok().filter(|_| hex.len() == 32 && !hex.starts_with('+'));
-        match number {
-            Some(number) if dashes.is_empty() || dashes == [8, 13, 18, 23] => {
-                self.inv.machine.uuid = Some(number.to_be_bytes());
-                Ok(())
-            }
-            _ => bail!("failed to parse UUID string: wrong format"),
-        }
+        self.inv.machine.uuid = Some(parse_uuid(text)?);
+        Ok(())
     }
 
     pub fn numa(&mut self, text: &str) -> Result<()> {
-        let Some(node) = tree::parse(text, k::NUMA.implied)? else {
+        if text.trim_start().starts_with('{') {
+            self.inv.machine.numa.extend(tree::parse(text, None)?);
+            return Ok(());
+        }
+        let params = Params::parse(text, &k::NUMA)?;
+        if params.help {
             self.ask(Help::Group("numa"));
             return Ok(());
-        };
-        self.inv.machine.numa.push(node);
+        }
+        self.inv.machine.numa.push(params.into_lists());
         Ok(())
     }
 
     pub fn smbios(&mut self, text: &str) -> Result<()> {
-        let tree = Params::parse(text, &k::SMBIOS)?.into_tree();
-        self.inv.machine.smbios.push(tree);
+        self.inv.machine.smbios.push(Params::parse(text, &k::SMBIOS)?.into_lists());
         Ok(())
     }
 
@@ -322,4 +318,14 @@ impl Builder {
 
 fn left_has_comma(text: &str) -> bool {
     text.split('=').next().is_some_and(|left| left.contains(','))
+}
+
+fn parse_uuid(text: &str) -> Result<[u8; 16]> {
+    let hex: String = text.chars().filter(|&c| c != '-').collect();
+    let dashes: Vec<usize> = text.char_indices().filter(|&(_, c)| c == '-').map(|(at, _)| at).collect();
+    let number = u128::from_str_radix(&hex, 16).ok().filter(|_| hex.len() == 32 && !hex.starts_with('+'));
+    match number {
+        Some(number) if dashes.is_empty() || dashes == [8, 13, 18, 23] => Ok(number.to_be_bytes()),
+        _ => bail!("failed to parse UUID string: wrong format"),
+    }
 }

@@ -182,6 +182,14 @@ pub(crate) fn short_form(text: &str, id: &str) -> Result<Chardev> {
     from_params(&params)
 }
 
+/// The debugger's device from its short form: a TCP port is served without waiting.
+pub fn gdb_device(text: &str) -> Result<Chardev> {
+    match text.starts_with("tcp:") {
+        true => short_form(&format!("{text},wait=off,nodelay=on,server=on"), "gdb"),
+        false => short_form(text, "gdb"),
+    }
+}
+
 fn short_params(text: &str) -> Result<Params> {
     let mut params = Params::default();
     if matches!(text, "null" | "pty" | "stdio" | "ringbuf") {

@@ -2,7 +2,7 @@
 
 use crate::Complaint;
 use crate::builder::Builder;
-use crate::chardev::{from_params, short_form};
+use crate::chardev::{from_params, gdb_device, short_form};
 use crate::machine::place_of;
 use base::{Failure, Result, fail};
 use serde_json::Value;
@@ -37,6 +37,7 @@ pub(crate) fn finish(mut b: Builder) -> Result<Invocation, Complaint> {
     defaults(&mut b)?;
     attach(&mut b)?;
     check_names(&b.inv)?;
+    b.inv.machine.places = b.inv.places.clone();
     Ok(b.inv)
 }
 
@@ -79,6 +80,10 @@ fn defaults(b: &mut Builder) -> Result<(), Complaint> {
         b.serials.push(default("null"));
     } else if monitor && !b.uses_stdio() {
         b.monitors.push(("stdio".into(), MonitorMode::Readline, String::new()));
+    }
+    if terminal && (serial || b.nographic) && b.inv.machine.options.get("graphics").is_none() {
+        // The firmware talks on the serial port.
+        b.inv.machine.options.insert("graphics".into(), "off".into());
     }
     if parallel {
         b.parallels.push(default("null"));
@@ -148,12 +153,15 @@ fn attach(b: &mut Builder) -> Result<(), Complaint> {
         b.inv.machine.debugcon = Some(b.open(&dev, "debugcon".into(), &place)?);
     }
     if let Some((dev, place)) = b.gdb.take() {
-        // A debugger comes and goes, and the guest need not wait for it.
-        let dev = match dev.starts_with("tcp:") {
-            true => format!("{dev},wait=off,nodelay=on,server=on"),
-            false => dev,
+        let id = match dev.strip_prefix("chardev:") {
+            Some(id) => id.to_string(),
+            None => {
+                b.inv.chardevs.push(gdb_device(&dev).map_err(|f| Complaint::at(&place, f))?);
+                b.inv.places.chardevs.push(place.clone());
+                "gdb".to_string()
+            }
         };
-        b.inv.gdb = Some(b.open(&dev, "gdb".into(), &place)?);
+        b.inv.gdb = Some(id);
         b.inv.places.gdb = Some(place);
     }
     Ok(())

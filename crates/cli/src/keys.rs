@@ -34,7 +34,7 @@ pub static MACHINE: Group = Group {
         s("accel", "accelerators in order of preference, separated by ':'"),
         b("acpi", "ACPI tables and power management"),
         b("hpet", "high precision event timer"),
-        b("i8042", "keyboard controller with PS/2 keyboard and mouse"),
+        only("i8042", Kind::Bool, "keyboard controller with PS/2 keyboard and mouse", &["on"]),
         b("graphics", "whether the firmware may use a display"),
         b("dump-guest-core", "guest memory in core dumps of the process"),
         b("mem-merge", "allow the host to merge equal pages"),
@@ -43,7 +43,6 @@ pub static MACHINE: Group = Group {
         s("initrd", "initial RAM disk"),
         s("append", "kernel command line"),
         s("firmware", "firmware image"),
-        z("max-ram-below-4g", "where RAM below 4 GiB ends"),
         only("kernel-irqchip", Kind::String, "interrupt controllers in KVM", &["on", "off", "split"]),
         only("usb", Kind::Bool, "USB controller", OFF),
         only("vmport", Kind::String, "VMware I/O port", &["off", "auto"]),
@@ -250,7 +249,10 @@ pub static MSG: Group = Group {
     name: "msg",
     implied: None,
     open: false,
-    keys: &[b("timestamp", "time before each message"), b("guest-name", "guest name before each message")],
+    keys: &[
+        b("timestamp", "time before each message"),
+        only("guest-name", Kind::Bool, "guest name before each message", OFF),
+    ],
 };
 
 pub static TRACE: Group = Group {
@@ -271,7 +273,8 @@ pub static FW_CFG: Group = Group {
     ],
 };
 
-pub static SMBIOS: Group = Group { name: "smbios", implied: None, open: true, keys: &[] };
+pub static SMBIOS: Group =
+    Group { name: "smbios", implied: None, open: true, keys: &[n("type", "structure type")] };
 
 pub static OVERCOMMIT: Group = Group {
     name: "overcommit",

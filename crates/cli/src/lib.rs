@@ -17,6 +17,7 @@ mod params;
 pub mod query;
 mod tree;
 
+pub use chardev::gdb_device;
 pub use params::{Group, Key, Kind};
 
 use base::Failure;

@@ -197,25 +197,19 @@ impl Builder {
             }
         }
         memory.slots = params.number("slots")?.unwrap_or(0);
-        match params.get("maxmem") {
-            Some(text) => {
-                memory.max = parse_size(text, 1 << 20).ok_or_else(|| size_failure("maxmem"))?;
-                if memory.max < memory.size {
-                    bail!(
-                        "invalid value of maxmem: maximum memory size ({:#x}) must be at least the initial memory size ({:#x})",
-                        memory.max,
-                        memory.size
-                    );
-                }
-                if memory.slots > 0 && memory.max == memory.size {
-                    bail!(
-                        "invalid value of maxmem: memory slots were specified but maximum memory size ({:#x}) is equal to the initial memory size",
-                        memory.max
-                    );
-                }
-            }
-            None if memory.slots > 0 => bail!("slots specified but no max-size"),
-            None => memory.max = memory.size,
+        memory.max = match params.get("maxmem") {
+            Some(text) => parse_size(text, 1 << 20).ok_or_else(|| size_failure("maxmem"))?,
+            None => memory.size,
+        };
+        if memory.max < memory.size {
+            bail!(
+                "invalid value of maxmem: maximum memory size ({:#x}) must be at least the initial memory size ({:#x})",
+                memory.max,
+                memory.size
+            );
+        }
+        if memory.slots > 0 || memory.max > memory.size {
+            bail!("plugging memory is not supported by Ryokan yet");
         }
         Ok(())
     }

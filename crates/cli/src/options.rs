@@ -80,16 +80,8 @@ static MACHINE: &[Opt] = &[
         &k::SMP,
         |b, v| b.smp.extend(v, &k::SMP),
     ),
-    keyed(
-        "m",
-        "SIZE[,slots=N,maxmem=SIZE]",
-        "memory, in MiB without suffix (default 128)",
-        &k::MEMORY,
-        |b, v| b.memory.extend(v, &k::MEMORY),
-    ),
-    opt("mem-path", "PATH", "back guest memory by a file or directory", |b, v| {
-        b.inv.machine.memory.path = Some(v.into());
-        Ok(())
+    keyed("m", "SIZE", "memory, in MiB without suffix (default 128)", &k::MEMORY, |b, v| {
+        b.memory.extend(v, &k::MEMORY)
     }),
     opt("mem-prealloc", "", "allocate guest memory at the start", |b, _| {
         b.inv.machine.memory.prealloc = true;
@@ -325,6 +317,11 @@ static ABSENT: &[(&str, bool, &str)] = &[
     ("preconfig", false, "the preconfig state is not supported by Ryokan"),
     ("option-rom", true, "additional option ROMs are not supported by Ryokan yet"),
     ("acpitable", true, "additional ACPI tables are not supported by Ryokan yet"),
+    (
+        "mem-path",
+        true,
+        "use -object memory-backend-file,id=ID,mem-path=PATH,size=SIZE with -machine memory-backend=ID",
+    ),
     ("dtb", true, "device trees are not used on this architecture"),
     ("sd", true, "SD cards are not supported by Ryokan"),
     ("mtdblock", true, "MTD flash is not supported by Ryokan"),

@@ -104,6 +104,20 @@ impl Params {
         self.list.push((key.to_string(), value.to_string()));
     }
 
+    /// As a flat tree of texts; the values of a repeated key become a list.
+    pub fn into_lists(self) -> Tree {
+        let mut tree = Tree::new();
+        for (key, value) in self.list {
+            let value = serde_json::Value::from(value);
+            match tree.get_mut(&key) {
+                Some(serde_json::Value::Array(list)) => list.push(value),
+                Some(first) => *first = vec![first.take(), value].into(),
+                None => drop(tree.insert(key, value)),
+            }
+        }
+        tree
+    }
+
     /// As a flat tree of texts; of a repeated key the last value.
     pub fn into_tree(self) -> Tree {
         self.list.into_iter().map(|(k, v)| (k, v.into())).collect()

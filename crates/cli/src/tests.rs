@@ -43,7 +43,8 @@ fn libvirt_probing() {
     );
     assert_eq!(inv.monitors[0].mode, MonitorMode::Control { pretty: false });
     assert_eq!(inv.monitors[0].chardev, "compat_monitor0");
-    assert!(inv.machine.serials.is_empty() && inv.machine.options.is_empty());
+    assert!(inv.machine.serials.is_empty());
+    assert_eq!(json!(inv.machine.options), json!({"graphics": "off"}));
 }
 
 #[test]
@@ -281,6 +282,13 @@ fn numbers_and_dates() {
     assert_eq!(run("-rtc base=1970-01-01").machine.rtc.base, RtcBase::Date(0));
     assert!(complaint("-rtc base=2021-02-29").contains("invalid datetime"));
     assert_eq!(run("-no-reboot -watchdog-action none").machine.actions.watchdog, WatchdogChoice::None);
+}
+
+#[test]
+fn repeated_keys_are_lists_where_the_option_says_so() {
+    let inv = run("-nodefaults -smbios type=11,value=a,value=b,value=c -numa node,cpus=0,cpus=2-3,nodeid=0");
+    assert_eq!(json!(inv.machine.smbios[0]), json!({"type": "11", "value": ["a", "b", "c"]}));
+    assert_eq!(json!(inv.machine.numa[0]), json!({"type": "node", "cpus": ["0", "2-3"], "nodeid": "0"}));
 }
 
 #[test]

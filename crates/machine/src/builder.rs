@@ -47,6 +47,8 @@ fn none(
         backends: Arc::new(host.clone()),
     };
     let devices = Devices::new(devices::models(), services.clone(), host.tree.clone(), spec.globals.clone());
+    drop(crate::drives::open(host, &spec)?);
+    devices.add_asked(&spec)?;
     Ok(Machine::new(Parts {
         spec,
         services,

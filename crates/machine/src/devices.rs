@@ -119,6 +119,15 @@ impl Devices {
         self.create(model, bus.clone(), None, path, &given)
     }
 
+    /// Creates the devices of the command line.
+    pub(crate) fn add_asked(&self, spec: &spec::MachineSpec) -> Result<()> {
+        for (at, asked) in spec.devices.iter().enumerate() {
+            let driver = asked.get("driver").and_then(Value::as_str).unwrap_or_default();
+            self.add(asked).map_err(|failure| failure.within(spec.places.device(at, driver)))?;
+        }
+        Ok(())
+    }
+
     /// Creates a device as `-device` and `device_add` ask: `driver`, `id`, `bus` and the
     /// model's properties.
     pub fn add(&self, asked: &Map<String, Value>) -> Result<Arc<Entry>> {

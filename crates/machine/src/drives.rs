@@ -5,7 +5,7 @@ use crate::Host;
 use base::{Result, bail, fail};
 use block::Backend;
 use serde_json::{Map, Value};
-use spec::machine::MachineKind;
+use spec::machine::{MachineKind, MachineSpec};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Interface {
@@ -65,10 +65,13 @@ pub(crate) struct Drive {
 }
 
 /// Opens all `-drive`s.
-pub(crate) fn open(host: &Host, kind: MachineKind, drives: &[Map<String, Value>]) -> Result<Vec<Drive>> {
+pub(crate) fn open(host: &Host, spec: &MachineSpec) -> Result<Vec<Drive>> {
     let mut all: Vec<Drive> = Vec::new();
-    for keys in drives {
-        let drive = open_one(host, kind, keys, &all)?;
+    for (at, keys) in spec.drives.iter().enumerate() {
+        let drive = open_one(host, spec.kind, keys, &all).map_err(|failure| match spec.places.drive(at) {
+            Some(place) => failure.within(place),
+            None => failure,
+        })?;
         all.push(drive);
     }
     Ok(all)

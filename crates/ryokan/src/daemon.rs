@@ -26,6 +26,8 @@ impl Ready {
     /// Detaches from the terminal and lets the parent go.
     pub fn tell(&mut self) -> Result<()> {
         let Some(mut pipe) = self.0.take() else { return Ok(()) };
+        // Only now: relative paths on the command line are the user's.
+        std::env::set_current_dir("/").ok();
         let null = File::options().read(true).write(true).open("/dev/null")?;
         for result in [
             rustix::stdio::dup2_stdin(&null),
@@ -48,7 +50,6 @@ pub fn detach(daemonize: bool) -> Result<Role> {
         let path = format!("/proc/self/fd/{}", fd.to_string_lossy());
         let pipe = File::options().write(true).open(path)?;
         rustix::process::setsid().map_err(|e| Failure::from(std::io::Error::from(e)))?;
-        std::env::set_current_dir("/").ok();
         return Ok(Role::Program(Ready(Some(pipe))));
     }
     let (reader, writer): (OwnedFd, OwnedFd) =

@@ -25,6 +25,7 @@ pub async fn run(
     program: &str,
 ) -> Result<i32, Complaint> {
     let trace = start_logs(&invocation)?;
+    settle(&invocation)?;
     let fdsets = FdSets::new();
     let host = process::prepare(&invocation, &inherited, &fdsets, program).await?;
     let machine = build(&invocation, &host, program)?;
@@ -54,6 +55,22 @@ pub async fn run(
     drop(monitors);
     host.chardevs.close_all().await;
     Ok(status)
+}
+
+/// What concerns the process as a whole.
+fn settle(invocation: &Invocation) -> Result<(), Complaint> {
+    if invocation.overcommit.mem_lock {
+        let all = rustix::mm::MlockAllFlags::CURRENT | rustix::mm::MlockAllFlags::FUTURE;
+        rustix::mm::mlockall(all).map_err(|e| {
+            Complaint::at("-overcommit mem-lock=on", Failure::os("locking memory failed", &e.into()))
+        })?;
+    }
+    if let Some(name) = &invocation.process_name {
+        let failed = || Complaint::at(format!("-name process={name}"), fail!("cannot name the process"));
+        let name = std::ffi::CString::new(name.as_str()).map_err(|_| failed())?;
+        rustix::thread::set_name(&name).map_err(|_| failed())?;
+    }
+    Ok(())
 }
 
 fn build(invocation: &Invocation, host: &machine::Host, program: &str) -> Result<Arc<Machine>, Complaint> {
@@ -201,7 +218,8 @@ impl PidFile {
             Complaint::at(format!("-pidfile {path}"), Failure::os("cannot create PID file", &e))
         };
         std::fs::write(path, format!("{}\n", std::process::id())).map_err(at)?;
-        Ok(PidFile(path.into()))
+        // A daemon changes its directory.
+        Ok(PidFile(std::path::absolute(path).map_err(at)?))
     }
 }
 

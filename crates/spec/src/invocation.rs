@@ -100,3 +100,15 @@ pub struct Places {
     pub gdb: Option<String>,
     pub qtest: Option<String>,
 }
+
+impl Places {
+    /// The place of the `at`th `-device`; one made by other means is told by its driver.
+    pub fn device(&self, at: usize, driver: &str) -> String {
+        self.devices.get(at).cloned().unwrap_or_else(|| format!("-device {driver}"))
+    }
+
+    /// The place of the `at`th `-drive` or its short form, if known.
+    pub fn drive(&self, at: usize) -> Option<&str> {
+        self.drives.get(at).map(String::as_str)
+    }
+}

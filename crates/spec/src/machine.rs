@@ -1,6 +1,7 @@
 //! The machine a user asks for: `-machine`, `-accel`, `-cpu`, `-smp`, `-m`, ... as typed data.
 
 use crate::Tree;
+use crate::invocation::Places;
 
 /// Everything that decides what machine is built. Made by `cli` (and by tests directly).
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub struct MachineSpec {
     pub debugcon: Option<String>,
     /// Command line `-fw_cfg` entries.
     pub fw_cfg: Vec<Tree>,
+    /// Where on the command line all this stands, for messages.
+    pub places: Places,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -221,6 +224,7 @@ impl Default for MachineSpec {
             parallels: Vec::new(),
             debugcon: None,
             fw_cfg: Vec::new(),
+            places: Places::default(),
         }
     }
 }

@@ -113,12 +113,9 @@ pub(crate) fn build(
     tables::numa(&spec, &mut platform)?;
     let boot = Boot::prepare(&spec, platform, &memory, &services, &devices, &model)?;
     let board = PcBoard { pci: onboard.pci, pm: onboard.pm, apics: interrupts.apics.clone(), boot };
-    let drives = drives::open(host, spec.kind, &spec.drives)?;
+    let drives = drives::open(host, &spec)?;
     onboard::attach_drives(&spec, &devices, drives)?;
-    for asked in &spec.devices {
-        let name = asked.get("driver").and_then(Value::as_str).unwrap_or_default();
-        devices.add(asked).map_err(|failure| failure.within(format!("-device {name}")))?;
-    }
+    devices.add_asked(&spec)?;
     devices.set_complete();
     board.boot.set_boot_order(&spec, &devices)?;
     let cpuid = Arc::new(model.table(&cpus::topology(&spec.smp), 0));

@@ -51,7 +51,7 @@ impl Boot {
             reboot_timeout: spec.boot.reboot_timeout,
             strict: spec.boot.strict,
             order: Vec::new(),
-            nographic: false,
+            nographic: spec.options.get("graphics").is_some_and(|on| on == &Value::from("off")),
             uuid: spec.uuid.unwrap_or_default(),
         };
         fw_cfg.edit(|items| fw_cfg::fill(items, &platform, &asked, acpi.as_ref(), &smbios))?;
