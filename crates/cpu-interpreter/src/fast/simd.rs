@@ -53,7 +53,9 @@ fn execute(core: &mut Core, plan: &Plan) -> bool {
 #[inline(always)]
 fn checked<'a>(core: &mut Core, cache: &'a Cache, op: &Op) -> Option<&'a Plan> {
     let plan = cache.plans.get(op.imm as usize)?;
-    match core.check_class(plan.class) {
+    // A pending x87 exception comes before faults of the operand.
+    let pending = || plan.check_pending(&core.simd).map_err(|fault| core.simd_fault(fault));
+    match core.check_class(plan.class).and_then(|()| pending()) {
         Ok(()) => Some(plan),
         Err(fault) => {
             core.fault = fault;
