@@ -40,7 +40,9 @@ pub fn registry(running: &Machine) -> Types {
     }
     for model in running.devices.models() {
         parent(&mut types, model.parent, "device");
-        types.add(model.name, Some(model.parent), false, &[]);
+        // A bridge may be named as its own parent: the chain of parents must end.
+        let above = if types.is_a(model.parent, model.name) { "device" } else { model.parent };
+        types.add(model.name, Some(above), false, &[]);
         if types.get(model.bus.name()).is_none() {
             types.add(model.bus.name(), Some("bus"), false, &[]);
         }
