@@ -53,14 +53,11 @@ impl Interrupts {
         let line = |number: usize| {
             let (pic, ioapic) = (self.pic.clone(), self.ioapic.clone());
             IrqLine::new(move |level| {
-                if number < 16 {
+                if number < 16 && number != 2 {
                     pic.set_irq(number as u8, level);
                 }
-                match number {
-                    0 => ioapic.set_irq(2, level),
-                    2 => {}
-                    _ => ioapic.set_irq(number, level),
-                }
+                // The 8259's input 2 is its cascade; HPET comparators may drive pin 2.
+                ioapic.set_irq(if number == 0 { 2 } else { number }, level);
             })
         };
         (0..24).map(line).collect()
