@@ -35,7 +35,9 @@ impl Types {
     /// Whether `name` is `ancestor`, derives from it or implements it.
     pub fn is_a(&self, name: &str, ancestor: &str) -> bool {
         let mut at = self.0.get(name);
-        while let Some(info) = at {
+        // A registry with a cycle ends here as well.
+        for _ in 0..self.0.len() {
+            let Some(info) = at else { return false };
             if info.name == ancestor || info.interfaces.iter().any(|i| i == ancestor) {
                 return true;
             }
