@@ -37,7 +37,7 @@ impl Builder {
 
     /// `-hda` to `-hdd`: the name is in the place.
     pub fn hd(&mut self, file: &str) -> Result<()> {
-        let letter = self.place.bytes().nth(3).unwrap_or(b'a');
+        let letter = self.place.as_bytes().get(3).copied().unwrap_or(b'a');
         let index = letter.saturating_sub(b'a').to_string();
         self.shorthand(file, &[("index", &index), ("media", "disk")])
     }

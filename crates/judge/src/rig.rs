@@ -152,7 +152,7 @@ impl Rig {
     fn outcome(&self, case: &Case) -> Result<Box<Outcome>> {
         let state = self.vcpu.save();
         let handler = state.rip.wrapping_sub(KERNEL + physical::HANDLERS + 1);
-        if handler % 16 != 0 || handler / 16 > 255 {
+        if !handler.is_multiple_of(16) || handler / 16 > 255 {
             bail!("the guest halted at {:#x}, not in an exception handler", state.rip);
         }
         let vector = handler / 16;

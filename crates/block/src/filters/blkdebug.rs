@@ -299,7 +299,7 @@ impl BlkDebug {
         self.changed.notify_waiters();
         loop {
             let changed = self.changed.notified();
-            if !self.rules.lock().suspended.iter().any(|one| *one == tag) {
+            if !self.rules.lock().suspended.contains(&tag) {
                 return;
             }
             changed.await;

@@ -22,7 +22,7 @@ async fn cpu(_: Call, _: Cpu) -> Result<()> {
 }
 
 async fn query_cpus(call: Call, _: QueryCpus) -> Result<Vec<CpuInfo>> {
-    call.machine().vcpus().iter().map(|vcpu| one(vcpu)).collect()
+    call.machine().vcpus().iter().map(one).collect()
 }
 
 fn one(vcpu: &Arc<VcpuHandle>) -> Result<CpuInfo> {

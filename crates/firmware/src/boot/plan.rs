@@ -120,7 +120,7 @@ impl Plan {
 
     /// Writes everything to guest memory.
     pub fn write(&self, memory: &AddressSpace) {
-        const ZEROES: [u8; 64 << 10] = [0; 64 << 10];
+        static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
         for piece in &self.pieces {
             memory.write(piece.start, &piece.bytes);
             let mut at = piece.start + piece.bytes.len() as u64;
