@@ -9,9 +9,11 @@
 
 pub mod block;
 pub mod blockdev;
+pub mod blockjobs;
 pub mod chardev;
 pub mod cpu;
 pub mod docs;
+pub mod export;
 pub mod fd;
 pub mod introspect;
 pub mod lifecycle;
@@ -22,6 +24,7 @@ pub mod monitor;
 pub mod pci;
 pub mod prepared;
 pub mod qom;
+pub mod snapshot;
 #[cfg(test)]
 mod tests;
 pub mod trace;
@@ -58,7 +61,10 @@ pub const AREAS: &[Area] = &[
     Area { title: "Devices and objects", commands: qom::COMMANDS, events: qom::EVENTS },
     Area { title: "PCI", commands: pci::COMMANDS, events: &[] },
     Area { title: "Block devices", commands: block::COMMANDS, events: block::EVENTS },
-    Area { title: "Block nodes and jobs", commands: blockdev::COMMANDS, events: blockdev::EVENTS },
+    Area { title: "Block nodes", commands: blockdev::COMMANDS, events: blockdev::EVENTS },
+    Area { title: "Block jobs", commands: blockjobs::COMMANDS, events: blockjobs::EVENTS },
+    Area { title: "Snapshots and dirty bitmaps", commands: snapshot::COMMANDS, events: &[] },
+    Area { title: "Exports", commands: export::COMMANDS, events: export::EVENTS },
     Area { title: "Character devices", commands: chardev::COMMANDS, events: &[] },
     Area { title: "Descriptors", commands: fd::COMMANDS, events: &[] },
     Area { title: "Migration", commands: migration::COMMANDS, events: &[] },

@@ -9,7 +9,7 @@ use block::jobs::{
 use block::transaction::Action;
 use block::{Graph, IoStatus, Node, OnError, Options, Role, Settings};
 use schema::block::BlockDeviceIoStatus;
-use schema::blockdev::*;
+use schema::blockjobs::*;
 use serde_json::json;
 use std::sync::Arc;
 
@@ -46,27 +46,19 @@ fn policy(given: Option<BlockdevOnError>) -> OnError {
     }
 }
 
-/// What every job command says of its job.
-struct Common {
-    job_id: Option<String>,
-    speed: Option<i64>,
-    auto_finalize: Option<bool>,
-    auto_dismiss: Option<bool>,
-}
-
-fn setup(graph: &Graph, kind: Kind, common: Common, node: &Arc<Node>) -> Result<Setup> {
+fn setup(graph: &Graph, kind: Kind, job: JobOptions, node: &Arc<Node>) -> Result<Setup> {
     let device = || {
         let at =
             graph.backends().into_iter().find(|one| one.node().is_some_and(|root| Arc::ptr_eq(&root, node)));
         at.map(|backend| backend.name().to_string()).unwrap_or_default()
     };
-    let id = common.job_id.unwrap_or_else(device);
+    let id = job.job_id.unwrap_or_else(device);
     graph.jobs.check_id(&id)?;
-    let Ok(speed) = u64::try_from(common.speed.unwrap_or(0)) else { bail!("Invalid parameter 'speed'") };
+    let Ok(speed) = u64::try_from(job.speed.unwrap_or(0)) else { bail!("Invalid parameter 'speed'") };
     Ok(Setup {
         speed,
-        auto_finalize: common.auto_finalize.unwrap_or(true),
-        auto_dismiss: common.auto_dismiss.unwrap_or(true),
+        auto_finalize: job.auto_finalize.unwrap_or(true),
+        auto_dismiss: job.auto_dismiss.unwrap_or(true),
         ..Setup::new(kind, id)
     })
 }
@@ -117,13 +109,7 @@ async fn block_stream(call: Call, command: BlockStream) -> Result<()> {
         }
         _ => None,
     };
-    let common = Common {
-        job_id: command.job_id,
-        speed: command.speed,
-        auto_finalize: command.auto_finalize,
-        auto_dismiss: command.auto_dismiss,
-    };
-    let setup = setup(&graph, Kind::Stream, common, &top)?;
+    let setup = setup(&graph, Kind::Stream, command.job, &top)?;
     let on_error = policy(command.on_error);
     let spec = jobs::StreamSpec { setup, top, base, backing_file: command.backing_file, on_error };
     there(&call, async move { graph.jobs.stream(&graph, spec).await.map(drop) }).await
@@ -154,13 +140,7 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
         bail!("cannot commit an image into itself");
     }
     let is_active = Arc::ptr_eq(&top, &shown) || Arc::ptr_eq(&top, &active);
-    let common = Common {
-        job_id: command.job_id,
-        speed: command.speed,
-        auto_finalize: command.auto_finalize,
-        auto_dismiss: command.auto_dismiss,
-    };
-    let setup = setup(&graph, Kind::Commit, common, &active)?;
+    let setup = setup(&graph, Kind::Commit, command.job, &active)?;
     let on_error = policy(command.on_error);
     if is_active {
         if command.backing_file.is_some() {
@@ -255,23 +235,18 @@ async fn open_target(
 
 async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
     let graph = graph(&call);
-    let source = root(&graph, &command.device)?;
-    let mut sync = mirror_sync(command.sync)?;
+    let common = command.common;
+    let source = root(&graph, &common.device)?;
+    let mut sync = mirror_sync(common.sync)?;
     let below = source.skip_filters().backing();
     if matches!(sync, MirrorSync::Top(_)) && below.is_none() {
         sync = MirrorSync::Full;
     }
-    if command.replaces.is_some() && command.node_name.is_none() {
+    if common.replaces.is_some() && command.node_name.is_none() {
         bail!("a node-name must be provided when replacing a named node of the graph");
     }
-    let common = Common {
-        job_id: command.job_id,
-        speed: command.speed,
-        auto_finalize: command.auto_finalize,
-        auto_dismiss: command.auto_dismiss,
-    };
-    let setup = setup(&graph, Kind::Mirror, common, &source)?;
-    granularity(command.granularity, &source)?;
+    let setup = setup(&graph, Kind::Mirror, common.job, &source)?;
+    granularity(common.granularity, &source)?;
     there(&call, async move {
         let existing = command.mode == Some(NewImageMode::Existing);
         let stand_on = match &sync {
@@ -281,18 +256,18 @@ async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
         };
         let (format, name) = (command.format.as_deref(), command.node_name.as_deref());
         let target =
-            open_target(&graph, &source, &command.target, format, existing, stand_on.as_ref(), name).await?;
+            open_target(&graph, &source, &common.target, format, existing, stand_on.as_ref(), name).await?;
         let backing = if existing { BackingMode::Header } else { BackingMode::Source };
         let spec = MirrorSpec {
             setup,
-            granularity: granularity(command.granularity, &target)?,
+            granularity: granularity(common.granularity, &target)?,
             target: target.clone(),
             source,
             sync,
-            on_source_error: policy(command.on_source_error),
-            on_target_error: policy(command.on_target_error),
+            on_source_error: policy(common.on_source_error),
+            on_target_error: policy(common.on_target_error),
             unmap: command.unmap.unwrap_or(true),
-            replaces: command.replaces,
+            replaces: common.replaces,
             backing,
         };
         let started = graph.jobs.mirror(&graph, spec).await.map(drop);
@@ -306,25 +281,19 @@ async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
 }
 
 async fn blockdev_mirror(call: Call, command: BlockdevMirror) -> Result<()> {
-    let graph = graph(&call);
-    let source = root(&graph, &command.device)?;
-    let target = root(&graph, &command.target)?;
-    let common = Common {
-        job_id: command.job_id,
-        speed: command.speed,
-        auto_finalize: command.auto_finalize,
-        auto_dismiss: command.auto_dismiss,
-    };
+    let (graph, common) = (graph(&call), command.common);
+    let source = root(&graph, &common.device)?;
+    let target = root(&graph, &common.target)?;
     let spec = MirrorSpec {
-        setup: setup(&graph, Kind::Mirror, common, &source)?,
-        granularity: granularity(command.granularity, &target)?,
+        setup: setup(&graph, Kind::Mirror, common.job, &source)?,
+        granularity: granularity(common.granularity, &target)?,
         source,
         target,
-        sync: mirror_sync(command.sync)?,
-        on_source_error: policy(command.on_source_error),
-        on_target_error: policy(command.on_target_error),
+        sync: mirror_sync(common.sync)?,
+        on_source_error: policy(common.on_source_error),
+        on_target_error: policy(common.on_target_error),
         unmap: true,
-        replaces: command.replaces,
+        replaces: common.replaces,
         backing: BackingMode::Leave,
     };
     there(&call, async move { graph.jobs.mirror(&graph, spec).await.map(drop) }).await
@@ -368,16 +337,11 @@ fn backup_sync(
 /// A `drive-backup` with its target open.
 pub(super) async fn drive_backup_action(call: &Call, command: DriveBackup) -> Result<Action> {
     let graph = graph(call);
-    let source = root(&graph, &command.device)?.skip_filters();
-    let common = Common {
-        job_id: command.job_id,
-        speed: command.speed,
-        auto_finalize: command.auto_finalize,
-        auto_dismiss: command.auto_dismiss,
-    };
-    let at_device = root(&graph, &command.device)?;
-    let setup = setup(&graph, Kind::Backup, common, &at_device)?;
-    let sync = backup_sync(&source, command.sync, command.bitmap, command.bitmap_mode)?;
+    let common = command.common;
+    let source = root(&graph, &common.device)?.skip_filters();
+    let at_device = root(&graph, &common.device)?;
+    let setup = setup(&graph, Kind::Backup, common.job, &at_device)?;
+    let sync = backup_sync(&source, common.sync, common.bitmap, common.bitmap_mode)?;
     there(call, async move {
         let existing = command.mode == Some(NewImageMode::Existing);
         let below = match &sync {
@@ -387,7 +351,7 @@ pub(super) async fn drive_backup_action(call: &Call, command: DriveBackup) -> Re
         };
         let format = command.format.as_deref();
         let target =
-            open_target(&graph, &source, &command.target, format, existing, below.as_ref(), None).await?;
+            open_target(&graph, &source, &common.target, format, existing, below.as_ref(), None).await?;
         if let (BackupSync::None, true) = (&sync, target.driver().backing) {
             graph.set_backing(&target, Some(&source))?;
         }
@@ -397,8 +361,8 @@ pub(super) async fn drive_backup_action(call: &Call, command: DriveBackup) -> Re
             source,
             sync,
             compress: false,
-            on_source_error: policy(command.on_source_error),
-            on_target_error: policy(command.on_target_error),
+            on_source_error: policy(common.on_source_error),
+            on_target_error: policy(common.on_target_error),
             pin: Some(target),
         };
         Ok(Action::Backup(Box::new(spec)))
@@ -413,25 +377,19 @@ async fn drive_backup(call: Call, command: DriveBackup) -> Result<()> {
 }
 
 pub(super) fn blockdev_backup_action(call: &Call, command: BlockdevBackup) -> Result<Action> {
-    let graph = graph(call);
-    let source = root(&graph, &command.device)?;
-    let target = root(&graph, &command.target)?;
-    let common = Common {
-        job_id: command.job_id,
-        speed: command.speed,
-        auto_finalize: command.auto_finalize,
-        auto_dismiss: command.auto_dismiss,
-    };
-    let setup = setup(&graph, Kind::Backup, common, &source)?;
-    let sync = backup_sync(&source, command.sync, command.bitmap, command.bitmap_mode)?;
+    let (graph, common) = (graph(call), command.common);
+    let source = root(&graph, &common.device)?;
+    let target = root(&graph, &common.target)?;
+    let setup = setup(&graph, Kind::Backup, common.job, &source)?;
+    let sync = backup_sync(&source, common.sync, common.bitmap, common.bitmap_mode)?;
     Ok(Action::Backup(Box::new(BackupSpec {
         setup,
         source,
         target,
         sync,
         compress: false,
-        on_source_error: policy(command.on_source_error),
-        on_target_error: policy(command.on_target_error),
+        on_source_error: policy(common.on_source_error),
+        on_target_error: policy(common.on_target_error),
         pin: None,
     })))
 }

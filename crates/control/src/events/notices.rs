@@ -104,7 +104,7 @@ fn block_job(events: &Events, when: SystemTime, notice: block::Notice) {
     use block::Notice::*;
     use block::jobs::Ending;
     use schema::block as old;
-    use schema::blockdev as wire;
+    use schema::{blockdev, blockjobs as wire, export};
     match notice {
         JobStatus { id, status } => {
             events.emit(when, wire::JobStatusChange { id, status: status.as_str().into() });
@@ -138,7 +138,7 @@ fn block_job(events: &Events, when: SystemTime, notice: block::Notice) {
             events.emit(when, wire::BlockJobPending { kind: kind.as_str().into(), id });
         }
         WriteThreshold { node, exceeded, threshold } => {
-            let event = wire::BlockWriteThreshold {
+            let event = blockdev::BlockWriteThreshold {
                 node_name: node,
                 amount_exceeded: exceeded,
                 write_threshold: threshold,
@@ -146,7 +146,7 @@ fn block_job(events: &Events, when: SystemTime, notice: block::Notice) {
             events.emit(when, event);
         }
         QuorumReportBad { operation, error, node, sector, sectors } => {
-            let event = wire::QuorumReportBad {
+            let event = blockdev::QuorumReportBad {
                 operation: operation.into(),
                 error,
                 node_name: node,
@@ -157,9 +157,9 @@ fn block_job(events: &Events, when: SystemTime, notice: block::Notice) {
         }
         QuorumFailure { reference, sector, sectors } => {
             let (sector_num, sectors_count) = (sector as i64, sectors as i64);
-            events.emit(when, wire::QuorumFailure { reference, sector_num, sectors_count });
+            events.emit(when, blockdev::QuorumFailure { reference, sector_num, sectors_count });
         }
-        ExportDeleted { id } => events.emit(when, wire::BlockExportDeleted { id }),
+        ExportDeleted { id } => events.emit(when, export::BlockExportDeleted { id }),
         _ => {}
     }
 }

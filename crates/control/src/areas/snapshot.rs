@@ -1,0 +1,174 @@
+//! Snapshots, dirty bitmaps, transactions.
+
+use super::blockdev::{graph, there};
+use crate::{Call, Routes};
+use base::{Failure, Result, bail};
+use block::Options;
+use block::transaction::{Action, BitmapName, SnapshotSync};
+use qapi::{Map, Value};
+use schema::blockjobs::NewImageMode;
+use schema::snapshot::*;
+
+pub fn route(routes: &mut Routes) {
+    routes.add(snapshot_sync);
+    routes.add(snapshot);
+    routes.add(snapshot_internal);
+    routes.add(snapshot_delete_internal);
+    routes.add(bitmap_add);
+    routes.add(bitmap_remove);
+    routes.add(bitmap_clear);
+    routes.add(bitmap_enable);
+    routes.add(bitmap_disable);
+    routes.add(bitmap_merge);
+    routes.add(transaction);
+}
+
+async fn perform(call: &Call, actions: Vec<Action>) -> Result<()> {
+    let at = graph(call);
+    there(call, async move { at.transaction(actions).await }).await
+}
+
+fn sync_spec(command: BlockdevSnapshotSync) -> Action {
+    Action::SnapshotSync(SnapshotSync {
+        device: command.device,
+        node_name: command.node_name,
+        file: command.snapshot_file,
+        snapshot_node_name: command.snapshot_node_name,
+        format: command.format,
+        existing: command.mode == Some(NewImageMode::Existing),
+    })
+}
+
+async fn snapshot_sync(call: Call, command: BlockdevSnapshotSync) -> Result<()> {
+    perform(&call, vec![sync_spec(command)]).await
+}
+
+async fn snapshot(call: Call, command: BlockdevSnapshot) -> Result<()> {
+    perform(&call, vec![Action::Snapshot { node: command.node, overlay: command.overlay }]).await
+}
+
+fn internal(call: &Call, device: String, name: String) -> Action {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let snapshot = block::Snapshot {
+        name,
+        date_sec: now.as_secs() as u32,
+        date_nsec: now.subsec_nanos(),
+        vm_clock_nsec: graph(call).clock.now(),
+        ..block::Snapshot::default()
+    };
+    Action::Internal { device, snapshot }
+}
+
+async fn snapshot_internal(call: Call, command: BlockdevSnapshotInternalSync) -> Result<()> {
+    let action = internal(&call, command.device, command.name);
+    perform(&call, vec![action]).await
+}
+
+async fn snapshot_delete_internal(
+    call: Call,
+    command: BlockdevSnapshotDeleteInternalSync,
+) -> Result<SnapshotInfo> {
+    let at = graph(&call);
+    let gone = there(&call, async move {
+        at.delete_internal(&command.device, command.id.as_deref(), command.name.as_deref()).await
+    })
+    .await?;
+    Ok(SnapshotInfo {
+        id: gone.id,
+        name: gone.name,
+        vm_state_size: gone.vm_state_size as i64,
+        date_sec: i64::from(gone.date_sec),
+        date_nsec: i64::from(gone.date_nsec),
+        vm_clock_sec: (gone.vm_clock_nsec / 1_000_000_000) as i64,
+        vm_clock_nsec: (gone.vm_clock_nsec % 1_000_000_000) as i64,
+        icount: gone.icount.map(|count| count as i64),
+    })
+}
+
+fn add_action(command: BlockDirtyBitmapAdd) -> Action {
+    Action::BitmapAdd {
+        at: BitmapName { node: command.node, name: command.name },
+        granularity: command.granularity,
+        persistent: command.persistent.unwrap_or(false),
+        disabled: command.disabled.unwrap_or(false),
+    }
+}
+
+async fn bitmap_add(call: Call, command: BlockDirtyBitmapAdd) -> Result<()> {
+    perform(&call, vec![add_action(command)]).await
+}
+
+async fn bitmap_remove(call: Call, command: BlockDirtyBitmapRemove) -> Result<()> {
+    perform(&call, vec![Action::BitmapRemove(BitmapName { node: command.node, name: command.name })]).await
+}
+
+async fn bitmap_clear(call: Call, command: BlockDirtyBitmapClear) -> Result<()> {
+    perform(&call, vec![Action::BitmapClear(BitmapName { node: command.node, name: command.name })]).await
+}
+
+async fn bitmap_enable(call: Call, command: BlockDirtyBitmapEnable) -> Result<()> {
+    perform(&call, vec![Action::BitmapEnable(BitmapName { node: command.node, name: command.name }, true)])
+        .await
+}
+
+async fn bitmap_disable(call: Call, command: BlockDirtyBitmapDisable) -> Result<()> {
+    perform(&call, vec![Action::BitmapEnable(BitmapName { node: command.node, name: command.name }, false)])
+        .await
+}
+
+fn merge_action(command: BlockDirtyBitmapMerge) -> Result<Action> {
+    let mut sources = Vec::new();
+    for value in command.bitmaps {
+        sources.push(match value {
+            Value::String(name) => BitmapName { node: command.node.clone(), name },
+            Value::Object(map) => {
+                let mut options = Options(map);
+                BitmapName { node: options.need_str("node")?, name: options.need_str("name")? }
+            }
+            _ => bail!("Invalid parameter type for 'bitmaps', expected: string or object"),
+        });
+    }
+    Ok(Action::BitmapMerge { target: BitmapName { node: command.node, name: command.target }, sources })
+}
+
+async fn bitmap_merge(call: Call, command: BlockDirtyBitmapMerge) -> Result<()> {
+    let action = merge_action(command)?;
+    perform(&call, vec![action]).await
+}
+
+async fn transaction(call: Call, command: Transaction) -> Result<()> {
+    if let Some(mode) = command.properties.as_ref().and_then(|map| map.get("completion-mode"))
+        && mode != "individual"
+    {
+        bail!("completion-mode '{}' is not supported", mode.as_str().unwrap_or_default());
+    }
+    let mut actions = Vec::new();
+    for TransactionAction { kind, data } in command.actions {
+        let name = |data: Map| {
+            let mut options = Options(data);
+            Ok::<_, Failure>(BitmapName { node: options.need_str("node")?, name: options.need_str("name")? })
+        };
+        actions.push(match kind.as_str() {
+            "blockdev-snapshot-sync" => sync_spec(qapi::arguments(data)?),
+            "blockdev-snapshot" => {
+                let command: BlockdevSnapshot = qapi::arguments(data)?;
+                Action::Snapshot { node: command.node, overlay: command.overlay }
+            }
+            "blockdev-snapshot-internal-sync" => {
+                let command: BlockdevSnapshotInternalSync = qapi::arguments(data)?;
+                internal(&call, command.device, command.name)
+            }
+            "drive-backup" => super::blockjobs::drive_backup_action(&call, qapi::arguments(data)?).await?,
+            "blockdev-backup" => super::blockjobs::blockdev_backup_action(&call, qapi::arguments(data)?)?,
+            "block-dirty-bitmap-add" => add_action(qapi::arguments(data)?),
+            "block-dirty-bitmap-remove" => Action::BitmapRemove(name(data)?),
+            "block-dirty-bitmap-clear" => Action::BitmapClear(name(data)?),
+            "block-dirty-bitmap-enable" => Action::BitmapEnable(name(data)?, true),
+            "block-dirty-bitmap-disable" => Action::BitmapEnable(name(data)?, false),
+            "block-dirty-bitmap-merge" => merge_action(qapi::arguments(data)?)?,
+            "abort" => Action::Abort,
+            other => bail!("Invalid parameter '{other}'"),
+        });
+    }
+    perform(&call, actions).await
+}
