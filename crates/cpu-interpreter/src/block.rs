@@ -28,11 +28,16 @@ pub struct Head {
     pub mode: u32,
     pub first: CodePage,
     pub seen: Cell<u32>,
+    /// Entries so far while a faster engine waits for warm blocks ([`COLD`]: never reported).
+    pub heat: Cell<u32>,
     /// The page that the last instruction crosses into. Such blocks are never linked.
     pub second: Option<(CodePage, Cell<u32>)>,
     /// The code bytes: range in [`Cache::bytes`].
     pub bytes: (u32, u16),
 }
+
+/// [`Head::heat`] of a block that a faster engine has refused.
+pub const COLD: u32 = u32::MAX;
 
 type Key = (u64, u64, u32);
 
@@ -160,6 +165,17 @@ pub fn enter_head<'a>(core: &mut Core, cache: &'a Cache, head: &'a Head, block: 
         core.rip = head.rip;
         core.goto_block = block;
         return Stop::Stale;
+    }
+    if core.heat_limit != 0 {
+        let heat = head.heat.get();
+        if heat < core.heat_limit {
+            head.heat.set(heat + 1);
+        } else if heat != COLD {
+            core.budget += i64::from(head.count);
+            core.rip = head.rip;
+            core.goto_block = block;
+            return Stop::Warm;
+        }
     }
     let start = head.start as usize;
     let Some(ops) = cache.ops.get(start..start + head.len as usize) else { return Stop::Resolve };

@@ -41,6 +41,38 @@ impl SegFast {
     pub const OPEN: SegFast = SegFast { base: 0, low: 0, high: u64::MAX, readable: true, writable: true };
 }
 
+/// TLB flushes since a faster engine last looked, for tables that it keeps itself.
+#[derive(Debug, Default)]
+pub struct FlushLog {
+    /// Everything but global pages.
+    pub local: bool,
+    /// Global pages too.
+    pub global: bool,
+    /// Single pages (INVLPG).
+    pub pages: Vec<u64>,
+}
+
+impl FlushLog {
+    const PAGES: usize = 32;
+
+    fn all(&mut self, globals_too: bool) {
+        self.local = true;
+        self.global |= globals_too;
+    }
+
+    fn page(&mut self, linear: u64) {
+        if self.pages.len() < Self::PAGES {
+            self.pages.push(linear);
+        } else {
+            self.all(true);
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        !self.local && !self.global && self.pages.is_empty()
+    }
+}
+
 /// A data watchpoint: DR0-3 or the debugger's.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchPoint {
@@ -80,6 +112,10 @@ pub struct Core {
     pub cpl: u8,
     /// A store hit a page with decoded code: end the block after this instruction.
     pub smc: bool,
+    /// Entries after which a block is reported as [`crate::op::Stop::Warm`]; 0: never.
+    pub heat_limit: u32,
+    /// What a faster engine has to drop from tables of its own.
+    pub flushed: FlushLog,
     pub fault: Fault,
     /// How the last generic instruction ended, and whether it faulted instead.
     pub flow: crate::exec::Flow,
@@ -148,6 +184,8 @@ impl Core {
             mode: 0,
             cpl: 0,
             smc: false,
+            heat_limit: 0,
+            flushed: FlushLog::default(),
             fault: Fault::UD,
             flow: crate::exec::Flow::Next,
             faulted: false,
@@ -401,6 +439,7 @@ impl Core {
     }
 
     pub fn flush_tlbs(&mut self, globals_too: bool) {
+        self.flushed.all(globals_too);
         self.tlb.flush(globals_too);
         for set in self.parked.iter_mut().flatten() {
             set.flush(globals_too);
@@ -408,6 +447,7 @@ impl Core {
     }
 
     pub fn flush_page(&mut self, linear: u64) {
+        self.flushed.page(linear);
         self.tlb.flush_page(linear);
         for set in self.parked.iter_mut().flatten() {
             set.flush_page(linear);

@@ -82,13 +82,8 @@ impl Fetch {
         let mut bytes = vec![0; count];
         match core.code_source(physical) {
             CodeSource::Ram(block, offset, physical) => {
-                // The watch comes before the bytes: a write after the read bumps the version.
-                if !block.watch(offset).contains(Watch::CODE) {
-                    block.set_watch(offset, Watch::CODE);
-                    crate::vcpu::drain_stores();
-                }
                 let version = block.code_version_cell(offset);
-                let seen = version.load(std::sync::atomic::Ordering::Acquire);
+                let seen = watch_code(block, offset);
                 let page = block.page(offset);
                 page.read(at, &mut bytes);
                 let page = CodePage { page, version, physical };
@@ -101,6 +96,23 @@ impl Fetch {
                 core.after_io();
                 Ok(Fetch { bytes, first: None, second: None, seen: (0, 0) })
             }
+        }
+    }
+}
+
+/// Watches the page for writes; returns its version. What is read from the page afterwards is
+/// good while the version stays the same.
+pub fn watch_code(block: RamBlock, offset: u64) -> u32 {
+    let version = block.code_version_cell(offset);
+    loop {
+        if !block.watch(offset).contains(Watch::CODE) {
+            block.arm_code(offset);
+            crate::vcpu::drain_stores();
+        }
+        let seen = version.load(std::sync::atomic::Ordering::SeqCst);
+        // A writer that drops the watch does so before it counts the version up.
+        if block.watch(offset).contains(Watch::CODE) {
+            return seen;
         }
     }
 }
@@ -163,7 +175,7 @@ fn decode_bytes(core: &Core, bytes: &[u8], rip: u64, limit: usize) -> Vec<Instru
 }
 
 /// Whether nothing may follow `i` in its block.
-fn ends_block(i: &Instruction) -> bool {
+pub(crate) fn ends_block(i: &Instruction) -> bool {
     use Mnemonic::*;
     if i.is_invalid() || i.flow_control() != FlowControl::Next {
         return true;
@@ -190,6 +202,7 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
             mode: u32::MAX,
             first: parking(core),
             seen: Cell::new(0),
+            heat: Cell::new(0),
             second: None,
             bytes: (0, 0),
         });
@@ -241,6 +254,7 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
         mode: core.mode,
         first: fetch.first.unwrap_or_else(|| parking(core)),
         seen: Cell::new(fetch.seen.0),
+        heat: Cell::new(0),
         second: fetch.second.map(|page| (page, Cell::new(fetch.seen.1))),
         bytes,
     };
@@ -280,10 +294,16 @@ fn blank(pc: u64, place: usize) -> Op {
 
 /// The operation of `i` with its memory operand filled in; the handler comes later.
 fn operation(core: &Core, cache: &mut Cache, i: &Instruction, place: usize) -> Op {
-    let mut op = blank(i.ip(), place);
-    op.len = i.len() as u8;
+    let mut op = operands(core, i, place);
     op.extra = cache.insns.len() as u32;
     cache.insns.push(*i);
+    op
+}
+
+/// An operation with the memory operand of `i` and nothing else.
+pub(crate) fn operands(core: &Core, i: &Instruction, place: usize) -> Op {
+    let mut op = blank(i.ip(), place);
+    op.len = i.len() as u8;
     if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
         let (base, index) = (i.memory_base(), i.memory_index());
         let width = [base, index].into_iter().find(|r| r.is_gpr() || r.is_ip()).map_or_else(

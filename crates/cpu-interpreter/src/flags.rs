@@ -173,6 +173,11 @@ impl Core {
         self.set_arith(flags);
     }
 
+    /// Replaces the six arithmetic flags, given as in RFLAGS.
+    pub fn set_arithmetic(&mut self, flags: u64) {
+        self.set_arith(flags & ARITH);
+    }
+
     /// All of RFLAGS.
     pub fn rflags(&self) -> u64 {
         self.st.rflags & !ARITH | self.arith() | 2

@@ -15,6 +15,7 @@ mod flags;
 mod memory_access;
 mod op;
 mod segment;
+mod tier;
 mod tlb;
 mod vcpu;
 
@@ -23,4 +24,8 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use vcpu::{Interpreter, InterpreterVcpu};
+pub use core::{Core, FlushLog, mode};
+pub use decode::watch_code;
+pub use tier::Single;
+pub use tlb::View;
+pub use vcpu::{Interpreter, InterpreterVcpu, Shared};

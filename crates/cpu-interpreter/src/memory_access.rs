@@ -165,7 +165,7 @@ impl Core {
         Ok(linear & 0xffff_ffff)
     }
 
-    fn access(&self, write: bool) -> Access {
+    pub fn access(&self, write: bool) -> Access {
         Access {
             write,
             execute: false,

@@ -22,6 +22,8 @@ pub enum Stop {
     Stale,
     /// The budget is used up or a request is pending.
     Poll,
+    /// The block at `rip` has been entered [`Core::heat_limit`] times.
+    Warm,
     /// HLT or MWAIT.
     Halt,
     /// Go on with the next operation.

@@ -68,7 +68,7 @@ pub fn drain_stores() {
 /// One virtual CPU.
 pub struct InterpreterVcpu {
     pub(crate) core: Core,
-    cache: Cache,
+    pub(crate) cache: Cache,
     plan: DebugPlan,
     nmi_pending: bool,
     /// A breakpoint that was reported at this address: the next run steps over it.
@@ -98,24 +98,32 @@ impl InterpreterVcpu {
             if let Some(exit) = self.attend() {
                 return exit;
             }
-            let single = self.stepping();
-            if single && let Some(exit) = self.breakpoint() {
+            if let Err(exit) = self.round() {
                 return exit;
-            }
-            let tf = self.core.st.rflags & flags::TF != 0;
-            self.core.delivered = false;
-            let stop = self.execute(single);
-            let stepped = stop != Stop::Poll && stop != Stop::Stale;
-            if let Some(exit) = self.settle(stop, tf) {
-                return exit;
-            }
-            if std::mem::take(&mut self.core.debug_hit) || self.plan.single_step && stepped {
-                return Exit::Debug;
             }
         }
     }
 
-    fn stepping(&self) -> bool {
+    /// Executes blocks, or one instruction where that is needed, after [`Self::attend`].
+    pub(crate) fn round(&mut self) -> Result<Stop, Exit> {
+        let single = self.stepping();
+        if single && let Some(exit) = self.breakpoint() {
+            return Err(exit);
+        }
+        let tf = self.core.st.rflags & flags::TF != 0;
+        self.core.delivered = false;
+        let stop = self.execute(single);
+        let stepped = stop != Stop::Poll && stop != Stop::Stale;
+        if let Some(exit) = self.settle(stop, tf) {
+            return Err(exit);
+        }
+        if std::mem::take(&mut self.core.debug_hit) || self.plan.single_step && stepped {
+            return Err(Exit::Debug);
+        }
+        Ok(stop)
+    }
+
+    pub(crate) fn stepping(&self) -> bool {
         self.core.st.interrupt_shadow
             || self.plan.single_step
             || !self.plan.breakpoints.is_empty()
@@ -194,7 +202,7 @@ impl InterpreterVcpu {
     }
 
     /// What follows a stop.
-    fn settle(&mut self, stop: Stop, tf: bool) -> Option<Exit> {
+    pub(crate) fn settle(&mut self, stop: Stop, tf: bool) -> Option<Exit> {
         if tf && !self.core.delivered && !matches!(stop, Stop::Fault | Stop::Poll | Stop::Stale) {
             self.core.pending_db |= 1 << 14;
         }
@@ -215,7 +223,10 @@ impl InterpreterVcpu {
     fn renew(&mut self) {
         let block = self.core.goto_block;
         let Some(head) = self.cache.heads.get(block as usize) else { return };
-        let version = head.first.version.load(std::sync::atomic::Ordering::Acquire);
+        let version = match self.core.memory_view.memory_page(head.first.physical) {
+            Some((ram, offset, _)) if ram.page(offset) == head.first.page => decode::watch_code(ram, offset),
+            _ => head.first.version.load(std::sync::atomic::Ordering::Acquire),
+        };
         let at = (head.rip.wrapping_add(self.core.sc[1].base) & 0xfff) as usize;
         let (start, len) = (head.bytes.0 as usize, usize::from(head.bytes.1));
         let here = len.min(4096 - at);
@@ -230,7 +241,7 @@ impl InterpreterVcpu {
     }
 
     /// Requests, traps and interrupts, before the next instruction.
-    fn attend(&mut self) -> Option<Exit> {
+    pub(crate) fn attend(&mut self) -> Option<Exit> {
         let requests = self.core.bus.link.requests();
         if requests.bits() != 0
             && let Some(exit) = self.take_requests()

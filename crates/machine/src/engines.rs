@@ -8,7 +8,7 @@ use spec::machine::Accel;
 use std::sync::Arc;
 
 /// Accelerator names that are accepted.
-pub const NAMES: &[&str] = &["kvm", "tcg", "interpreter", "qtest"];
+pub const NAMES: &[&str] = &["kvm", "tcg", "translator", "interpreter", "qtest"];
 
 /// Without `-accel`: KVM where it runs operating systems, else software.
 fn default_names() -> Vec<&'static str> {
@@ -36,6 +36,7 @@ fn make(name: &str) -> Result<Arc<dyn Engine>> {
     match name {
         "qtest" => Ok(Arc::new(QtestEngine)),
         "kvm" => Ok(Arc::new(cpu_kvm::KvmEngine::open()?)),
+        "translator" => Ok(Arc::new(cpu_translator::Translator::new()?)),
         "tcg" | "interpreter" => Ok(Arc::new(cpu_interpreter::Interpreter::new()?)),
         _ => {
             let failure = fail!("invalid accelerator {name}");

@@ -15,7 +15,7 @@ mod view;
 
 pub use dma::Dma;
 pub use page::{HostPage, Scalar};
-pub use ram::{RamBlock, Watch};
+pub use ram::{CodeObserver, RamBlock, Watch};
 pub use space::{AddressSpace, Edit, MappingId, SpaceKind};
 pub use view::{FlatRange, FlatView, Target};
 

@@ -3,6 +3,7 @@ use base::{Result, bail};
 use bitflags::bitflags;
 use rustix::mm::{MapFlags, ProtFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 bitflags! {
@@ -17,6 +18,14 @@ bitflags! {
         /// Display: likewise in the display dirty bitmap.
         const DISPLAY = 4;
     }
+}
+
+/// An engine that keeps translated code hears here of writes to watched code pages.
+pub trait CodeObserver: Send + Sync {
+    /// Page `offset` is about to be watched: on return no vCPU writes to it unseen.
+    fn armed(&self, block: RamBlock, offset: u64);
+    /// `len` bytes (within one page) were written to a watched page.
+    fn written(&self, block: RamBlock, offset: u64, len: u64);
 }
 
 /// Host memory behind guest RAM or ROM. A `Copy` handle.
@@ -37,6 +46,7 @@ struct Inner {
     code_version: Vec<AtomicU32>,
     dirty_migration: Vec<AtomicU64>,
     dirty_display: Vec<AtomicU64>,
+    observer: OnceLock<Arc<dyn CodeObserver>>,
 }
 
 /// How the mapping goes with the file under it.
@@ -101,6 +111,7 @@ impl RamBlock {
             code_version: zeroed(pages),
             dirty_migration: zeroed(pages.div_ceil(64)),
             dirty_display: zeroed(pages.div_ceil(64)),
+            observer: OnceLock::new(),
         }))))
     }
 
@@ -171,6 +182,19 @@ impl RamBlock {
         self.0.watch[(offset / PAGE_SIZE) as usize].fetch_or(watch.bits(), Ordering::AcqRel);
     }
 
+    /// Names the one engine that translates code from this block.
+    pub fn set_code_observer(self, observer: Arc<dyn CodeObserver>) {
+        let _ = self.0.observer.set(observer);
+    }
+
+    /// Sets [`Watch::CODE`] on a page, with the consent of the observer if there is one.
+    pub fn arm_code(self, offset: u64) {
+        self.set_watch(offset, Watch::CODE);
+        if let Some(observer) = self.0.observer.get() {
+            observer.armed(self, offset & !(PAGE_SIZE - 1));
+        }
+    }
+
     /// Counts writes to a page since it first held decoded code; see [`Watch::CODE`].
     #[inline(always)]
     pub fn code_version(self, offset: u64) -> u32 {
@@ -192,19 +216,24 @@ impl RamBlock {
         let last = (offset + len - 1) / PAGE_SIZE;
         for page in offset / PAGE_SIZE..=last {
             if self.0.watch[page as usize].load(Ordering::Acquire) != 0 {
-                self.note_page(page as usize);
+                let start = offset.max(page * PAGE_SIZE);
+                let end = (offset + len).min((page + 1) * PAGE_SIZE);
+                self.note_page(page as usize, start, end - start);
             }
         }
     }
 
     #[cold]
-    fn note_page(self, page: usize) {
+    fn note_page(self, page: usize, offset: u64, len: u64) {
         // CODE stays set (until an engine clears it): every write counts.
         let seen = self.0.watch[page].fetch_and(Watch::CODE.bits(), Ordering::AcqRel);
         let seen = Watch::from_bits_retain(seen);
         let bit = 1u64 << (page % 64);
         if seen.contains(Watch::CODE) {
-            self.0.code_version[page].fetch_add(1, Ordering::AcqRel);
+            if let Some(observer) = self.0.observer.get() {
+                observer.written(self, offset, len);
+            }
+            self.0.code_version[page].fetch_add(1, Ordering::SeqCst);
         }
         if seen.contains(Watch::MIGRATION) {
             self.0.dirty_migration[page / 64].fetch_or(bit, Ordering::AcqRel);

@@ -1,0 +1,120 @@
+//! What an engine above the interpreter needs of it: warm blocks, single known instructions,
+//! and the steps of the run loop.
+
+use crate::block::COLD;
+use crate::core::Core;
+use crate::exec::Flow;
+use crate::op::{Op, Stop};
+use crate::vcpu::InterpreterVcpu;
+use crate::{decode, flags};
+use cpu::{Exit, Fault};
+use cpu_host::Plan;
+use iced_x86::Instruction;
+
+/// An instruction that is ready to be interpreted at its place.
+pub struct Single {
+    instruction: Instruction,
+    op: Op,
+    plan: Option<Plan>,
+    undefined: bool,
+}
+
+impl Single {
+    /// `bytes` are those of the instruction. The mode is the present one.
+    pub fn new(core: &Core, instruction: &Instruction, bytes: &[u8]) -> Single {
+        let mut op = decode::operands(core, instruction, 0);
+        let undefined = instruction.is_invalid() || !core.features.allows(instruction);
+        let plan = if undefined { None } else { core.thunks.plan(instruction) };
+        if plan.is_some_and(|plan| plan.sets_x87_pointers) {
+            op.aux = cpu_host::x87_opcode(bytes);
+        }
+        Single { instruction: *instruction, op, plan, undefined }
+    }
+
+    pub fn instruction(&self) -> &Instruction {
+        &self.instruction
+    }
+}
+
+impl InterpreterVcpu {
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    pub fn core_mut(&mut self) -> &mut Core {
+        &mut self.core
+    }
+
+    /// To be called before the first instruction on a thread.
+    pub fn begin(&mut self) {
+        self.core.memory_map_changed();
+    }
+
+    /// Requests, traps and interrupts, before the next instruction.
+    pub fn look_up(&mut self) -> Option<Exit> {
+        self.attend()
+    }
+
+    /// Interprets from `rip` until something else is needed; `Ok(true)`: the block at `rip`
+    /// has become warm.
+    pub fn interpret(&mut self) -> Result<bool, Exit> {
+        Ok(self.round()? == Stop::Warm)
+    }
+
+    /// The warm block that was just reported will not be reported again.
+    pub fn leave_cold(&mut self) {
+        if let Some(head) = self.cache.heads.get(self.core.goto_block as usize) {
+            head.heat.set(COLD);
+        }
+    }
+
+    /// Whether the next instruction must be executed alone: traps, shadows, breakpoints.
+    pub fn is_stepping(&self) -> bool {
+        self.stepping()
+    }
+
+    /// Executes `single`, which is the instruction at `rip`, and delivers its exception.
+    /// `Ok(true)`: nothing but the instruction itself happened and `rip` follows it.
+    pub fn run_single(&mut self, single: &Single) -> Result<bool, Exit> {
+        let core = &mut self.core;
+        core.st.interrupt_shadow = false;
+        core.budget = 1;
+        core.settle_flags();
+        core.retired = core.retired.wrapping_add(1);
+        let done = match &single.plan {
+            _ if single.undefined => Err(Fault::UD),
+            Some(plan) => core.run_plan(&single.instruction, &single.op, plan),
+            None => core.exec(&single.instruction, &single.op),
+        };
+        core.smc = false;
+        let mut plain = false;
+        let stop = match done {
+            Ok(Flow::Next | Flow::End) => {
+                core.advance_rip(&single.op);
+                plain = true;
+                Stop::Resolve
+            }
+            Ok(Flow::Branch) => Stop::Resolve,
+            Ok(Flow::Again) => {
+                core.retired = core.retired.wrapping_sub(1);
+                Stop::Resolve
+            }
+            Ok(Flow::Halt) => {
+                core.advance_rip(&single.op);
+                Stop::Halt
+            }
+            Err(fault) => {
+                core.retired = core.retired.wrapping_sub(1);
+                core.fault = fault;
+                Stop::Fault
+            }
+        };
+        if stop != Stop::Fault {
+            core.st.rflags &= !flags::RF;
+        }
+        match self.settle(stop, false) {
+            Some(exit) => Err(exit),
+            None => Ok(plain),
+        }
+    }
+}

@@ -1,0 +1,339 @@
+//! Translated blocks, shared by the vCPUs of a machine: where they are, what leads to them,
+//! and how they end when their bytes change.
+
+use crate::area::Area;
+use crate::layout::INDIRECT_SLOTS;
+use crate::stubs::Stubs;
+use crate::tables::branch_slot;
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+/// (host address of the first byte, RIP, mode key)
+pub type Key = (usize, u64, u32);
+
+/// What a way out of a block stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A memory access; `write` says through which table.
+    Access { write: bool },
+    /// The interpreter executes the instruction.
+    Interpret,
+    /// A direct branch to `target`.
+    ///
+    /// `patch` is the rel32 of the jump; `id` (if the target lies in another page) the word
+    /// that is compared with the page's id, or its negative.
+    Link { target: u64, patch: u32, id: u32, negated: bool },
+    /// The head of a block.
+    Head,
+}
+
+/// A way out of a block. Places are offsets from the area's start.
+#[derive(Clone, Copy, Debug)]
+pub struct Site {
+    pub kind: Kind,
+    pub block: u32,
+    /// The instruction, and its place among the block's.
+    pub rip: u64,
+    pub index: u16,
+    pub len: u8,
+    /// Where the access is tried again.
+    pub retry: u32,
+    /// Where the block goes on after the instruction; 0: nowhere.
+    pub next: u32,
+    /// The stub that leaves for the interpreter.
+    pub stub: u32,
+}
+
+/// [`Site::block`] of a link that leads nowhere now.
+pub const NONE: u32 = u32::MAX;
+
+pub struct Block {
+    pub key: Key,
+    /// Offsets of the entries: for indirect branches, with a poll, without.
+    pub indirect: u32,
+    pub poll: u32,
+    pub body: u32,
+    pub end: u32,
+    /// First and last guest byte, within the page of `key.0`.
+    pub span: (u16, u16),
+    pub instructions: u16,
+    pub alive: bool,
+    /// Link sites that jump here.
+    pub incoming: Vec<u32>,
+    /// (host offset, site) of instructions that may fault on the host, ascending.
+    pub faults: Vec<(u32, u32)>,
+    /// The guest bytes of the block's span.
+    pub bytes: Box<[u8]>,
+}
+
+impl Block {
+    pub fn empty() -> Block {
+        Block {
+            key: (0, 0, 0),
+            indirect: 0,
+            poll: 0,
+            body: 0,
+            end: 0,
+            span: (0, 0),
+            instructions: 0,
+            alive: false,
+            incoming: Vec::new(),
+            faults: Vec::new(),
+            bytes: Box::default(),
+        }
+    }
+}
+
+/// A host page with translated code.
+#[derive(Default)]
+pub struct Page {
+    pub blocks: Vec<u32>,
+    /// Granules of 64 bytes that blocks were made from.
+    pub granules: u64,
+    /// How often writes have ended blocks here.
+    pub rewrites: u32,
+}
+
+/// Rewrites after which a page's code is left to the interpreter.
+pub const RESTLESS: u32 = 64;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Statistics {
+    pub translated: u64,
+    pub instructions: u64,
+    pub invalidated: u64,
+    pub flushes: u64,
+    pub links: u64,
+    pub host_bytes: u64,
+}
+
+#[derive(Default)]
+pub struct Mixer(u64);
+
+impl Hasher for Mixer {
+    fn finish(&self) -> u64 {
+        self.0 ^ self.0 >> 31
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for &b in bytes {
+            self.write_u64(u64::from(b));
+        }
+    }
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+    fn write_u32(&mut self, value: u32) {
+        self.write_u64(u64::from(value));
+    }
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
+    }
+}
+
+pub type Mixed<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
+
+pub struct Cache {
+    pub area: Area,
+    pub stubs: Stubs,
+    pub blocks: Vec<Block>,
+    pub sites: Vec<Site>,
+    map: Mixed<Key, u32>,
+    pub pages: Mixed<usize, Page>,
+    ids: Mixed<(u64, u64), u32>,
+    /// Blocks by the host offset of their first byte, ascending.
+    order: Vec<(u32, u32)>,
+    /// GS bases of all views of all vCPUs, whose branch tables may lead here.
+    pub views: Vec<usize>,
+    pub statistics: Statistics,
+}
+
+impl Cache {
+    pub fn new(mut area: Area) -> base::Result<Cache> {
+        let stubs = Stubs::make(&mut area)?;
+        Ok(Cache {
+            area,
+            stubs,
+            blocks: Vec::new(),
+            sites: Vec::new(),
+            map: Mixed::default(),
+            pages: Mixed::default(),
+            ids: Mixed::default(),
+            order: Vec::new(),
+            views: Vec::new(),
+            statistics: Statistics::default(),
+        })
+    }
+
+    pub fn host(&self, offset: u32) -> usize {
+        self.area.execute + offset as usize
+    }
+
+    pub fn find(&self, key: &Key) -> Option<u32> {
+        self.map.get(key).copied()
+    }
+
+    /// The id of a (linear page, host page) pair.
+    pub fn pair(&mut self, linear: u64, host: usize) -> u32 {
+        let next = self.ids.len() as u32 + 1;
+        *self.ids.entry((linear & !0xfff, host as u64 & !0xfff)).or_insert(next)
+    }
+
+    /// Whether code of this page is worth translating.
+    pub fn is_restless(&self, host: usize) -> bool {
+        self.pages.get(&(host & !0xfff)).is_some_and(|page| page.rewrites >= RESTLESS)
+    }
+
+    /// Registers a block whose code lies in the area and whose sites were pushed.
+    pub fn add(&mut self, block: Block) -> u32 {
+        let id = self.blocks.len() as u32;
+        let page = self.pages.entry(block.key.0 & !0xfff).or_default();
+        page.blocks.push(id);
+        for granule in block.span.0 / 64..=block.span.1 / 64 {
+            page.granules |= 1 << granule;
+        }
+        self.map.insert(block.key, id);
+        self.order.push((block.indirect, id));
+        self.statistics.translated += 1;
+        self.statistics.instructions += u64::from(block.instructions);
+        self.statistics.host_bytes += u64::from(block.end - block.indirect);
+        self.blocks.push(block);
+        id
+    }
+
+    /// Connects link `site` with `block`; `pair` is the id of the target's page if it is
+    /// another one.
+    pub fn link(&mut self, site: u32, block: u32) {
+        let at = &mut self.sites[site as usize];
+        let Kind::Link { target, patch, id, negated } = at.kind else { return };
+        if at.next != NONE {
+            return;
+        }
+        let target_block = &mut self.blocks[block as usize];
+        let back = target <= at.rip;
+        let entry = if back { target_block.poll } else { target_block.body };
+        at.next = block;
+        target_block.incoming.push(site);
+        let rel = entry.wrapping_sub(patch + 4);
+        self.area.patch(self.area.execute + patch as usize, rel);
+        if id != 0 {
+            let (linear, host) = (target, target_block.key.0);
+            let pair = self.pair(linear, host);
+            let word = if negated { pair.wrapping_neg() } else { pair };
+            self.area.patch(self.area.execute + id as usize, word);
+        }
+        self.statistics.links += 1;
+    }
+
+    /// Connects a link that may lead to another block now.
+    pub fn relink(&mut self, site: u32, block: u32) {
+        let old = self.sites[site as usize].next;
+        if old != NONE {
+            self.blocks[old as usize].incoming.retain(|&other| other != site);
+            self.unlink(site);
+        }
+        self.link(site, block);
+    }
+
+    fn unlink(&mut self, site: u32) {
+        let at = &mut self.sites[site as usize];
+        let Kind::Link { patch, id, negated, .. } = at.kind else { return };
+        at.next = NONE;
+        let stub = at.stub;
+        if id != 0 {
+            self.area.patch(self.area.execute + id as usize, if negated { 1 } else { u32::MAX });
+        }
+        self.area.patch(self.area.execute + patch as usize, stub.wrapping_sub(patch + 4));
+    }
+
+    /// Ends a block: nothing leads to it any more.
+    pub fn invalidate(&mut self, id: u32) {
+        let block = &mut self.blocks[id as usize];
+        if !std::mem::replace(&mut block.alive, false) {
+            return;
+        }
+        let (key, indirect) = (block.key, block.indirect);
+        for site in std::mem::take(&mut block.incoming) {
+            if self.sites[site as usize].next == id {
+                self.unlink(site);
+            }
+        }
+        if self.map.get(&key) == Some(&id) {
+            self.map.remove(&key);
+        }
+        let (entry, unknown) = (self.host(indirect) as u64, self.stubs.exits[3] as u64);
+        let slot = (key.1 as usize % INDIRECT_SLOTS) as u32;
+        for &gs in &self.views {
+            let cell = branch_slot(gs, slot);
+            let order = std::sync::atomic::Ordering::SeqCst;
+            let _ = cell.compare_exchange(entry, unknown, order, order);
+        }
+        self.statistics.invalidated += 1;
+    }
+
+    /// `len` bytes of guest memory at `host` (within one page) were written. `true`: no
+    /// translated code is left on the page.
+    pub fn written(&mut self, host: usize, len: usize) -> bool {
+        let page_address = host & !0xfff;
+        let Some(page) = self.pages.get_mut(&page_address) else { return true };
+        let (first, last) = ((host & 0xfff) as u16, ((host & 0xfff) + len.max(1) - 1).min(4095) as u16);
+        let mut touched = 0u64;
+        for granule in first / 64..=last / 64 {
+            touched |= 1 << granule;
+        }
+        if page.granules & touched == 0 {
+            return page.blocks.is_empty();
+        }
+        let blocks = std::mem::take(&mut page.blocks);
+        let (hit, kept): (Vec<u32>, Vec<u32>) = blocks.into_iter().partition(|&id| {
+            let span = self.blocks[id as usize].span;
+            span.0 <= last && first <= span.1
+        });
+        let empty = kept.is_empty();
+        page.granules = 0;
+        for &id in &kept {
+            let span = self.blocks[id as usize].span;
+            for granule in span.0 / 64..=span.1 / 64 {
+                page.granules |= 1 << granule;
+            }
+        }
+        page.blocks = kept;
+        if !hit.is_empty() {
+            page.rewrites += 1;
+        }
+        for id in hit {
+            self.invalidate(id);
+        }
+        empty
+    }
+
+    /// The block whose code holds the host address.
+    pub fn block_at(&self, host: usize) -> Option<u32> {
+        if !self.area.contains(host) {
+            return None;
+        }
+        let offset = (host - self.area.execute) as u32;
+        let at = self.order.partition_point(|&(start, _)| start <= offset).checked_sub(1)?;
+        let id = self.order[at].1;
+        (offset < self.blocks[id as usize].end).then_some(id)
+    }
+
+    /// The site of the instruction at a host address that faulted.
+    pub fn fault_site(&self, host: usize) -> Option<u32> {
+        let block = &self.blocks[self.block_at(host)? as usize];
+        let offset = (host - self.area.execute) as u32;
+        let at = block.faults.binary_search_by_key(&offset, |f| f.0).ok()?;
+        Some(block.faults[at].1)
+    }
+
+    /// Forgets everything. No vCPU may be in translated code.
+    pub fn clear(&mut self) {
+        self.blocks.clear();
+        self.sites.clear();
+        self.map.clear();
+        self.ids.clear();
+        self.order.clear();
+        self.pages.clear();
+        self.area.clear();
+        self.statistics.flushes += 1;
+    }
+}

@@ -1,0 +1,99 @@
+//! Where things lie relative to the GS base while translated code runs.
+//!
+//! Each privilege view of a vCPU has its own GS base (see `tables`). From there:
+//! the vCPU's state page (one page, mapped in all views), the code map, the table of
+//! indirect branches, and upwards the table of readable pages; downwards the table of
+//! writable pages. A page's index is bits 12 to 47 of its linear address.
+
+use std::mem::offset_of;
+
+/// The part of a vCPU's state that translated code works on.
+#[repr(C, align(64))]
+pub struct State {
+    /// General registers at entry and exit; R10 and R11 always stand here.
+    pub gpr: [u64; 16],
+    /// Scratch register 0 at exit: the address of a refused access, the target of a branch.
+    pub s0: u64,
+    /// Arithmetic flags at entry and exit: AH as LAHF leaves it, OF in AL.
+    pub flags: u64,
+    /// The same form, saved inside a block.
+    pub saved_flags: u64,
+    pub rax_saved: u64,
+    pub spare: [u64; 2],
+    /// The request word of the vCPU's [`cpu::Link`].
+    pub link: u64,
+    /// Bases of FS and GS.
+    pub seg_base: [u64; 2],
+    pub site: u32,
+    pub reason: u32,
+    pub host_rsp: u64,
+    /// Address of the guest's YMM registers.
+    pub ymm: u64,
+    pub mxcsr: u32,
+    pub host_mxcsr: u32,
+    /// Host address of an instruction that faulted on the host.
+    pub fault_rip: u64,
+    /// x87 instructions may run: the state is in the host's registers, all exceptions masked.
+    pub x87: u32,
+    /// Translated code is running.
+    pub in_code: u32,
+    /// Guest instructions that may still be executed (only if they are counted).
+    pub budget: i64,
+    pub misc: [u64; 8],
+}
+
+pub const GPR: i32 = offset_of!(State, gpr) as i32;
+pub const S0: i32 = offset_of!(State, s0) as i32;
+pub const FLAGS: i32 = offset_of!(State, flags) as i32;
+pub const SAVED_FLAGS: i32 = offset_of!(State, saved_flags) as i32;
+pub const RAX_SAVED: i32 = offset_of!(State, rax_saved) as i32;
+pub const SPARE: i32 = offset_of!(State, spare) as i32;
+pub const LINK: i32 = offset_of!(State, link) as i32;
+pub const SEG_BASE: i32 = offset_of!(State, seg_base) as i32;
+pub const SITE: i32 = offset_of!(State, site) as i32;
+pub const REASON: i32 = offset_of!(State, reason) as i32;
+pub const HOST_RSP: i32 = offset_of!(State, host_rsp) as i32;
+pub const YMM: i32 = offset_of!(State, ymm) as i32;
+pub const MXCSR: i32 = offset_of!(State, mxcsr) as i32;
+pub const HOST_MXCSR: i32 = offset_of!(State, host_mxcsr) as i32;
+pub const X87: i32 = offset_of!(State, x87) as i32;
+pub const BUDGET: i32 = offset_of!(State, budget) as i32;
+pub const MISC: i32 = offset_of!(State, misc) as i32;
+
+/// Bytes of the shared state page.
+pub const STATE_SIZE: usize = 4096;
+/// Code map: for a hash of a linear page, the id of its present (linear, physical) pair.
+pub const CODE_MAP: i32 = 0x1_0000;
+pub const CODE_MAP_SLOTS: usize = 4096;
+/// Indirect branches: host addresses by the low 16 bits of the target.
+pub const INDIRECT: i32 = 0x2_0000;
+pub const INDIRECT_SLOTS: usize = 1 << 16;
+/// Entry 0 of the table of readable pages.
+pub const READ_TABLE: i32 = 0x10_0000;
+/// The table of writable pages is indexed by the complement of the page's index.
+pub const WRITE_TABLE: i32 = 0;
+/// Pages that a table spans.
+pub const TABLE_PAGES: u64 = 1 << 36;
+/// Bytes below the GS base.
+pub const BELOW: usize = (TABLE_PAGES as usize) * 8;
+/// Bytes from the GS base up.
+pub const ABOVE: usize = READ_TABLE as usize + (TABLE_PAGES as usize) * 8;
+
+/// Why translated code was left.
+pub mod reason {
+    /// The table has no entry for the page at `s0`.
+    pub const MISS: u32 = 0;
+    /// The instruction of the site is for the interpreter.
+    pub const SLOW: u32 = 1;
+    /// A direct branch that is not connected.
+    pub const LINK: u32 = 2;
+    /// An indirect branch to `s0`.
+    pub const INDIRECT: u32 = 3;
+    /// A request is pending.
+    pub const POLL: u32 = 4;
+    /// The host refused an instruction (`fault_rip`).
+    pub const FAULT: u32 = 5;
+    /// The budget does not suffice for the block.
+    pub const BUDGET: u32 = 6;
+    pub const COUNT: usize = 7;
+}

@@ -1,0 +1,97 @@
+//! The translator: x86-64 guest code as x86-64 host code.
+//!
+//! - [`layout`]: the state page and tables that generated code addresses through GS.
+//! - [`translate`]: guest instructions to host instructions.
+//! - [`cache`], [`shared`]: blocks of all vCPUs, their links and their end.
+//! - [`tables`]: linear pages to host pages.
+//! - [`vcpu`]: the run loop, over the interpreter's.
+
+mod area;
+mod asm;
+mod cache;
+mod layout;
+mod shared;
+mod signals;
+mod stubs;
+mod tables;
+mod translate;
+mod vcpu;
+
+use base::{Result, bail};
+use cpu::{Engine, Vcpu, VcpuConfig};
+use std::sync::Arc;
+
+/// Size of the code cache, in bytes, unless another is asked for.
+const CACHE_SIZE: usize = 128 << 20;
+/// Executions in the interpreter after which a block is translated.
+const WARM: u32 = 24;
+
+/// The translator as an [`Engine`]; one for each machine.
+pub struct Translator(Arc<shared::Shared>);
+
+/// What can be chosen about the translator.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// Bytes of the code cache.
+    pub cache_size: usize,
+    /// Executions before a block is translated.
+    pub warm: u32,
+    /// Flags are kept even where no guest instruction can see them (lock-step tests).
+    pub exact_flags: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        let warm = std::env::var("RYOKAN_WARM").ok().and_then(|v| v.parse().ok()).unwrap_or(WARM);
+        Options { cache_size: CACHE_SIZE, warm, exact_flags: false }
+    }
+}
+
+impl Translator {
+    pub fn new() -> Result<Translator> {
+        Self::with(Options::default())
+    }
+
+    pub fn with(options: Options) -> Result<Translator> {
+        check_host()?;
+        signals::install()?;
+        let shared = shared::Shared::new(options.cache_size, options.warm.max(1), options.exact_flags)?;
+        Ok(Translator(Arc::new(shared)))
+    }
+}
+
+/// Whether this host has what generated code is made of.
+fn check_host() -> Result<()> {
+    const HWCAP2_FSGSBASE: u64 = 2;
+    if !std::arch::is_x86_feature_detected!("avx") {
+        bail!("the translator needs a host with AVX");
+    }
+    // SAFETY: reads an entry of the auxiliary vector.
+    let enabled = unsafe { libc::getauxval(libc::AT_HWCAP2) };
+    if enabled & HWCAP2_FSGSBASE == 0 {
+        bail!("the translator needs FSGSBASE (Linux 5.9 or newer on a processor that has it)");
+    }
+    Ok(())
+}
+
+impl Engine for Translator {
+    fn name(&self) -> &'static str {
+        "translator"
+    }
+
+    fn vcpu(&self, config: VcpuConfig) -> Result<Box<dyn Vcpu>> {
+        Ok(Box::new(vcpu::TranslatorVcpu::new(config, self.0.clone())?))
+    }
+
+    fn report(&self) -> String {
+        let cache = self.0.cache();
+        let s = cache.statistics;
+        format!(
+            "blocks {} translated, {} ended, {} links, {} flushes\n\
+             guest instructions {}, host bytes {}\n\
+             cache {} of {} bytes used\n",
+            s.translated, s.invalidated, s.links, s.flushes, s.instructions, s.host_bytes, cache.area.used,
+            cache.area.size
+        )
+    }
+}

@@ -1,0 +1,143 @@
+//! What the vCPUs of one machine share: the code cache, and who may write where.
+
+use crate::area::Area;
+use crate::cache::{Cache, Mixed};
+use crate::layout::State;
+use crate::tables::{Tables, VIEWS};
+use base::Result;
+use cpu::{Link, Request};
+use memory::{CodeObserver, RamBlock};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A vCPU as the others see it.
+pub struct Peer {
+    pub gs: [usize; VIEWS],
+    pub link: Arc<Link>,
+    /// Counts entries (odd: translated code is running).
+    pub inside: AtomicU64,
+}
+
+pub struct Shared {
+    pub interpreter: cpu_interpreter::Shared,
+    cache: Mutex<Cache>,
+    peers: Mutex<Vec<Arc<Peer>>>,
+    /// Linear pages through which a host page may be written: (GS base, linear page).
+    writers: Mutex<Mixed<usize, Vec<(usize, u64)>>>,
+    /// Counts flushes of the cache; what was taken from an earlier one is void.
+    pub generation: AtomicU64,
+    /// Counts blocks that ended.
+    pub ended: AtomicU64,
+    pub warm: AtomicU32,
+    pub exact: bool,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub fn new(size: usize, warm: u32, exact: bool) -> Result<Shared> {
+        Ok(Shared {
+            interpreter: cpu_interpreter::Shared::new()?,
+            cache: Mutex::new(Cache::new(Area::new(size)?)?),
+            peers: Mutex::default(),
+            writers: Mutex::default(),
+            generation: AtomicU64::new(0),
+            ended: AtomicU64::new(0),
+            warm: AtomicU32::new(warm),
+            exact,
+        })
+    }
+
+    pub fn cache(&self) -> MutexGuard<'_, Cache> {
+        locked(&self.cache)
+    }
+
+    pub fn join(&self, peer: Arc<Peer>) {
+        self.cache().views.extend(peer.gs);
+        locked(&self.peers).push(peer);
+    }
+
+    pub fn leave(&self, peer: &Arc<Peer>) {
+        self.cache().views.retain(|gs| !peer.gs.contains(gs));
+        locked(&self.writers).values_mut().for_each(|list| list.retain(|(gs, _)| !peer.gs.contains(gs)));
+        locked(&self.peers).retain(|other| !Arc::ptr_eq(other, peer));
+    }
+
+    /// Notes that `host` (a page) may be written through `linear` of a view.
+    pub fn note_writer(&self, host: usize, gs: usize, linear: u64) {
+        let mut writers = locked(&self.writers);
+        let list = writers.entry(host).or_default();
+        if !list.contains(&(gs, linear)) {
+            list.push((gs, linear));
+        }
+    }
+
+    /// Waits until every vCPU that is in translated code now has been out of it once.
+    fn wait_for_peers(&self) {
+        let peers = locked(&self.peers).clone();
+        for peer in peers {
+            let seen = peer.inside.load(Ordering::SeqCst);
+            let mut spins = 0u32;
+            while seen & 1 != 0 && peer.inside.load(Ordering::SeqCst) == seen {
+                if spins == 0 {
+                    peer.link.post(Request::INTERRUPT);
+                }
+                spins += 1;
+                if spins % 64 == 0 {
+                    std::thread::yield_now();
+                }
+                std::hint::spin_loop();
+            }
+        }
+    }
+
+    /// Drops all translated code. The caller is not in any.
+    pub fn flush(&self, cache: &mut Cache) {
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.wait_for_peers();
+        cache.clear();
+    }
+}
+
+impl CodeObserver for Shared {
+    fn armed(&self, block: RamBlock, offset: u64) {
+        let host = block.host_address() + offset as usize;
+        let Some(list) = locked(&self.writers).remove(&host) else { return };
+        for (gs, linear) in list {
+            Tables::protect(gs, linear, host);
+        }
+        self.wait_for_peers();
+    }
+
+    fn written(&self, block: RamBlock, offset: u64, len: u64) {
+        let host = block.host_address() + offset as usize;
+        let mut cache = self.cache();
+        let before = cache.statistics.invalidated;
+        if cache.written(host, len as usize) {
+            block.clear_code_watch(offset);
+        }
+        if cache.statistics.invalidated != before {
+            self.ended.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Where the state of a vCPU lies; used by its own thread only.
+pub struct StatePage(*mut State);
+
+// SAFETY: the page is plain memory that lives as long as the vCPU; one thread at a time uses it.
+unsafe impl Send for StatePage {}
+
+impl StatePage {
+    pub fn new(tables: &Tables) -> StatePage {
+        StatePage(tables.state())
+    }
+
+    pub fn get(&mut self) -> &mut State {
+        // SAFETY: a mapped, zero-initialised page of the right alignment; no other reference
+        // exists while this one does, and generated code runs only between uses.
+        unsafe { &mut *self.0 }
+    }
+}

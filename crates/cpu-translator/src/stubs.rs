@@ -1,0 +1,120 @@
+//! The way into translated code and out of it.
+//!
+//! `enter(target)` saves the host's callee-saved registers, loads the guest's from the
+//! state page (GS base) and jumps. Each way out notes its reason, saves the guest's state
+//! and returns from `enter`. While the guest runs, RSP is the guest's: signal handlers run
+//! on their own stack.
+
+use crate::area::Area;
+use crate::asm::*;
+use crate::layout::*;
+use base::{Result, fail};
+
+/// Host addresses of the fixed code.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stubs {
+    pub enter: usize,
+    pub exits: [usize; reason::COUNT],
+}
+
+const SAVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
+const GUEST: [u8; 13] = [1, 2, 3, 5, 6, 7, 8, 9, 12, 13, 14, 15, 4];
+
+impl Stubs {
+    pub fn make(area: &mut Area) -> Result<Stubs> {
+        let mut stubs = Stubs::default();
+        let mut code = Code::new();
+        enter(&mut code);
+        code.finish();
+        let full = || fail!("no room for the entry code");
+        stubs.enter = area.add(&code.bytes).ok_or_else(full)?;
+        code.clear();
+        leave(&mut code);
+        code.finish();
+        let common = area.add(&code.bytes).ok_or_else(full)?;
+        for (reason, exit) in stubs.exits.iter_mut().enumerate() {
+            code.clear();
+            code.store_imm32(REASON, reason as u32);
+            code.jmp_relative(common as i64 - area.next() as i64);
+            *exit = area.add(&code.bytes).ok_or_else(full)?;
+        }
+        area.keep();
+        Ok(stubs)
+    }
+}
+
+/// `vmovups ymm, [rax + 32 * n]` or the reverse.
+fn vector(code: &mut Code, n: u8, store: bool) {
+    let opcode = if store { 0x11 } else { 0x10 };
+    let rex = if n < 8 { 0xfc } else { 0x7c };
+    code.raw(&[0xc5, rex, opcode, 0x80 | (n & 7) << 3]);
+    code.raw(&(32 * i32::from(n)).to_le_bytes());
+}
+
+fn enter(code: &mut Code) {
+    for reg in SAVED {
+        if reg >= 8 {
+            code.raw(&[0x41]);
+        }
+        code.raw(&[0x50 | reg & 7]);
+    }
+    code.store(HOST_RSP, RSP);
+    code.mov(T0, 7);
+    let same = code.label();
+    mxcsr(code, 3, HOST_MXCSR);
+    code.load32(RAX, HOST_MXCSR);
+    code.raw(&[0x65, 0x3b, 0x04, 0x25]); // cmp eax, gs:[MXCSR]
+    code.raw(&MXCSR.to_le_bytes());
+    code.jcc(4, same);
+    mxcsr(code, 2, MXCSR);
+    code.bind(same);
+    code.load(RAX, YMM);
+    for n in 0..16 {
+        vector(code, n, false);
+    }
+    for reg in GUEST {
+        code.load(reg, GPR + 8 * i32::from(reg));
+    }
+    code.flags_from(FLAGS);
+    code.load(RAX, GPR);
+    code.jmp_reg(T0);
+}
+
+/// STMXCSR (3) or LDMXCSR (2) `gs:[disp]`.
+fn mxcsr(code: &mut Code, op: u8, disp: i32) {
+    code.raw(&[0x65, 0x0f, 0xae, 0x04 | op << 3, 0x25]);
+    code.raw(&disp.to_le_bytes());
+}
+
+fn leave(code: &mut Code) {
+    code.store(GPR, RAX);
+    code.raw(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    code.raw(&[0x0f, 0xb7, 0xc0]); // movzx eax, ax
+    code.store(FLAGS, RAX);
+    for reg in GUEST {
+        code.store(GPR + 8 * i32::from(reg), reg);
+    }
+    code.store(S0, T0);
+    code.load(RAX, YMM);
+    for n in 0..16 {
+        vector(code, n, true);
+    }
+    code.raw(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    mxcsr(code, 3, MXCSR);
+    let plain = code.label();
+    code.load32(RAX, MXCSR);
+    code.group32(4, RAX, 0xffc0);
+    code.group32(7, RAX, 0x1f80);
+    code.jcc(4, plain);
+    code.store_imm32(HOST_MXCSR, 0x1f80);
+    mxcsr(code, 2, HOST_MXCSR);
+    code.bind(plain);
+    code.load(RSP, HOST_RSP);
+    for reg in SAVED.iter().rev() {
+        if *reg >= 8 {
+            code.raw(&[0x41]);
+        }
+        code.raw(&[0x58 | reg & 7]);
+    }
+    code.raw(&[0xc3]);
+}

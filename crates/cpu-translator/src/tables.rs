@@ -1,0 +1,266 @@
+//! A vCPU's translation tables: for every linear page the distance to its host page.
+//!
+//! An entry is `host page - linear page + 1`; zero means that nothing is known. So an access
+//! is `[address + entry - 1]` after a test of bit 0. There is a table for reads and one for
+//! writes in each privilege view, in memory that is reserved but only populated where used.
+
+use crate::layout::*;
+use base::{Failure, Result};
+use cpu_interpreter::View;
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+const GUARD: usize = 1 << 21;
+pub const VIEWS: usize = 3;
+
+/// One privilege view.
+struct Space {
+    /// The whole reservation.
+    start: usize,
+    gs: usize,
+    /// Filled pages: linear page with [`GLOBAL`] and [`WRITABLE`] in its low bits.
+    log: Vec<u64>,
+    /// Code map slots and indirect branches that were set; bit 31: global.
+    code_log: Vec<u32>,
+    branch_log: Vec<u32>,
+}
+
+const GLOBAL: u64 = 1;
+const GLOBAL_SLOT: u32 = 1 << 31;
+
+/// The tables of one vCPU.
+pub struct Tables {
+    spaces: [Space; VIEWS],
+    state: usize,
+    size: usize,
+    /// Where indirect branches without an entry go.
+    unknown: u64,
+    /// Lowest and highest linear address that came from a large page.
+    large: (u64, u64),
+    pub fills: u64,
+    pub flushes: u64,
+}
+
+impl Tables {
+    pub fn new(unknown: usize) -> Result<Tables> {
+        let what = "cannot reserve address space for translation tables";
+        let os = |error: rustix::io::Errno| {
+            Failure::os(what, &error.into()).hint("-accel interpreter needs none; or raise RLIMIT_AS")
+        };
+        let fd = memfd_create("ryokan-vcpu", MemfdFlags::CLOEXEC).map_err(os)?;
+        ftruncate(&fd, STATE_SIZE as u64).map_err(os)?;
+        let size = 2 * GUARD + BELOW + ABOVE;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let space = || -> rustix::io::Result<Space> {
+            // SAFETY: new mappings at an address of the kernel's choice; the inner two replace
+            // parts of this reservation, which is used by nobody yet.
+            unsafe {
+                let start = mmap_anonymous(std::ptr::null_mut(), size, ProtFlags::empty(), flags)? as usize;
+                let gs = start + GUARD + BELOW;
+                mmap_anonymous((start + GUARD) as *mut _, BELOW + ABOVE, access, flags | MapFlags::FIXED)?;
+                mmap(gs as *mut _, STATE_SIZE, access, MapFlags::SHARED | MapFlags::FIXED, &fd, 0)?;
+                Ok(Space { start, gs, log: Vec::new(), code_log: Vec::new(), branch_log: Vec::new() })
+            }
+        };
+        let spaces = [space().map_err(os)?, space().map_err(os)?, space().map_err(os)?];
+        let state = spaces[0].gs;
+        let mut tables =
+            Tables { spaces, state, size, unknown: unknown as u64, large: (u64::MAX, 0), fills: 0, flushes: 0 };
+        tables.forget_code_everywhere();
+        Ok(tables)
+    }
+
+    pub fn state(&self) -> *mut State {
+        self.state as *mut State
+    }
+
+    /// The GS base of a view.
+    pub fn gs(&self, view: View) -> usize {
+        self.spaces[view as usize].gs
+    }
+
+    fn entry(gs: usize, linear: u64, write: bool) -> &'static AtomicU64 {
+        let index = (linear >> 12) & (TABLE_PAGES - 1);
+        let at = if write {
+            gs as u64 - 8 - 8 * index + WRITE_TABLE as u64
+        } else {
+            gs as u64 + READ_TABLE as u64 + 8 * index
+        };
+        // SAFETY: the index is below TABLE_PAGES, so this is an aligned word inside of the
+        // mapping, which lives as long as the vCPU (entries are used only while it does).
+        unsafe { AtomicU64::from_ptr(at as *mut u64) }
+    }
+
+    /// Makes the page at `linear` known.
+    pub fn fill(&mut self, view: View, linear: u64, host: usize, writable: bool, global: bool) {
+        let page = linear & !0xfff;
+        let value = (host as u64).wrapping_sub(page).wrapping_add(1);
+        let space = &mut self.spaces[view as usize];
+        Tables::entry(space.gs, page, false).store(value, Ordering::Release);
+        if writable {
+            Tables::entry(space.gs, page, true).store(value, Ordering::Release);
+        }
+        space.log.push(page | if global { GLOBAL } else { 0 });
+        self.fills += 1;
+    }
+
+    pub fn note_large(&mut self, linear: u64, size: u64) {
+        let start = linear & !(size - 1);
+        self.large = (self.large.0.min(start), self.large.1.max(start | (size - 1)));
+    }
+
+    /// Drops the write entry of `linear` in `view` if it leads to `host`.
+    pub fn protect(gs: usize, linear: u64, host: usize) {
+        let page = linear & !0xfff;
+        let value = (host as u64).wrapping_sub(page).wrapping_add(1);
+        let entry = Tables::entry(gs, page, true);
+        let _ = entry.compare_exchange(value, 0, Ordering::SeqCst, Ordering::SeqCst);
+    }
+
+    /// Drops everything, or everything but global pages.
+    pub fn flush(&mut self, globals_too: bool) {
+        self.flushes += 1;
+        for space in &mut self.spaces {
+            let gs = space.gs;
+            space.log.retain(|&item| {
+                let keep = !globals_too && item & GLOBAL != 0;
+                if !keep {
+                    Tables::entry(gs, item & !0xfff, false).store(0, Ordering::Release);
+                    Tables::entry(gs, item & !0xfff, true).store(0, Ordering::Release);
+                }
+                keep
+            });
+            let unknown = self.unknown;
+            space.code_log.retain(|&slot| {
+                let keep = !globals_too && slot & GLOBAL_SLOT != 0;
+                if !keep {
+                    code_slot(gs, slot & !GLOBAL_SLOT).store(0, Ordering::Release);
+                }
+                keep
+            });
+            space.branch_log.retain(|&slot| {
+                let keep = !globals_too && slot & GLOBAL_SLOT != 0;
+                if !keep {
+                    branch_slot(gs, slot & !GLOBAL_SLOT).store(unknown, Ordering::Release);
+                }
+                keep
+            });
+        }
+        if globals_too {
+            self.large = (u64::MAX, 0);
+        }
+    }
+
+    /// INVLPG.
+    pub fn flush_page(&mut self, linear: u64) {
+        if linear >= self.large.0 && linear <= self.large.1 {
+            return self.flush(true);
+        }
+        let page = linear & !0xfff;
+        for space in &mut self.spaces {
+            Tables::entry(space.gs, page, false).store(0, Ordering::Release);
+            Tables::entry(space.gs, page, true).store(0, Ordering::Release);
+            let slot = map_slot(page);
+            let map = code_slot(space.gs, slot);
+            if map.load(Ordering::Relaxed) != 0 {
+                map.store(0, Ordering::Release);
+                let unknown = self.unknown;
+                for &slot in &space.branch_log {
+                    branch_slot(space.gs, slot & !GLOBAL_SLOT).store(unknown, Ordering::Release);
+                }
+                space.branch_log.clear();
+            }
+        }
+        self.trim();
+    }
+
+    /// Keeps the logs from growing without bound under INVLPG.
+    fn trim(&mut self) {
+        if self.spaces.iter().any(|space| space.log.len() > 1 << 16) {
+            self.flush(true);
+        }
+    }
+
+    /// The pair `id` is what the page of `linear` leads to now.
+    pub fn set_code(&mut self, view: View, linear: u64, id: u32, global: bool) {
+        let space = &mut self.spaces[view as usize];
+        let slot = map_slot(linear);
+        let cell = code_slot(space.gs, slot);
+        if cell.load(Ordering::Relaxed) != id {
+            cell.store(id, Ordering::Release);
+            space.code_log.push(slot | if global { GLOBAL_SLOT } else { 0 });
+            if space.code_log.len() > 1 << 15 {
+                space.code_log.sort_unstable();
+                space.code_log.dedup();
+            }
+        }
+    }
+
+    /// Indirect branches to `rip` go to `host`.
+    pub fn set_branch(&mut self, view: View, rip: u64, host: usize, global: bool) {
+        let space = &mut self.spaces[view as usize];
+        let slot = (rip & 0xffff) as u32;
+        branch_slot(space.gs, slot).store(host as u64, Ordering::Release);
+        space.branch_log.push(slot | if global { GLOBAL_SLOT } else { 0 });
+        if space.branch_log.len() > 1 << 18 {
+            space.branch_log.sort_unstable();
+            space.branch_log.dedup();
+        }
+    }
+
+    /// Forgets branches and code pages of all views.
+    pub fn forget_code(&mut self) {
+        for space in &mut self.spaces {
+            for &slot in &space.code_log {
+                code_slot(space.gs, slot & !GLOBAL_SLOT).store(0, Ordering::Release);
+            }
+            for &slot in &space.branch_log {
+                branch_slot(space.gs, slot & !GLOBAL_SLOT).store(self.unknown, Ordering::Release);
+            }
+            space.code_log.clear();
+            space.branch_log.clear();
+        }
+    }
+
+    fn forget_code_everywhere(&mut self) {
+        for space in &self.spaces {
+            for slot in 0..INDIRECT_SLOTS {
+                branch_slot(space.gs, slot as u32).store(self.unknown, Ordering::Release);
+            }
+        }
+    }
+
+    /// Pages that are known now (an upper bound).
+    pub fn len(&self) -> usize {
+        self.spaces.iter().map(|space| space.log.len()).sum()
+    }
+}
+
+impl Drop for Tables {
+    fn drop(&mut self) {
+        for space in &self.spaces {
+            // SAFETY: the reservation made in `new`; the vCPU is gone and its thread does not
+            // run translated code any more.
+            let _ = unsafe { rustix::mm::munmap(space.start as *mut _, self.size) };
+        }
+    }
+}
+
+/// The code map slot of a linear address.
+pub fn map_slot(linear: u64) -> u32 {
+    let page = linear >> 12;
+    ((page ^ page >> 12) as u32) & (CODE_MAP_SLOTS as u32 - 1)
+}
+
+fn code_slot(gs: usize, slot: u32) -> &'static AtomicU32 {
+    // SAFETY: an aligned word of the view's code map, which lives as long as the vCPU.
+    unsafe { AtomicU32::from_ptr((gs + CODE_MAP as usize + 4 * (slot as usize % CODE_MAP_SLOTS)) as *mut u32) }
+}
+
+/// The table entry of an indirect branch, also for other threads.
+pub fn branch_slot(gs: usize, slot: u32) -> &'static AtomicU64 {
+    // SAFETY: an aligned word of the view's branch table, which lives as long as the vCPU.
+    unsafe { AtomicU64::from_ptr((gs + INDIRECT as usize + 8 * (slot as usize % INDIRECT_SLOTS)) as *mut u64) }
+}

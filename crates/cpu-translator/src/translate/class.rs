@@ -1,0 +1,209 @@
+//! How each instruction is translated.
+
+use super::{Source, key};
+use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Copied, with its memory operand replaced.
+    Native,
+    /// Nothing to do.
+    Nothing,
+    Push,
+    Pop,
+    Leave,
+    Jump,
+    /// Jcc.
+    Branch,
+    /// LOOP without a condition.
+    Loop,
+    /// JRCXZ.
+    CountZero,
+    Call,
+    CallIndirect,
+    JumpIndirect,
+    Return,
+    /// Left to the interpreter; the block goes on behind it.
+    Interpret,
+    /// Left to the interpreter; the block ends.
+    InterpretEnd,
+}
+
+impl Class {
+    /// Whether control goes elsewhere, always or perhaps.
+    pub fn leaves(self) -> bool {
+        use Class::*;
+        matches!(self, Branch | Loop | CountZero | Call | CallIndirect | JumpIndirect | Return)
+    }
+
+    /// Whether the block may be left at this instruction for another reason than a branch.
+    pub fn may_leave(self) -> bool {
+        !matches!(self, Class::Nothing | Class::Jump)
+    }
+}
+
+/// Operand 0 is a 64-bit (or, in 32-bit code, 32-bit) stack item.
+fn natural_stack(i: &Instruction, bits: u32) -> bool {
+    use Code::*;
+    match i.code() {
+        Push_r64 | Push_rm64 | Pushq_imm8 | Pushq_imm32 | Pop_r64 | Pop_rm64 | Call_rel32_64 | Call_rm64
+        | Jmp_rm64 | Retnq | Retnq_imm16 | Leaveq => bits == 64,
+        _ => false,
+    }
+}
+
+pub fn classify(source: &Source, i: &Instruction) -> Class {
+    use Mnemonic::*;
+    if i.is_invalid() || !source.core.features.allows(i) {
+        return Class::InterpretEnd;
+    }
+    let bits = source.bits();
+    let natural = natural_stack(i, bits);
+    match i.mnemonic() {
+        Nop | Endbr64 | Endbr32 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw
+        | Prefetch => Class::Nothing,
+        Push if natural && stack_operand(i) => Class::Push,
+        Pop if natural && i.op0_kind() == OpKind::Register => Class::Pop,
+        Leave if natural => Class::Leave,
+        Jmp => match i.op0_kind() {
+            OpKind::NearBranch64 if bits == 64 => Class::Jump,
+            OpKind::Register if natural => Class::JumpIndirect,
+            OpKind::Memory if natural => Class::JumpIndirect,
+            _ => Class::InterpretEnd,
+        },
+        Call => match i.op0_kind() {
+            OpKind::NearBranch64 if natural => Class::Call,
+            OpKind::Register | OpKind::Memory if natural => Class::CallIndirect,
+            _ => Class::InterpretEnd,
+        },
+        Ret if natural => Class::Return,
+        Loop if i.code() == Code::Loop_rel8_64_RCX => Class::Loop,
+        Jrcxz if i.code() == Code::Jrcxz_rel8_64 => Class::CountZero,
+        _ if i.is_jcc_short_or_near() && i.op0_kind() == OpKind::NearBranch64 => Class::Branch,
+        _ if i.flow_control() != FlowControl::Next => Class::InterpretEnd,
+        Hlt | Mwait => Class::InterpretEnd,
+        _ if is_native(source, i) => Class::Native,
+        _ => Class::Interpret,
+    }
+}
+
+fn stack_operand(i: &Instruction) -> bool {
+    match i.op0_kind() {
+        OpKind::Register => i.op0_register().is_gpr64(),
+        _ => true,
+    }
+}
+
+/// The general instructions that are copied.
+fn is_plain(m: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        m,
+        Mov | Movzx | Movsx | Movsxd | Movbe | Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Inc
+            | Dec | Neg | Not | Imul | Mul | Div | Idiv | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld
+            | Shrd | Bt | Bts | Btr | Btc | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Bswap | Xchg | Cmpxchg
+            | Cmpxchg8b | Cmpxchg16b | Xadd | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Lea | Andn | Bextr | Blsi
+            | Blsmsk | Blsr | Bzhi | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Mulx | Adcx | Adox | Crc32
+            | Clc | Stc | Cmc | Lahf | Sahf | Movnti | Pause | Lfence | Mfence | Sfence | Cmova | Cmovae
+            | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno | Cmovnp | Cmovns
+            | Cmovo | Cmovp | Cmovs | Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne
+            | Setno | Setnp | Setns | Seto | Setp | Sets
+    )
+}
+
+fn is_native(source: &Source, i: &Instruction) -> bool {
+    if i.is_privileged() || i.is_stack_instruction() || i.is_string_instruction() || i.is_vsib() {
+        return false;
+    }
+    // Without its feature the host's TZCNT and LZCNT are other instructions.
+    let counts = match i.mnemonic() {
+        Mnemonic::Tzcnt => source.core.features.tzcnt(),
+        Mnemonic::Lzcnt => source.core.features.lzcnt(),
+        _ => true,
+    };
+    if !counts {
+        return false;
+    }
+    let mut vector = false;
+    let mut high = false;
+    let mut memory = false;
+    for n in 0..i.op_count() {
+        match i.op_kind(n) {
+            OpKind::Register => {
+                let r = i.op_register(n);
+                if r.is_xmm() || r.is_ymm() {
+                    vector = true;
+                } else if !r.is_gpr() {
+                    return false;
+                }
+                high |= matches!(r, Register::AH | Register::BH | Register::CH | Register::DH);
+            }
+            OpKind::Memory => memory = true,
+            OpKind::Immediate8
+            | OpKind::Immediate16
+            | OpKind::Immediate32
+            | OpKind::Immediate64
+            | OpKind::Immediate8to16
+            | OpKind::Immediate8to32
+            | OpKind::Immediate8to64
+            | OpKind::Immediate32to64 => {}
+            _ => return false,
+        }
+    }
+    if memory && high {
+        return false;
+    }
+    if is_plain(i.mnemonic()) {
+        return plain_memory(i) && !needs_other_encoding(source, i);
+    }
+    vector && is_vector(source, i)
+}
+
+/// Bit tests with a register reach beyond their operand.
+fn plain_memory(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    !(matches!(i.mnemonic(), Bt | Bts | Btr | Btc)
+        && i.op0_kind() == OpKind::Memory
+        && i.op1_kind() == OpKind::Register)
+}
+
+/// The host in 64-bit mode has other encodings for some 32-bit code.
+fn needs_other_encoding(source: &Source, _i: &Instruction) -> bool {
+    source.bits() != 64
+}
+
+fn is_vector(source: &Source, i: &Instruction) -> bool {
+    use Mnemonic::*;
+    let on = match i.encoding() {
+        EncodingKind::Legacy => key::SSE,
+        EncodingKind::VEX => key::AVX,
+        _ => return false,
+    };
+    if source.key & on == 0 {
+        return false;
+    }
+    let excluded = matches!(
+        i.mnemonic(),
+        Maskmovdqu | Vmaskmovdqu | Maskmovq | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Extrq | Insertq
+    );
+    !excluded && i.cpuid_features().iter().all(|&f| cpu_host::host_supports(f))
+}
+
+/// Bytes of which a vector's memory operand must be a multiple; 1: any address.
+pub fn alignment(i: &Instruction, size: u32) -> u32 {
+    use Mnemonic::*;
+    let vector = (0..i.op_count())
+        .any(|n| i.op_kind(n) == OpKind::Register && (i.op_register(n).is_xmm() || i.op_register(n).is_ymm()));
+    if i.mnemonic() == Cmpxchg16b {
+        return 16;
+    }
+    if !vector || size < 16 {
+        return 1;
+    }
+    match i.mnemonic() {
+        Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa => size,
+        Movups | Movupd | Movdqu | Lddqu | Pcmpistri | Pcmpistrm | Pcmpestri | Pcmpestrm => 1,
+        _ if i.encoding() == EncodingKind::Legacy => size,
+        _ => 1,
+    }
+}

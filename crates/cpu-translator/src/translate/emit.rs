@@ -1,0 +1,393 @@
+//! Heads, plain instructions, stack instructions, and the code behind a block.
+
+use super::access::slot;
+use super::class::alignment;
+use super::{Builder, Class, Cold, FlagsAt, Source};
+use crate::asm::*;
+use crate::cache::{Cache, Kind};
+use crate::layout::*;
+use iced_x86::{Code as Op, Instruction, Mnemonic, OpAccess, OpKind, Register};
+
+impl Builder {
+    /// The three entries. Returns the offsets of the later two.
+    pub(super) fn head(&mut self, source: &Source) -> (u32, u32) {
+        self.k = 0;
+        let live = self.steps[0].live_before != 0;
+        let other = self.code.label();
+        if live {
+            self.code.constant(T1, source.rip.wrapping_neg());
+            self.code.lea_sum(T1, T0, T1, 0);
+            self.zero_test(T1, other);
+        } else if i32::try_from(source.rip as i64).is_ok() {
+            self.code.group64(7, T0, source.rip as i32);
+            self.code.jcc(5, other);
+        } else {
+            self.code.constant(T1, source.rip);
+            self.code.cmp(T0, T1);
+            self.code.jcc(5, other);
+        }
+        let poll = self.code.at();
+        let site = self.site(Kind::Head);
+        let pending = self.code.label();
+        self.code.load(T1, LINK);
+        if live {
+            self.code.load32_at(T1, T1, 0);
+            self.zero_test(T1, pending);
+        } else {
+            self.code.cmp32_at(T1, 0);
+            self.code.jcc(5, pending);
+        }
+        let body = self.code.at();
+        self.cold.push(Cold::Away { label: other });
+        self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
+        (poll, body)
+    }
+
+    /// Goes to `other` unless `reg` is zero; flags stay.
+    pub(super) fn zero_test(&mut self, reg: u8, other: Label) {
+        self.code.xchg(RCX, reg);
+        self.code.jrcxz(3 + 5);
+        self.code.xchg(RCX, reg);
+        self.code.jmp(other);
+        self.code.xchg(RCX, reg);
+    }
+
+    /// Translates the present step.
+    pub(super) fn step(&mut self, source: &Source) {
+        let i = self.steps[self.k].i;
+        match self.steps[self.k].class {
+            Class::Nothing => {}
+            Class::Native => self.native(source, &i),
+            Class::Push => self.push(source, &i),
+            Class::Pop => self.pop(&i),
+            Class::Leave => self.leave(),
+            Class::Interpret => self.interpret(true),
+            Class::InterpretEnd => self.interpret(false),
+            _ => return self.control(source, &i),
+        }
+        if self.runs_out() {
+            let live = self.steps[self.k].live_after != 0;
+            self.want_flags(live);
+            self.link(source, i.next_ip(), live);
+        }
+    }
+
+    /// Leaves for the interpreter at this instruction.
+    fn interpret(&mut self, goes_on: bool) {
+        self.want_flags(true);
+        let site = self.site(Kind::Interpret);
+        let label = self.code.label();
+        self.code.jmp(label);
+        self.cold.push(Cold::Leave { label, site, reason: reason::SLOW, restore: false });
+        if goes_on {
+            self.goes_on(site);
+        }
+    }
+
+    fn native(&mut self, source: &Source, i: &Instruction) {
+        let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+        if i.mnemonic() == Mnemonic::Lea {
+            return self.lea(source, i);
+        }
+        if memory {
+            return self.with_memory(source, i);
+        }
+        self.flags_for_operation();
+        let used = self.scratch_registers(i);
+        for &(n, access) in used.iter().flatten() {
+            if access.0 {
+                self.code.load(n, slot(n));
+            }
+        }
+        if matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) || self.is_vector_arithmetic(i) {
+            self.faulting();
+        }
+        self.copy(source, i);
+        for &(n, access) in used.iter().flatten() {
+            if access.1 {
+                self.code.store(slot(n), n);
+            }
+        }
+    }
+
+    /// An instruction without memory operand that may fault on the host.
+    fn faulting(&mut self) {
+        let site = self.site(Kind::Interpret);
+        let restore = self.flags == FlagsAt::Saved && self.steps[self.k].live_before != 0;
+        let label = self.code.label();
+        self.cold.push(Cold::Leave { label, site, reason: reason::SLOW, restore });
+        self.may_fault(site);
+    }
+
+    fn is_vector_arithmetic(&self, i: &Instruction) -> bool {
+        // MXCSR with unmasked exceptions: any vector instruction may raise one.
+        (0..i.op_count()).any(|n| i.op_register(n).is_xmm() || i.op_register(n).is_ymm())
+    }
+
+    /// The guest's bytes as they are.
+    fn copy(&mut self, source: &Source, i: &Instruction) {
+        let at = usize::from(self.steps[self.k].at);
+        let bytes = &source.bytes[at..at + i.len()];
+        self.code.raw(bytes);
+    }
+
+    /// R10 and R11 as operands other than addresses: (number, (read, written)).
+    fn scratch_registers(&mut self, i: &Instruction) -> [Option<(u8, (bool, bool))>; 2] {
+        let mut found = [None; 2];
+        let mentions = (0..i.op_count()).any(|n| {
+            i.op_kind(n) == OpKind::Register && matches!(i.op_register(n).full_register(), Register::R10 | Register::R11)
+        });
+        if !mentions {
+            return found;
+        }
+        let info = self.info.info(i);
+        for n in 0..i.op_count() {
+            let r = i.op_register(n);
+            if i.op_kind(n) != OpKind::Register || !matches!(r.full_register(), Register::R10 | Register::R11) {
+                continue;
+            }
+            let number = r.full_register().number() as u8;
+            let access = info.op_access(n);
+            let writes = matches!(
+                access,
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            );
+            let reads = access != OpAccess::Write || r.size() < 4;
+            let entry = found[usize::from(number - T0)].get_or_insert((number, (false, false)));
+            entry.1 = (entry.1.0 | reads, entry.1.1 | writes);
+        }
+        found
+    }
+
+    fn lea(&mut self, source: &Source, i: &Instruction) {
+        let mut plain = *i;
+        plain.set_segment_prefix(Register::None);
+        let r = i.op0_register();
+        let n = r.full_register().number() as u8;
+        let addressed = [i.memory_base(), i.memory_index()]
+            .iter()
+            .any(|r| matches!(r.full_register(), Register::R10 | Register::R11) || r.is_ip());
+        if !addressed && n != T0 && n != T1 {
+            return self.copy(source, i);
+        }
+        self.address(source, &plain);
+        match r.size() {
+            8 if n == T0 || n == T1 => {}
+            8 => self.code.mov(n, T0),
+            4 if n == T0 || n == T1 => self.code.mov32(T0, T0),
+            4 => self.code.mov32(n, T0),
+            _ => {
+                // 16 bits: merged into the old value.
+                let old = if n == T0 || n == T1 { T1 } else { n };
+                if old == T1 {
+                    self.code.load(T1, slot(n));
+                }
+                self.code.raw(&[0x66, 0x44 | old >> 3, 0x89, 0xd0 | old & 7]);
+                if old == T1 {
+                    self.code.store(slot(n), T1);
+                }
+                return;
+            }
+        }
+        if n == T0 || n == T1 {
+            self.code.store(slot(n), T0);
+        }
+    }
+
+    fn with_memory(&mut self, source: &Source, i: &Instruction) {
+        let size = i.memory_size().size() as u32;
+        let used = self.scratch_registers(i);
+        let both = used[0].is_some() && used[1].is_some();
+        let mut host = host_form(i);
+        if size == 0 || size > 32 || both {
+            return self.interpret(true);
+        }
+        let access = {
+            let info = self.info.info(i);
+            let n = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
+            info.op_access(n)
+        };
+        let write =
+            matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite);
+        self.spare_flags();
+        let retry = self.here();
+        self.address(source, i);
+        let site = self.look_up(size, alignment(i, size), write, retry);
+        let scratch = used.iter().flatten().next().copied();
+        if let Some((n, (reads, _))) = scratch {
+            self.code.lea_sum(T0, T0, T1, -1);
+            if reads {
+                self.code.load(T1, slot(n));
+            }
+            host.set_memory_index(Register::None);
+            host.set_memory_displacement64(0);
+            host.set_memory_displ_size(0);
+            for k in 0..host.op_count() {
+                let r = host.op_register(k);
+                if host.op_kind(k) == OpKind::Register && r.full_register().number() == usize::from(n) && r.is_gpr() {
+                    host.set_op_register(k, same_size(r));
+                }
+            }
+        }
+        self.flags_for_operation();
+        self.may_fault(site);
+        if !self.code.encode(&host) {
+            // No such form exists: execution never comes here.
+            self.code.raw(&[0x0f, 0x0b]);
+        }
+        if let Some((n, (_, true))) = scratch {
+            self.code.store(slot(n), T1);
+        }
+        self.goes_on(site);
+    }
+
+    // ---- the stack ----
+
+    /// T0 = RSP + `offset`, looked up for 8 bytes.
+    pub(super) fn stack_slot(&mut self, base: u8, offset: i32, write: bool) -> u32 {
+        self.spare_flags();
+        let retry = self.here();
+        if offset == 0 {
+            self.code.mov(T0, base);
+        } else {
+            self.code.lea(T0, base, offset);
+        }
+        self.look_up(8, 1, write, retry)
+    }
+
+    fn push(&mut self, source: &Source, i: &Instruction) {
+        if i.op0_kind() == OpKind::Memory {
+            self.spare_flags();
+            let retry = self.here();
+            self.address(source, i);
+            let site = self.look_up(8, 1, false, retry);
+            self.may_fault(site);
+            self.code.op_host(true, 0x8b, T0);
+            self.code.store(SPARE, T0);
+            let first = site;
+            let site = self.stack_slot(RSP, -8, true);
+            // A retry of the second access begins with the first: its value may be stale.
+            self.site_mut(site).retry = retry;
+            self.code.lea_sum(T0, T0, T1, -1);
+            self.code.load(T1, SPARE);
+            self.may_fault(site);
+            self.code.store_at(T0, 0, T1);
+            self.code.lea(RSP, RSP, -8);
+            self.goes_on(site);
+            return self.goes_on(first);
+        }
+        let site = self.stack_slot(RSP, -8, true);
+        if i.op0_kind() == OpKind::Register {
+            let n = i.op0_register().number() as u8;
+            if n == T0 || n == T1 {
+                self.code.lea_sum(T0, T0, T1, -1);
+                self.code.load(T1, slot(n));
+                self.may_fault(site);
+                self.code.store_at(T0, 0, T1);
+            } else {
+                self.may_fault(site);
+                self.code.op_host(true, 0x89, n);
+            }
+        } else {
+            let value = match i.op0_kind() {
+                OpKind::Immediate8to64 => i.immediate8to64() as i32,
+                _ => i.immediate32to64() as i32,
+            };
+            self.may_fault(site);
+            self.code.store_host_imm(true, value);
+        }
+        self.code.lea(RSP, RSP, -8);
+        self.goes_on(site);
+    }
+
+    fn pop(&mut self, i: &Instruction) {
+        let n = i.op0_register().number() as u8;
+        let site = self.stack_slot(RSP, 0, false);
+        self.may_fault(site);
+        if n == T0 || n == T1 {
+            self.code.op_host(true, 0x8b, T0);
+            self.code.store(slot(n), T0);
+        } else if n == RSP {
+            self.code.op_host(true, 0x8b, RSP);
+            return self.goes_on(site);
+        } else {
+            self.code.op_host(true, 0x8b, n);
+        }
+        self.code.lea(RSP, RSP, 8);
+        self.goes_on(site);
+    }
+
+    fn leave(&mut self) {
+        let site = self.stack_slot(RBP, 0, false);
+        self.may_fault(site);
+        self.code.op_host(true, 0x8b, T0);
+        self.code.lea(RSP, RBP, 8);
+        self.code.mov(RBP, T0);
+        self.goes_on(site);
+    }
+
+    // ---- behind the block ----
+
+    pub(super) fn finish_cold(&mut self, cache: &Cache) {
+        for cold in std::mem::take(&mut self.cold) {
+            match cold {
+                Cold::Leave { label, site, reason, restore } => {
+                    self.code.bind(label);
+                    if reason == reason::SLOW {
+                        let here = self.here();
+                        self.site_mut(site).stub = here;
+                    }
+                    if restore {
+                        self.code.restore_flags();
+                    }
+                    self.code.store_imm32(SITE, site);
+                    self.jump_out(cache, cache.stubs.exits[reason as usize]);
+                }
+                Cold::Away { label } => {
+                    self.code.bind(label);
+                    self.jump_out(cache, cache.stubs.exits[reason::INDIRECT as usize]);
+                }
+                Cold::Unaligned { label, back, slow, size } => {
+                    self.code.bind(label);
+                    self.crossing(size, slow);
+                    self.code.jmp(back);
+                }
+                Cold::Link { label, site, live } => self.cold_link(cache, label, site, live),
+            }
+        }
+    }
+}
+
+/// T1 in the size of `r`.
+fn same_size(r: Register) -> Register {
+    match r.size() {
+        1 => Register::R11L,
+        2 => Register::R11W,
+        4 => Register::R11D,
+        _ => Register::R11,
+    }
+}
+
+/// `i` with the memory operand `[T0 + T1 - 1]`.
+fn host_form(i: &Instruction) -> Instruction {
+    let mut host = *i;
+    let code = match i.code() {
+        Op::Mov_AL_moffs8 => Op::Mov_r8_rm8,
+        Op::Mov_AX_moffs16 => Op::Mov_r16_rm16,
+        Op::Mov_EAX_moffs32 => Op::Mov_r32_rm32,
+        Op::Mov_RAX_moffs64 => Op::Mov_r64_rm64,
+        Op::Mov_moffs8_AL => Op::Mov_rm8_r8,
+        Op::Mov_moffs16_AX => Op::Mov_rm16_r16,
+        Op::Mov_moffs32_EAX => Op::Mov_rm32_r32,
+        Op::Mov_moffs64_RAX => Op::Mov_rm64_r64,
+        code => code,
+    };
+    host.set_code(code);
+    host.set_memory_base(Register::R10);
+    host.set_memory_index(Register::R11);
+    host.set_memory_index_scale(1);
+    host.set_memory_displacement64(u64::MAX);
+    host.set_memory_displ_size(1);
+    host.set_segment_prefix(Register::None);
+    host
+}

@@ -1,0 +1,120 @@
+//! Liveness of the arithmetic flags.
+
+use super::{Builder, Class, FlagsAt, Source, classify};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, Mnemonic, OpKind, RflagsBits};
+
+/// OF, SF, ZF, AF, CF, PF.
+pub const ALL: u32 =
+    RflagsBits::OF | RflagsBits::SF | RflagsBits::ZF | RflagsBits::AF | RflagsBits::CF | RflagsBits::PF;
+
+/// Instructions looked at beyond a block's end.
+const AHEAD: usize = 12;
+
+/// Flags that `i` reads.
+pub fn read(i: &Instruction) -> u32 {
+    let mut read = i.rflags_read() & ALL;
+    if may_keep(i) {
+        read |= ALL;
+    }
+    read
+}
+
+/// Flags that `i` writes (or leaves undefined).
+pub fn written(i: &Instruction) -> u32 {
+    i.rflags_modified() & ALL
+}
+
+/// Flags whose value before `i` nobody can see after it.
+pub fn killed(i: &Instruction) -> u32 {
+    if may_keep(i) { 0 } else { written(i) }
+}
+
+/// Shifts and rotates by a count of zero leave the flags alone.
+fn may_keep(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    let counted = match i.mnemonic() {
+        Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr => 1,
+        Shld | Shrd => 2,
+        _ => return false,
+    };
+    match i.op_kind(counted) {
+        OpKind::Immediate8 => i.immediate(counted) & 0x1f == 0,
+        _ => true,
+    }
+}
+
+/// Flags that code at `rip` may read before it writes them.
+pub fn live_at(source: &Source, rip: u64) -> u32 {
+    if source.exact {
+        return ALL;
+    }
+    let Some(at) = source.offset(rip) else { return ALL };
+    let mut decoder = Decoder::with_ip(source.bits(), &source.bytes[at..], rip, DecoderOptions::NONE);
+    let (mut live, mut dead) = (0, 0);
+    for _ in 0..AHEAD {
+        if !decoder.can_decode() {
+            break;
+        }
+        let i = decoder.decode();
+        if decoder.last_error() == DecoderError::NoMoreBytes {
+            break;
+        }
+        match classify(source, &i) {
+            Class::Interpret | Class::InterpretEnd => break,
+            Class::Jump => {
+                let Some(at) = source.offset(i.near_branch_target()) else { break };
+                decoder = Decoder::with_ip(
+                    source.bits(),
+                    &source.bytes[at..],
+                    i.near_branch_target(),
+                    DecoderOptions::NONE,
+                );
+                continue;
+            }
+            class => {
+                live |= read(&i) & !dead;
+                dead |= killed(&i) & !live;
+                if live | dead == ALL {
+                    return live;
+                }
+                if class.leaves() {
+                    break;
+                }
+            }
+        }
+    }
+    live | ALL & !dead
+}
+
+impl Builder {
+    /// Makes the host's flags the guest's, if anybody may look at them.
+    pub(super) fn want_flags(&mut self, live: bool) {
+        if live && self.flags == FlagsAt::Saved {
+            self.code.restore_flags();
+        }
+        self.flags = FlagsAt::Host;
+    }
+
+    /// Before a look-up that changes the host's flags.
+    pub(super) fn spare_flags(&mut self) {
+        if self.steps[self.k].live_before == 0 {
+            self.flags = FlagsAt::Host;
+        } else if self.flags == FlagsAt::Host {
+            self.code.save_flags();
+            self.flags = FlagsAt::Saved;
+        }
+    }
+
+    /// Before the operation itself, which may read flags or write some of them.
+    pub(super) fn flags_for_operation(&mut self) {
+        let step = &self.steps[self.k];
+        let reads = read(&step.i) != 0;
+        let written = written(&step.i);
+        let keeps = written != 0 && step.live_after & !killed(&step.i) != 0;
+        if reads || keeps {
+            self.want_flags(true);
+        } else if written != 0 {
+            self.flags = FlagsAt::Host;
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! Branches, calls and returns.
+
+use super::access::slot;
+use super::{Builder, Class, Cold, Source, flags};
+use crate::asm::*;
+use crate::cache::{Cache, Kind};
+use crate::layout::*;
+use crate::tables::map_slot;
+use iced_x86::{Instruction, OpKind};
+
+impl Builder {
+    pub(super) fn control(&mut self, source: &Source, i: &Instruction) {
+        match self.steps[self.k].class {
+            Class::Jump => {
+                // Within the trace the next step is the target.
+                if self.k + 1 == self.steps.len() {
+                    let live = self.steps[self.k].live_after != 0;
+                    self.want_flags(live);
+                    self.link(source, i.near_branch_target(), live);
+                }
+            }
+            Class::Branch => self.branch(source, i),
+            Class::Loop | Class::CountZero => self.count(source, i),
+            Class::Call => self.call(source, i),
+            Class::CallIndirect => self.call_indirect(source, i),
+            Class::JumpIndirect => {
+                self.target_of(source, i);
+                self.indirect();
+            }
+            Class::Return => self.ret(i),
+            _ => {}
+        }
+        if self.runs_out() {
+            let live = self.steps[self.k].live_after != 0;
+            self.want_flags(live);
+            self.link(source, i.next_ip(), live);
+        }
+    }
+
+    /// Jumps to `target` for good.
+    pub(super) fn link(&mut self, source: &Source, target: u64, live: bool) {
+        self.align_patch(1);
+        self.code.raw(&[0xe9]);
+        self.linked(source, target, live);
+    }
+
+    /// The rel32 of a jump to `target`, whose opcode has just been emitted.
+    fn linked(&mut self, source: &Source, target: u64, live: bool) {
+        let near = source.offset(target).is_some();
+        let patch = if near { self.here() } else { 0 };
+        let site = self.site(Kind::Link { target, patch, id: 0, negated: false });
+        let label = self.code.label();
+        self.code.rel32(label);
+        self.cold.push(Cold::Link { label, site, live });
+    }
+
+    /// Padding, so that the four bytes after the next `opcode` ones can be replaced at once.
+    fn align_patch(&mut self, opcode: u32) {
+        while (self.here() + opcode) & 7 > 4 {
+            self.code.raw(&[0x90]);
+        }
+    }
+
+    fn branch(&mut self, source: &Source, i: &Instruction) {
+        let step = &self.steps[self.k];
+        self.want_flags(step.live_before != 0);
+        let live = flags::live_at(source, i.near_branch_target()) != 0;
+        let cc = i.condition_code() as u8 - 1;
+        self.align_patch(2);
+        self.code.raw(&[0x0f, 0x80 | cc]);
+        self.linked(source, i.near_branch_target(), live);
+    }
+
+    fn count(&mut self, source: &Source, i: &Instruction) {
+        let live = flags::live_at(source, i.near_branch_target()) != 0;
+        self.want_flags(self.steps[self.k].live_after != 0);
+        let skip = self.code.label();
+        if self.steps[self.k].class == Class::Loop {
+            self.code.lea(RCX, RCX, -1);
+            self.code.jrcxz(2);
+            self.code.raw(&[0xeb, 5]); // over the way out of the loop
+            self.code.jmp(skip);
+        } else {
+            self.code.jrcxz(5);
+            self.code.jmp(skip);
+        }
+        self.align_patch(1);
+        self.code.raw(&[0xe9]);
+        self.linked(source, i.near_branch_target(), live);
+        self.code.bind(skip);
+    }
+
+    /// Pushes the return address of `i`.
+    fn push_return(&mut self, i: &Instruction) -> u32 {
+        let site = self.stack_slot(RSP, -8, true);
+        let next = i.next_ip();
+        if let Ok(short) = i32::try_from(next as i64) {
+            self.may_fault(site);
+            self.code.store_host_imm(true, short);
+        } else {
+            self.code.lea_sum(T0, T0, T1, -1);
+            self.code.constant(T1, next);
+            self.may_fault(site);
+            self.code.store_at(T0, 0, T1);
+        }
+        self.code.lea(RSP, RSP, -8);
+        site
+    }
+
+    fn call(&mut self, source: &Source, i: &Instruction) {
+        self.push_return(i);
+        let live = self.steps[self.k].live_after != 0;
+        self.want_flags(live);
+        self.link(source, i.near_branch_target(), live);
+    }
+
+    fn call_indirect(&mut self, source: &Source, i: &Instruction) {
+        let retry = self.here();
+        let first = self.target_of(source, i);
+        self.code.store(SPARE, T0);
+        let site = self.push_return(i);
+        if first.is_some() {
+            self.site_mut(site).retry = retry;
+        }
+        self.code.load(T0, SPARE);
+        self.indirect();
+    }
+
+    /// The target of an indirect branch to T0.
+    fn target_of(&mut self, source: &Source, i: &Instruction) -> Option<u32> {
+        if i.op0_kind() == OpKind::Register {
+            let n = i.op0_register().number() as u8;
+            if n == T0 || n == T1 {
+                self.code.load(T0, slot(n));
+            } else {
+                self.code.mov(T0, n);
+            }
+            return None;
+        }
+        self.spare_flags();
+        let retry = self.here();
+        self.address(source, i);
+        let site = self.look_up(8, 1, false, retry);
+        self.may_fault(site);
+        self.code.op_host(true, 0x8b, T0);
+        Some(site)
+    }
+
+    fn ret(&mut self, i: &Instruction) {
+        let site = self.stack_slot(RSP, 0, false);
+        self.may_fault(site);
+        self.code.op_host(true, 0x8b, T0);
+        let more = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
+        self.code.lea(RSP, RSP, 8 + more);
+        self.indirect();
+    }
+
+    /// Goes to the guest address in T0.
+    fn indirect(&mut self) {
+        self.want_flags(true);
+        self.code.movzx16(T1, T0);
+        self.code.jmp_entry(T1, INDIRECT);
+    }
+
+    /// The way out of a link: at first to the run loop.
+    pub(super) fn cold_link(&mut self, cache: &Cache, label: Label, site: u32, live: bool) {
+        let Kind::Link { target, mut patch, mut id, .. } = self.site_mut(site).kind else { return };
+        if patch == 0 {
+            let away = self.code.label();
+            if live {
+                // T1 = id of the present page - id of the linked one, without flags.
+                self.code.bind(label);
+                self.code.load32(T1, CODE_MAP + 4 * map_slot(target) as i32);
+                while (self.here() + 3) & 7 > 4 {
+                    self.code.raw(&[0x90]);
+                }
+                id = self.here() + 3;
+                self.code.raw(&[0x4d, 0x8d, 0x9b, 1, 0, 0, 0]); // lea r11, [r11 + 1]
+                self.zero_test(T1, away);
+            } else {
+                self.code.bind(label);
+                while (self.here() + 9) & 7 > 4 {
+                    self.code.raw(&[0x90]);
+                }
+                self.code.cmp32_gs(CODE_MAP + 4 * map_slot(target) as i32, -1);
+                id = self.here() - 4;
+                self.code.jcc(5, away);
+            }
+            self.align_patch(1);
+            self.code.raw(&[0xe9]);
+            patch = self.here();
+            self.code.rel32(away);
+            self.code.bind(away);
+        } else {
+            self.code.bind(label);
+        }
+        let here = self.here();
+        let at = self.site_mut(site);
+        at.stub = here;
+        at.kind = Kind::Link { target, patch, id, negated: live };
+        self.code.store_imm32(SITE, site);
+        self.jump_out(cache, cache.stubs.exits[reason::LINK as usize]);
+    }
+}

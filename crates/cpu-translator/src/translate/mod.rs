@@ -1,0 +1,193 @@
+//! Guest code to host code.
+//!
+//! A trace of instructions (straight on through untaken branches and direct jumps within one
+//! page) becomes one block. Guest registers are the host's of the same name but for R10 and
+//! R11, which stand in the state page and leave the host's as scratch. Most instructions are
+//! copied; memory operands become `[T0 + T1 - 1]` after the table look-up of
+//! [`access`]. Whatever is not worth code of its own leaves for the interpreter.
+//!
+//! At every instruction that may leave the block, the guest's state is complete: registers in
+//! place, flags in the host's or (where a look-up had to be made while they were live) in the
+//! state page, from where the stub brings them back.
+
+mod access;
+mod class;
+mod emit;
+mod flags;
+mod flow;
+mod trace;
+
+use crate::asm::{Code, Label};
+use crate::cache::{Block, Cache, Kind, NONE, Site};
+use cpu_interpreter::Core;
+use iced_x86::{Instruction, InstructionInfoFactory};
+
+pub use class::{Class, classify};
+
+/// Bits of a block's mode key beside the interpreter's mode word.
+pub mod key {
+    /// SSE instructions execute (CR0.EM and CR0.TS clear, CR4.OSFXSR set).
+    pub const SSE: u32 = 1 << 16;
+    /// AVX instructions execute.
+    pub const AVX: u32 = 1 << 17;
+    /// x87 and MMX instructions execute.
+    pub const X87: u32 = 1 << 18;
+}
+
+/// What a block is made from.
+pub struct Source<'a> {
+    pub core: &'a Core,
+    /// The page's bytes.
+    pub bytes: &'a [u8; 4096],
+    /// Host address of the page.
+    pub host: usize,
+    pub rip: u64,
+    pub key: u32,
+    /// Flags are correct at every way out, even where nobody can see them.
+    pub exact: bool,
+}
+
+/// One instruction of a trace.
+struct Step {
+    i: Instruction,
+    class: Class,
+    /// Offset in the page.
+    at: u16,
+    /// Arithmetic flags that may be read later, before and after the instruction.
+    live_before: u32,
+    live_after: u32,
+}
+
+/// Where the guest's flags are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FlagsAt {
+    Host,
+    Saved,
+}
+
+/// Code that is emitted after the block's straight part.
+enum Cold {
+    /// Leaves for `reason` of `site`.
+    Leave { label: Label, site: u32, reason: u32, restore: bool },
+    /// An access that is not aligned: exact test, then back.
+    Unaligned { label: Label, back: Label, slow: Label, size: u32 },
+    /// An indirect branch that came to the wrong block.
+    Away { label: Label },
+    /// A way out to another block.
+    Link { label: Label, site: u32, live: bool },
+}
+
+pub struct Builder {
+    code: Code,
+    info: InstructionInfoFactory,
+    steps: Vec<Step>,
+    cold: Vec<Cold>,
+    sites: Vec<Site>,
+    faults: Vec<(u32, u32)>,
+    flags: FlagsAt,
+    /// Offset of the block in the area, number of its first site, its own number.
+    base: u32,
+    first_site: u32,
+    block: u32,
+    /// Index of the present step.
+    k: usize,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Builder {
+            code: Code::new(),
+            info: InstructionInfoFactory::new(),
+            steps: Vec::new(),
+            cold: Vec::new(),
+            sites: Vec::new(),
+            faults: Vec::new(),
+            flags: FlagsAt::Host,
+            base: 0,
+            first_site: 0,
+            block: 0,
+            k: 0,
+        }
+    }
+}
+
+/// Upper bound of a block's host code, which must fit before translation starts.
+pub const LARGEST: usize = 64 << 10;
+
+impl Builder {
+    /// Translates the code at `source.rip` and registers the block. `None`: this code is left
+    /// to the interpreter.
+    pub fn build(&mut self, source: &Source, cache: &mut Cache) -> Option<u32> {
+        self.reset(cache);
+        let (first, last) = self.trace(source)?;
+        self.liveness(source);
+        let (poll, body) = self.head(source);
+        for k in 0..self.steps.len() {
+            self.k = k;
+            self.step(source);
+        }
+        self.finish_cold(cache);
+        self.code.finish();
+        let at = cache.area.add(&self.code.bytes)?;
+        debug_assert_eq!(at, cache.host(self.base));
+        cache.sites.append(&mut self.sites);
+        let block = Block {
+            key: (source.host | (source.rip & 0xfff) as usize, source.rip, source.key),
+            indirect: self.base,
+            poll: self.base + poll,
+            body: self.base + body,
+            end: self.base + self.code.at(),
+            span: (first, last),
+            instructions: self.steps.len() as u16,
+            alive: true,
+            faults: std::mem::take(&mut self.faults),
+            bytes: source.bytes[usize::from(first)..=usize::from(last)].into(),
+            ..Block::empty()
+        };
+        Some(cache.add(block))
+    }
+
+    fn reset(&mut self, cache: &Cache) {
+        self.code.clear();
+        self.steps.clear();
+        self.cold.clear();
+        self.sites.clear();
+        self.faults.clear();
+        self.flags = FlagsAt::Host;
+        self.base = (cache.area.next() - cache.area.execute) as u32;
+        self.first_site = cache.sites.len() as u32;
+        self.block = cache.blocks.len() as u32;
+    }
+
+    /// A new site for the present instruction; returns its number.
+    fn site(&mut self, kind: Kind) -> u32 {
+        let step = &self.steps[self.k];
+        let site = Site {
+            kind,
+            block: self.block,
+            rip: step.i.ip(),
+            index: self.k as u16,
+            len: step.i.len() as u8,
+            retry: 0,
+            next: if matches!(kind, Kind::Link { .. }) { NONE } else { 0 },
+            stub: 0,
+        };
+        self.sites.push(site);
+        self.first_site + self.sites.len() as u32 - 1
+    }
+
+    fn site_mut(&mut self, site: u32) -> &mut Site {
+        &mut self.sites[(site - self.first_site) as usize]
+    }
+
+    /// The area offset of the present place.
+    fn here(&self) -> u32 {
+        self.base + self.code.at()
+    }
+
+    /// A jump out of the block to a fixed host address.
+    fn jump_out(&mut self, cache: &Cache, host: usize) {
+        let target = host as i64 - cache.host(self.base) as i64;
+        self.code.jmp_relative(target);
+    }
+}

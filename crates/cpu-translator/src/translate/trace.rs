@@ -1,0 +1,108 @@
+//! Which instructions make a block, and where their flags are seen.
+
+use super::{Builder, Class, Source, Step, classify, flags};
+use iced_x86::{Decoder, DecoderError, DecoderOptions};
+
+/// Most instructions of a block.
+const LONGEST: usize = 96;
+/// Most direct jumps that a block follows.
+const JUMPS: usize = 8;
+
+impl Source<'_> {
+    /// Offset of `rip` in this page, if it lies there.
+    pub fn offset(&self, rip: u64) -> Option<usize> {
+        (rip & !0xfff == self.rip & !0xfff).then_some((rip & 0xfff) as usize)
+    }
+
+    fn decoder(&self, rip: u64) -> Option<Decoder<'_>> {
+        let at = self.offset(rip)?;
+        Some(Decoder::with_ip(self.bits(), &self.bytes[at..], rip, DecoderOptions::NONE))
+    }
+
+    pub fn bits(&self) -> u32 {
+        if self.key & cpu_interpreter::mode::CODE == cpu_interpreter::mode::CODE64 { 64 } else { 32 }
+    }
+}
+
+impl Builder {
+    /// Collects the trace; returns the first and last offset of its bytes in the page.
+    pub(super) fn trace(&mut self, source: &Source) -> Option<(u16, u16)> {
+        let mut decoder = source.decoder(source.rip)?;
+        let (mut first, mut last) = (u16::MAX, 0);
+        let mut jumps = 0;
+        while self.steps.len() < LONGEST && decoder.can_decode() {
+            let i = decoder.decode();
+            if decoder.last_error() == DecoderError::NoMoreBytes {
+                break;
+            }
+            let at = (i.ip() & 0xfff) as u16;
+            let class = classify(source, &i);
+            (first, last) = (first.min(at), last.max(at + i.len() as u16 - 1));
+            self.steps.push(Step { i, class, at, live_before: flags::ALL, live_after: flags::ALL });
+            match class {
+                Class::Jump => {
+                    let target = i.near_branch_target();
+                    let known = self.steps.iter().any(|s| s.i.ip() == target);
+                    match source.decoder(target) {
+                        Some(next) if !known && jumps < JUMPS && self.steps.len() < LONGEST => {
+                            decoder = next;
+                            jumps += 1;
+                        }
+                        _ => break,
+                    }
+                }
+                Class::Call | Class::CallIndirect | Class::JumpIndirect | Class::Return | Class::InterpretEnd => {
+                    break;
+                }
+                _ => {}
+            }
+        }
+        if self.steps.is_empty() || matches!(self.steps[0].class, Class::InterpretEnd) {
+            return None;
+        }
+        Some((first, last))
+    }
+
+    /// Whether the trace ends after the present step without leaving by it.
+    pub(super) fn runs_out(&self) -> bool {
+        let step = &self.steps[self.k];
+        self.k + 1 == self.steps.len()
+            && !matches!(
+                step.class,
+                Class::Jump
+                    | Class::Call
+                    | Class::CallIndirect
+                    | Class::JumpIndirect
+                    | Class::Return
+                    | Class::InterpretEnd
+            )
+    }
+
+    /// Fills in which flags are live around each instruction.
+    pub(super) fn liveness(&mut self, source: &Source) {
+        let mut live = match self.steps.last() {
+            Some(step) if matches!(step.class, Class::Jump) => flags::live_at(source, step.i.near_branch_target()),
+            Some(step) if matches!(step.class, Class::Call) => flags::live_at(source, step.i.near_branch_target()),
+            Some(step) if matches!(step.class, Class::CallIndirect | Class::JumpIndirect | Class::Return) => {
+                flags::ALL
+            }
+            Some(step) => flags::live_at(source, step.i.next_ip()),
+            None => flags::ALL,
+        };
+        for k in (0..self.steps.len()).rev() {
+            let step = &self.steps[k];
+            if matches!(step.class, Class::Branch | Class::Loop | Class::CountZero) {
+                live |= flags::live_at(source, step.i.near_branch_target());
+            }
+            let before = match step.class {
+                Class::Interpret | Class::InterpretEnd => flags::ALL,
+                _ if source.exact && step.class.may_leave() => flags::ALL,
+                _ => live & !flags::killed(&step.i) | flags::read(&step.i),
+            };
+            let step = &mut self.steps[k];
+            step.live_after = live;
+            step.live_before = before;
+            live = before;
+        }
+    }
+}

@@ -1,0 +1,518 @@
+//! One vCPU: translated code where it is warm, the interpreter everywhere else.
+
+use crate::cache::{Block, Cache, Kind, Mixed, Site};
+use crate::layout::reason;
+use crate::shared::{Peer, Shared, StatePage};
+use crate::signals;
+use crate::tables::Tables;
+use crate::translate::{Builder, LARGEST, Source, key};
+use base::Result;
+use cpu::engine::DebugPlan;
+use cpu::paging::{CR0_EM, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE};
+use cpu::{CpuState, Exit, Vcpu, VcpuConfig};
+use cpu_interpreter::{Core, InterpreterVcpu, Single, mode};
+use memory::RamBlock;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+const CF_TO_SF: u64 = 0xd5;
+
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    pub entries: u64,
+    pub misses: u64,
+    pub slow: u64,
+    pub links: u64,
+    pub indirect: u64,
+    pub polls: u64,
+    pub faults: u64,
+    pub rounds: u64,
+}
+
+pub struct TranslatorVcpu {
+    interpreter: InterpreterVcpu,
+    shared: Arc<Shared>,
+    peer: Arc<Peer>,
+    tables: Tables,
+    state: StatePage,
+    builder: Builder,
+    /// Instructions of sites that have been left to the interpreter.
+    singles: Mixed<u32, Single>,
+    generation: u64,
+    enter: usize,
+    thread: Option<std::thread::ThreadId>,
+    gs: usize,
+    /// The last block for a fast way back to it: (address of the first byte, ...).
+    pub counts: Counts,
+}
+
+/// Where a piece of translated code leads.
+enum Next {
+    /// On at this host address.
+    Host(usize),
+    /// To the run loop; the interpreter's state is up to date.
+    Loop,
+}
+
+impl TranslatorVcpu {
+    pub fn new(config: VcpuConfig, shared: Arc<Shared>) -> Result<TranslatorVcpu> {
+        let link = config.bus.link.clone();
+        let mut interpreter = InterpreterVcpu::new(config, shared.interpreter.clone())?;
+        let stubs = shared.cache().stubs;
+        let tables = Tables::new(stubs.exits[reason::INDIRECT as usize])?;
+        let mut state = StatePage::new(&tables);
+        state.get().link = std::ptr::from_ref(link.cell()) as u64;
+        state.get().host_mxcsr = 0x1f80;
+        let views = [cpu_interpreter::View::User, cpu_interpreter::View::Supervisor, cpu_interpreter::View::SupervisorAc];
+        let peer = Arc::new(Peer { gs: views.map(|view| tables.gs(view)), link, inside: Default::default() });
+        shared.join(peer.clone());
+        interpreter.core_mut().heat_limit = shared.warm.load(Ordering::Relaxed);
+        Ok(TranslatorVcpu {
+            interpreter,
+            generation: shared.generation.load(Ordering::SeqCst),
+            shared,
+            peer,
+            tables,
+            state,
+            builder: Builder::default(),
+            singles: Mixed::default(),
+            enter: stubs.enter,
+            thread: None,
+            gs: 0,
+            counts: Counts::default(),
+        })
+    }
+
+    /// The mode key of blocks now; `None`: this code is the interpreter's.
+    fn key(&self) -> Option<u32> {
+        let core = self.interpreter.core();
+        if core.mode & (mode::CODE | mode::SINGLE | mode::SLOW) != mode::CODE64 || self.interpreter.is_stepping() {
+            return None;
+        }
+        let st = &core.st;
+        let mut bits = core.mode & mode::CODE;
+        if st.cr0 & (CR0_EM | CR0_TS) == 0 {
+            if st.cr4 & CR4_OSFXSR != 0 {
+                bits |= key::SSE;
+            }
+            if st.cr4 & CR4_OSXSAVE != 0 && st.xcr0 & 6 == 6 {
+                bits |= key::AVX;
+            }
+        }
+        Some(bits)
+    }
+
+    fn run_inner(&mut self) -> Exit {
+        let mut warm = false;
+        loop {
+            if let Some(exit) = self.interpreter.look_up() {
+                return exit;
+            }
+            if let Some(key) = self.key() {
+                let rip = self.interpreter.core().rip;
+                match self.find(rip, key, warm) {
+                    Some(host) => {
+                        if let Err(exit) = self.execute(host, key) {
+                            return exit;
+                        }
+                        warm = false;
+                        continue;
+                    }
+                    None if warm => self.interpreter.leave_cold(),
+                    None => {}
+                }
+            }
+            self.counts.rounds += 1;
+            match self.interpreter.interpret() {
+                Ok(is_warm) => warm = is_warm,
+                Err(exit) => return exit,
+            }
+        }
+    }
+
+    /// Host address of the guest code at `rip`, and the block of RAM.
+    fn code_at(&mut self, rip: u64) -> Option<(usize, RamBlock, u64)> {
+        let core = self.interpreter.core_mut();
+        let physical = core.translate_code(rip).ok()?;
+        let (block, offset, _) = core.memory_view.memory_page(physical)?;
+        Some((block.page(offset).as_ptr() as usize | (rip & 0xfff) as usize, block, offset))
+    }
+
+    /// The entry (with a poll) of the block at `rip`; translated now if `warm`.
+    fn find(&mut self, rip: u64, key: u32, warm: bool) -> Option<usize> {
+        let (host, ram, offset) = self.code_at(rip)?;
+        let shared = self.shared.clone();
+        let mut cache = shared.cache();
+        if let Some(block) = cache.find(&(host, rip, key)) {
+            return Some(cache.host(cache.blocks[block as usize].poll));
+        }
+        if !warm || cache.is_restless(host) {
+            return None;
+        }
+        if cache.area.room() < LARGEST {
+            shared.flush(&mut cache);
+            self.renew(shared.generation.load(Ordering::SeqCst));
+        }
+        let block = self.translate(&mut cache, (host, ram, offset), rip, key)?;
+        Some(cache.host(cache.blocks[block as usize].poll))
+    }
+
+    fn translate(
+        &mut self,
+        cache: &mut Cache,
+        (host, ram, offset): (usize, RamBlock, u64),
+        rip: u64,
+        key: u32,
+    ) -> Option<u32> {
+        ram.set_code_observer(self.shared.clone());
+        cpu_interpreter::watch_code(ram, offset);
+        let mut bytes = [0u8; 4096];
+        ram.page(offset).read(0, &mut bytes);
+        let source = Source {
+            core: self.interpreter.core(),
+            bytes: &bytes,
+            host: host & !0xfff,
+            rip,
+            key,
+            exact: self.shared.exact,
+        };
+        self.builder.build(&source, cache)
+    }
+
+    /// The cache was flushed: what points into it is void.
+    fn renew(&mut self, generation: u64) {
+        self.generation = generation;
+        self.tables.forget_code();
+        self.singles.clear();
+    }
+
+    /// Brings the interpreter's flushes to the tables. `true`: there were some.
+    fn follow_flushes(&mut self) -> bool {
+        let flushed = &mut self.interpreter.core_mut().flushed;
+        if flushed.is_empty() {
+            return false;
+        }
+        let pages = std::mem::take(&mut flushed.pages);
+        let (local, global) = (std::mem::take(&mut flushed.local), std::mem::take(&mut flushed.global));
+        if local || global {
+            self.tables.flush(global);
+        }
+        for page in pages {
+            if global {
+                break;
+            }
+            self.tables.flush_page(page);
+        }
+        true
+    }
+
+    /// The interpreter's state to the state page.
+    fn load_state(&mut self) {
+        self.follow_flushes();
+        let core = self.interpreter.core_mut();
+        core.simd.sync_mxcsr();
+        let state = self.state.get();
+        state.gpr.copy_from_slice(&core.r[..16]);
+        let arith = core.rflags();
+        state.flags = (arith & CF_TO_SF) << 8 | (arith >> 11 & 1);
+        state.seg_base = [core.sc[4].base, core.sc[5].base];
+        state.ymm = core.simd.ymm.as_ptr() as u64;
+        state.mxcsr = core.simd.mxcsr();
+    }
+
+    /// The state page to the interpreter's state.
+    fn store_state(&mut self, rip: u64) {
+        let core = self.interpreter.core_mut();
+        let state = self.state.get();
+        core.r[..16].copy_from_slice(&state.gpr);
+        core.set_arithmetic((state.flags >> 8 & CF_TO_SF) | (state.flags & 1) << 11);
+        core.simd.set_mxcsr(state.mxcsr);
+        core.rip = rip;
+    }
+
+    /// Runs translated code from `host`; `false`: it was flushed meanwhile.
+    fn enter(&mut self, host: usize) -> bool {
+        let gs = self.tables.gs(self.interpreter.core().view);
+        if gs != self.gs {
+            // SAFETY: GS is not used by the host's code on this thread; FSGSBASE was found
+            // enabled when the engine was made.
+            unsafe { std::arch::asm!("wrgsbase {}", in(reg) gs, options(nomem, nostack, preserves_flags)) };
+            self.gs = gs;
+        }
+        self.peer.inside.fetch_add(1, Ordering::SeqCst);
+        let generation = self.shared.generation.load(Ordering::SeqCst);
+        let valid = generation == self.generation;
+        if valid {
+            // SAFETY: `enter` is the entry stub, which follows the sysv64 ABI; `host` is an
+            // entry or resumption point of a block that was not flushed, as checked after the
+            // vCPU was marked as inside. GS addresses this vCPU's state page and tables.
+            unsafe {
+                let enter: extern "sysv64" fn(usize) = std::mem::transmute(self.enter);
+                enter(host);
+            }
+        }
+        self.peer.inside.fetch_add(1, Ordering::SeqCst);
+        if !valid {
+            self.renew(generation);
+        }
+        valid
+    }
+
+    /// Runs translated code until the run loop is needed.
+    fn execute(&mut self, mut host: usize, key: u32) -> Result<(), Exit> {
+        self.load_state();
+        self.counts.entries += 1;
+        let mut rip = self.interpreter.core().rip;
+        loop {
+            if !self.enter(host) {
+                // Nothing ran since `rip` was noted.
+                self.store_state(rip);
+                return Ok(());
+            }
+            let next = match self.state.get().reason {
+                reason::MISS => self.missed(&mut rip, key)?,
+                reason::SLOW => {
+                    self.counts.slow += 1;
+                    let (site, alive) = self.site();
+                    rip = site.rip;
+                    self.interpret_at(&site, alive, key)?
+                }
+                reason::LINK => self.linked(&mut rip, key),
+                reason::INDIRECT => self.branched(&mut rip, key),
+                reason::FAULT => self.faulted(&mut rip)?,
+                _ => {
+                    self.counts.polls += 1;
+                    rip = self.site().0.rip;
+                    self.store_state(rip);
+                    Next::Loop
+                }
+            };
+            match next {
+                Next::Host(next) => host = next,
+                Next::Loop => return Ok(()),
+            }
+        }
+    }
+
+    /// The site that was left through, and whether its block is alive.
+    fn site(&mut self) -> (Site, bool) {
+        let number = self.state.get().site;
+        let cache = self.shared.cache();
+        let site = cache.sites[number as usize];
+        (site, cache.blocks[site.block as usize].alive)
+    }
+
+    fn missed(&mut self, rip: &mut u64, key: u32) -> Result<Next, Exit> {
+        self.counts.misses += 1;
+        let (site, alive) = self.site();
+        *rip = site.rip;
+        let write = matches!(site.kind, Kind::Access { write: true });
+        let address = self.state.get().s0;
+        if self.fill(address, write) {
+            return Ok(Next::Host(self.host(site.retry)));
+        }
+        self.interpret_at(&site, alive, key)
+    }
+
+    fn host(&self, offset: u32) -> usize {
+        self.shared.cache().host(offset)
+    }
+
+    /// Makes the page of `linear` known to the tables; `false`: the access is the
+    /// interpreter's.
+    fn fill(&mut self, linear: u64, write: bool) -> bool {
+        let core = self.interpreter.core_mut();
+        if !Core::canonical(linear) {
+            return false;
+        }
+        let Ok(mapping) = core.paging.walk(&core.memory_view, linear, core.access(write)) else { return false };
+        if core.bus.apic_offset(mapping.page).is_some() {
+            return false;
+        }
+        let Some((ram, offset, writable)) = core.memory_view.memory_page(mapping.page) else { return false };
+        let view = core.view;
+        let host = ram.page(offset).as_ptr() as usize;
+        let may_write = writable && mapping.write_now && ram.watch(offset).is_empty();
+        if write && !may_write {
+            return false;
+        }
+        if mapping.size > 4096 {
+            self.tables.note_large(linear, mapping.size);
+        }
+        let gs = self.tables.gs(view);
+        if may_write {
+            self.shared.note_writer(host, gs, linear & !0xfff);
+        }
+        self.tables.fill(view, linear, host, may_write, mapping.global);
+        if may_write {
+            std::sync::atomic::fence(Ordering::SeqCst);
+            if !ram.watch(offset).is_empty() {
+                Tables::protect(gs, linear, host);
+                return !write;
+            }
+        }
+        true
+    }
+
+    /// The instruction of `site` is executed by the interpreter.
+    fn interpret_at(&mut self, site: &Site, alive: bool, key: u32) -> Result<Next, Exit> {
+        self.store_state(site.rip);
+        if !alive {
+            return Ok(Next::Loop);
+        }
+        let number = self.state.get().site;
+        if !self.singles.contains_key(&number) {
+            let Some(single) = self.single(site) else { return Ok(Next::Loop) };
+            self.singles.insert(number, single);
+        }
+        let ended = self.shared.ended.load(Ordering::SeqCst);
+        let plain = self.interpreter.run_single(&self.singles[&number])?;
+        if !plain || site.next == 0 || self.key() != Some(key) {
+            return Ok(Next::Loop);
+        }
+        let core = self.interpreter.core();
+        let interrupts = core.irq_hint && core.st.rflags & 0x200 != 0;
+        if interrupts || core.bus.link.requests().bits() != 0 || core.pending_db != 0 || core.st.pending.is_some() {
+            return Ok(Next::Loop);
+        }
+        if self.shared.ended.load(Ordering::SeqCst) != ended
+            && !self.shared.cache().blocks[site.block as usize].alive
+        {
+            return Ok(Next::Loop);
+        }
+        if self.follow_flushes() {
+            let first = self.shared.cache().blocks[site.block as usize].key.0;
+            let rip = self.interpreter.core().rip;
+            if self.code_at(rip).is_none_or(|(host, _, _)| host & !0xfff != first & !0xfff) {
+                return Ok(Next::Loop);
+            }
+        }
+        self.load_state();
+        Ok(Next::Host(self.host(site.next)))
+    }
+
+    /// The instruction of `site` for the interpreter, from the bytes its block was made of.
+    fn single(&mut self, site: &Site) -> Option<Single> {
+        let cache = self.shared.cache();
+        let block: &Block = &cache.blocks[site.block as usize];
+        let from = (site.rip & 0xfff) as usize - usize::from(block.span.0);
+        let bytes = block.bytes.get(from..from + usize::from(site.len))?;
+        let mut decoder = iced_x86::Decoder::with_ip(64, bytes, site.rip, iced_x86::DecoderOptions::NONE);
+        let instruction = decoder.decode();
+        Some(Single::new(self.interpreter.core(), &instruction, bytes))
+    }
+
+    fn linked(&mut self, rip: &mut u64, key: u32) -> Next {
+        self.counts.links += 1;
+        let number = self.state.get().site;
+        let (site, alive) = self.site();
+        let Kind::Link { target, id, .. } = site.kind else { return Next::Loop };
+        *rip = target;
+        if let Some((host, _, _)) = self.code_at(target) {
+            let mut cache = self.shared.cache();
+            if let Some(block) = cache.find(&(host, target, key)) {
+                if alive && cache.sites[number as usize].next != block {
+                    cache.relink(number, block);
+                }
+                let pair = if id != 0 { cache.pair(target, host) } else { 0 };
+                let b = &cache.blocks[block as usize];
+                let entry = if target <= site.rip { b.poll } else { b.body };
+                let entry = cache.host(entry);
+                drop(cache);
+                if id != 0 {
+                    self.note_code(target, pair);
+                }
+                return Next::Host(entry);
+            }
+        }
+        self.store_state(target);
+        Next::Loop
+    }
+
+    fn note_code(&mut self, linear: u64, pair: u32) {
+        let view = self.interpreter.core().view;
+        // Whether the page is global is not known here: it is treated as if it were not.
+        self.tables.set_code(view, linear, pair, false);
+    }
+
+    fn branched(&mut self, rip: &mut u64, key: u32) -> Next {
+        self.counts.indirect += 1;
+        let target = self.state.get().s0;
+        *rip = target;
+        if let Some((host, _, _)) = self.code_at(target) {
+            let cache = self.shared.cache();
+            if let Some(block) = cache.find(&(host, target, key)) {
+                let b = &cache.blocks[block as usize];
+                let (indirect, poll) = (cache.host(b.indirect), cache.host(b.poll));
+                // Under the lock: an invalidation that follows finds the entry.
+                let view = self.interpreter.core().view;
+                self.tables.set_branch(view, target, indirect, false);
+                drop(cache);
+                let pair = self.shared.cache().pair(target, host);
+                self.tables.set_code(view, target, pair, false);
+                return Next::Host(poll);
+            }
+        }
+        self.store_state(target);
+        Next::Loop
+    }
+
+    fn faulted(&mut self, rip: &mut u64) -> Result<Next, Exit> {
+        self.counts.faults += 1;
+        let at = self.state.get().fault_rip as usize;
+        let cache = self.shared.cache();
+        match cache.fault_site(at).map(|site| cache.sites[site as usize]) {
+            Some(site) => {
+                *rip = site.rip;
+                // Its stub brings saved flags back and comes here again.
+                Ok(Next::Host(cache.host(site.stub)))
+            }
+            None => Err(Exit::Broken(format!("the host refused translated code at {at:#x}"))),
+        }
+    }
+}
+
+impl Vcpu for TranslatorVcpu {
+    fn run(&mut self) -> Exit {
+        let thread = std::thread::current().id();
+        if self.thread != Some(thread) {
+            let cache = self.shared.cache();
+            let (area, exit) = (&cache.area, cache.stubs.exits[reason::FAULT as usize]);
+            if let Err(failure) = signals::prepare_thread(area.execute, area.size, exit) {
+                return Exit::Broken(failure.to_string());
+            }
+            drop(cache);
+            self.thread = Some(thread);
+            self.gs = 0;
+            self.interpreter.begin();
+        }
+        let exit = self.run_inner();
+        self.interpreter.core_mut().simd.sync();
+        exit
+    }
+
+    fn save(&self) -> CpuState {
+        self.interpreter.save()
+    }
+
+    fn load(&mut self, state: &CpuState) -> Result<()> {
+        self.interpreter.load(state)
+    }
+
+    fn translate(&self, linear: u64) -> Option<u64> {
+        self.interpreter.translate(linear)
+    }
+
+    fn set_debug(&mut self, plan: &DebugPlan) -> Result<()> {
+        self.interpreter.set_debug(plan)
+    }
+}
+
+impl Drop for TranslatorVcpu {
+    fn drop(&mut self) {
+        if std::env::var_os("RYOKAN_JIT_COUNTS").is_some() {
+            eprintln!("{:?} fills {} flushes {}", self.counts, self.tables.fills, self.tables.flushes);
+        }
+        self.shared.leave(&self.peer);
+    }
+}
