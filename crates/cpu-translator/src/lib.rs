@@ -90,7 +90,13 @@ impl Engine for Translator {
             "blocks {} translated, {} ended, {} links, {} flushes\n\
              guest instructions {}, host bytes {}\n\
              cache {} of {} bytes used\n",
-            s.translated, s.invalidated, s.links, s.flushes, s.instructions, s.host_bytes, cache.area.used,
+            s.translated,
+            s.invalidated,
+            s.links,
+            s.flushes,
+            s.instructions,
+            s.host_bytes,
+            cache.area.used,
             cache.area.size
         )
     }

@@ -66,8 +66,15 @@ impl Tables {
         };
         let spaces = [space().map_err(os)?, space().map_err(os)?, space().map_err(os)?];
         let state = spaces[0].gs;
-        let mut tables =
-            Tables { spaces, state, size, unknown: unknown as u64, large: (u64::MAX, 0), fills: 0, flushes: 0 };
+        let mut tables = Tables {
+            spaces,
+            state,
+            size,
+            unknown: unknown as u64,
+            large: (u64::MAX, 0),
+            fills: 0,
+            flushes: 0,
+        };
         tables.forget_code_everywhere();
         Ok(tables)
     }
@@ -256,11 +263,15 @@ pub fn map_slot(linear: u64) -> u32 {
 
 fn code_slot(gs: usize, slot: u32) -> &'static AtomicU32 {
     // SAFETY: an aligned word of the view's code map, which lives as long as the vCPU.
-    unsafe { AtomicU32::from_ptr((gs + CODE_MAP as usize + 4 * (slot as usize % CODE_MAP_SLOTS)) as *mut u32) }
+    unsafe {
+        AtomicU32::from_ptr((gs + CODE_MAP as usize + 4 * (slot as usize % CODE_MAP_SLOTS)) as *mut u32)
+    }
 }
 
 /// The table entry of an indirect branch, also for other threads.
 pub fn branch_slot(gs: usize, slot: u32) -> &'static AtomicU64 {
     // SAFETY: an aligned word of the view's branch table, which lives as long as the vCPU.
-    unsafe { AtomicU64::from_ptr((gs + INDIRECT as usize + 8 * (slot as usize % INDIRECT_SLOTS)) as *mut u64) }
+    unsafe {
+        AtomicU64::from_ptr((gs + INDIRECT as usize + 8 * (slot as usize % INDIRECT_SLOTS)) as *mut u64)
+    }
 }

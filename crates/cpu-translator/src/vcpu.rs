@@ -63,7 +63,11 @@ impl TranslatorVcpu {
         let mut state = StatePage::new(&tables);
         state.get().link = std::ptr::from_ref(link.cell()) as u64;
         state.get().host_mxcsr = 0x1f80;
-        let views = [cpu_interpreter::View::User, cpu_interpreter::View::Supervisor, cpu_interpreter::View::SupervisorAc];
+        let views = [
+            cpu_interpreter::View::User,
+            cpu_interpreter::View::Supervisor,
+            cpu_interpreter::View::SupervisorAc,
+        ];
         let peer = Arc::new(Peer { gs: views.map(|view| tables.gs(view)), link, inside: Default::default() });
         shared.join(peer.clone());
         interpreter.core_mut().heat_limit = shared.warm.load(Ordering::Relaxed);
@@ -86,7 +90,9 @@ impl TranslatorVcpu {
     /// The mode key of blocks now; `None`: this code is the interpreter's.
     fn key(&self) -> Option<u32> {
         let core = self.interpreter.core();
-        if core.mode & (mode::CODE | mode::SINGLE | mode::SLOW) != mode::CODE64 || self.interpreter.is_stepping() {
+        if core.mode & (mode::CODE | mode::SINGLE | mode::SLOW) != mode::CODE64
+            || self.interpreter.is_stepping()
+        {
             return None;
         }
         let st = &core.st;
@@ -325,7 +331,9 @@ impl TranslatorVcpu {
         if !Core::canonical(linear) {
             return false;
         }
-        let Ok(mapping) = core.paging.walk(&core.memory_view, linear, core.access(write)) else { return false };
+        let Ok(mapping) = core.paging.walk(&core.memory_view, linear, core.access(write)) else {
+            return false;
+        };
         if core.bus.apic_offset(mapping.page).is_some() {
             return false;
         }
@@ -372,7 +380,11 @@ impl TranslatorVcpu {
         }
         let core = self.interpreter.core();
         let interrupts = core.irq_hint && core.st.rflags & 0x200 != 0;
-        if interrupts || core.bus.link.requests().bits() != 0 || core.pending_db != 0 || core.st.pending.is_some() {
+        if interrupts
+            || core.bus.link.requests().bits() != 0
+            || core.pending_db != 0
+            || core.st.pending.is_some()
+        {
             return Ok(Next::Loop);
         }
         if self.shared.ended.load(Ordering::SeqCst) != ended

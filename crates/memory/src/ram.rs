@@ -3,8 +3,8 @@ use base::{Result, bail};
 use bitflags::bitflags;
 use rustix::mm::{MapFlags, ProtFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 bitflags! {
     /// Who wants to hear of the next write to a page. An engine may cache "this page is

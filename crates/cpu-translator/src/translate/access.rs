@@ -27,7 +27,8 @@ impl Builder {
         };
         if base == Register::None && index == Register::None || base.is_ip() {
             let address = i.memory_displacement64();
-            let address = if base == Register::EIP || !wide && !base.is_ip() { address & 0xffff_ffff } else { address };
+            let address =
+                if base == Register::EIP || !wide && !base.is_ip() { address & 0xffff_ffff } else { address };
             self.code.constant(T0, address);
         } else {
             let base = self.operand_register(base, T0);

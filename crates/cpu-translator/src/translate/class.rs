@@ -99,15 +99,117 @@ fn is_plain(m: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         m,
-        Mov | Movzx | Movsx | Movsxd | Movbe | Add | Adc | Sub | Sbb | And | Or | Xor | Cmp | Test | Inc
-            | Dec | Neg | Not | Imul | Mul | Div | Idiv | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld
-            | Shrd | Bt | Bts | Btr | Btc | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Bswap | Xchg | Cmpxchg
-            | Cmpxchg8b | Cmpxchg16b | Xadd | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Lea | Andn | Bextr | Blsi
-            | Blsmsk | Blsr | Bzhi | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Mulx | Adcx | Adox | Crc32
-            | Clc | Stc | Cmc | Lahf | Sahf | Movnti | Pause | Lfence | Mfence | Sfence | Cmova | Cmovae
-            | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno | Cmovnp | Cmovns
-            | Cmovo | Cmovp | Cmovs | Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne
-            | Setno | Setnp | Setns | Seto | Setp | Sets
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Movbe
+            | Add
+            | Adc
+            | Sub
+            | Sbb
+            | And
+            | Or
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Imul
+            | Mul
+            | Div
+            | Idiv
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Bswap
+            | Xchg
+            | Cmpxchg
+            | Cmpxchg8b
+            | Cmpxchg16b
+            | Xadd
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Lea
+            | Andn
+            | Bextr
+            | Blsi
+            | Blsmsk
+            | Blsr
+            | Bzhi
+            | Pdep
+            | Pext
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Mulx
+            | Adcx
+            | Adox
+            | Crc32
+            | Clc
+            | Stc
+            | Cmc
+            | Lahf
+            | Sahf
+            | Movnti
+            | Pause
+            | Lfence
+            | Mfence
+            | Sfence
+            | Cmova
+            | Cmovae
+            | Cmovb
+            | Cmovbe
+            | Cmove
+            | Cmovg
+            | Cmovge
+            | Cmovl
+            | Cmovle
+            | Cmovne
+            | Cmovno
+            | Cmovnp
+            | Cmovns
+            | Cmovo
+            | Cmovp
+            | Cmovs
+            | Seta
+            | Setae
+            | Setb
+            | Setbe
+            | Sete
+            | Setg
+            | Setge
+            | Setl
+            | Setle
+            | Setne
+            | Setno
+            | Setnp
+            | Setns
+            | Seto
+            | Setp
+            | Sets
     )
 }
 
@@ -184,7 +286,15 @@ fn is_vector(source: &Source, i: &Instruction) -> bool {
     }
     let excluded = matches!(
         i.mnemonic(),
-        Maskmovdqu | Vmaskmovdqu | Maskmovq | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq | Extrq | Insertq
+        Maskmovdqu
+            | Vmaskmovdqu
+            | Maskmovq
+            | Vmaskmovps
+            | Vmaskmovpd
+            | Vpmaskmovd
+            | Vpmaskmovq
+            | Extrq
+            | Insertq
     );
     !excluded && i.cpuid_features().iter().all(|&f| cpu_host::host_supports(f))
 }
@@ -192,8 +302,9 @@ fn is_vector(source: &Source, i: &Instruction) -> bool {
 /// Bytes of which a vector's memory operand must be a multiple; 1: any address.
 pub fn alignment(i: &Instruction, size: u32) -> u32 {
     use Mnemonic::*;
-    let vector = (0..i.op_count())
-        .any(|n| i.op_kind(n) == OpKind::Register && (i.op_register(n).is_xmm() || i.op_register(n).is_ymm()));
+    let vector = (0..i.op_count()).any(|n| {
+        i.op_kind(n) == OpKind::Register && (i.op_register(n).is_xmm() || i.op_register(n).is_ymm())
+    });
     if i.mnemonic() == Cmpxchg16b {
         return 16;
     }

@@ -135,7 +135,8 @@ impl Builder {
     fn scratch_registers(&mut self, i: &Instruction) -> [Option<(u8, (bool, bool))>; 2] {
         let mut found = [None; 2];
         let mentions = (0..i.op_count()).any(|n| {
-            i.op_kind(n) == OpKind::Register && matches!(i.op_register(n).full_register(), Register::R10 | Register::R11)
+            i.op_kind(n) == OpKind::Register
+                && matches!(i.op_register(n).full_register(), Register::R10 | Register::R11)
         });
         if !mentions {
             return found;
@@ -143,7 +144,8 @@ impl Builder {
         let info = self.info.info(i);
         for n in 0..i.op_count() {
             let r = i.op_register(n);
-            if i.op_kind(n) != OpKind::Register || !matches!(r.full_register(), Register::R10 | Register::R11) {
+            if i.op_kind(n) != OpKind::Register || !matches!(r.full_register(), Register::R10 | Register::R11)
+            {
                 continue;
             }
             let number = r.full_register().number() as u8;
@@ -207,8 +209,10 @@ impl Builder {
             let n = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
             info.op_access(n)
         };
-        let write =
-            matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite);
+        let write = matches!(
+            access,
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        );
         self.spare_flags();
         let retry = self.here();
         self.address(source, i);
@@ -224,7 +228,10 @@ impl Builder {
             host.set_memory_displ_size(0);
             for k in 0..host.op_count() {
                 let r = host.op_register(k);
-                if host.op_kind(k) == OpKind::Register && r.full_register().number() == usize::from(n) && r.is_gpr() {
+                if host.op_kind(k) == OpKind::Register
+                    && r.full_register().number() == usize::from(n)
+                    && r.is_gpr()
+                {
                     host.set_op_register(k, same_size(r));
                 }
             }

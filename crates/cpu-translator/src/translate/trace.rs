@@ -51,7 +51,11 @@ impl Builder {
                         _ => break,
                     }
                 }
-                Class::Call | Class::CallIndirect | Class::JumpIndirect | Class::Return | Class::InterpretEnd => {
+                Class::Call
+                | Class::CallIndirect
+                | Class::JumpIndirect
+                | Class::Return
+                | Class::InterpretEnd => {
                     break;
                 }
                 _ => {}
@@ -81,8 +85,12 @@ impl Builder {
     /// Fills in which flags are live around each instruction.
     pub(super) fn liveness(&mut self, source: &Source) {
         let mut live = match self.steps.last() {
-            Some(step) if matches!(step.class, Class::Jump) => flags::live_at(source, step.i.near_branch_target()),
-            Some(step) if matches!(step.class, Class::Call) => flags::live_at(source, step.i.near_branch_target()),
+            Some(step) if matches!(step.class, Class::Jump) => {
+                flags::live_at(source, step.i.near_branch_target())
+            }
+            Some(step) if matches!(step.class, Class::Call) => {
+                flags::live_at(source, step.i.near_branch_target())
+            }
             Some(step) if matches!(step.class, Class::CallIndirect | Class::JumpIndirect | Class::Return) => {
                 flags::ALL
             }
