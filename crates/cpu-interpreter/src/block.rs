@@ -147,7 +147,7 @@ impl Core {
 
 /// Runs block `block` after the checks that every entry makes.
 #[inline(always)]
-pub fn enter<'a>(core: &mut Core, cache: &'a Cache, block: u32) -> Stop {
+pub fn enter(core: &mut Core, cache: &Cache, block: u32) -> Stop {
     let Some(head) = cache.heads.get(block as usize) else { return Stop::Resolve };
     enter_head(core, cache, head, block)
 }
@@ -209,7 +209,7 @@ pub fn follow<'a>(core: &mut Core, cache: &'a Cache, op: &'a Op, n: usize, targe
 
 /// Leaves the block to an address that was computed.
 #[inline(always)]
-pub fn follow_indirect<'a>(core: &mut Core, cache: &'a Cache, target: u64) -> Stop {
+pub fn follow_indirect(core: &mut Core, cache: &Cache, target: u64) -> Stop {
     let block = cache.guess(target);
     if block != 0
         && let Some(head) = cache.heads.get(block as usize)

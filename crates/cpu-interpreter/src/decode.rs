@@ -213,7 +213,7 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
     let mut k = 0;
     while k < insns.len() {
         let i = &insns[k];
-        let mut op = operation(core, cache, i, k);
+        let mut op = operation(core, cache, i, insns.len() - k);
         let fused = if k + 2 == insns.len() { fast::fuse(core, i, &insns[k + 1], &op) } else { None };
         if let Some(fused) = fused {
             let branch = &insns[k + 1];
@@ -234,7 +234,7 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
     }
     let last = insns[insns.len() - 1];
     if !ends_block(&last) {
-        let mut op = blank(last.next_ip(), insns.len());
+        let mut op = blank(last.next_ip(), 0);
         op.imm = last.next_ip();
         op.run = fast::CONTINUE;
         let at = cache.ops.len();
@@ -270,7 +270,7 @@ fn parking(core: &Core) -> CodePage {
     CodePage { page: core.parking.page(0), version: core.parking.code_version_cell(0), physical: u64::MAX }
 }
 
-fn blank(pc: u64, place: usize) -> Op {
+fn blank(pc: u64, left: usize) -> Op {
     Op {
         run: fast::GENERIC,
         pc,
@@ -287,22 +287,22 @@ fn blank(pc: u64, place: usize) -> Op {
         len: 0,
         links: [Cell::new(0), Cell::new(0)],
         extra: 0,
-        place: place as u16,
+        left: left as u16,
         aux: 0,
     }
 }
 
 /// The operation of `i` with its memory operand filled in; the handler comes later.
-fn operation(core: &Core, cache: &mut Cache, i: &Instruction, place: usize) -> Op {
-    let mut op = operands(core, i, place);
+fn operation(core: &Core, cache: &mut Cache, i: &Instruction, left: usize) -> Op {
+    let mut op = operands(core, i, left);
     op.extra = cache.insns.len() as u32;
     cache.insns.push(*i);
     op
 }
 
 /// An operation with the memory operand of `i` and nothing else.
-pub(crate) fn operands(core: &Core, i: &Instruction, place: usize) -> Op {
-    let mut op = blank(i.ip(), place);
+pub(crate) fn operands(core: &Core, i: &Instruction, left: usize) -> Op {
+    let mut op = blank(i.ip(), left);
     op.len = i.len() as u8;
     if (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) {
         let (base, index) = (i.memory_base(), i.memory_index());

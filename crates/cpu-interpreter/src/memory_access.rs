@@ -129,7 +129,7 @@ impl Core {
     pub fn refused(&mut self, op: &Op) -> Stop {
         self.smc = false;
         self.rip = op.pc;
-        self.budget += i64::from(op.place);
+        self.budget += i64::from(op.left);
         Stop::Fault
     }
 
@@ -138,6 +138,7 @@ impl Core {
     #[inline(never)]
     pub fn stored_code(&mut self, op: &Op) -> Stop {
         self.smc = false;
+        self.budget += i64::from(op.left) - 1;
         self.rip = op.next_pc();
         if !self.is_64bit() {
             self.rip &= if self.mode & 3 == 1 { 0xffff_ffff } else { 0xffff };

@@ -34,6 +34,13 @@ pub enum Stop {
     Goto,
 }
 
+impl Stop {
+    /// Whether the chain ended in front of an instruction, for a reason that is not the guest's.
+    pub fn is_early(self) -> bool {
+        matches!(self, Stop::Stale | Stop::Poll | Stop::Warm)
+    }
+}
+
 /// Register-file slot that always reads zero.
 pub const ZERO: u8 = 16;
 /// Segment-cache slot without base or limit.
@@ -63,8 +70,8 @@ pub struct Op {
     pub links: [Cell<u32>; 2],
     /// Index of the iced instruction in the cache.
     pub extra: u32,
-    /// Number of instructions of the block before this one.
-    pub place: u16,
+    /// Number of instructions of the block from this one on, itself included.
+    pub left: u16,
     /// Condition code, link checks, x87 opcode.
     pub aux: u16,
 }

@@ -65,7 +65,7 @@ impl Descriptor {
 
 impl Core {
     /// Where the descriptor of `selector` lies; `Err(())` outside of its table.
-    pub fn descriptor_address(&self, selector: u16, size: u64) -> Result<u64, ()> {
+    pub(crate) fn descriptor_address(&self, selector: u16, size: u64) -> Result<u64, ()> {
         let (base, limit) = if selector & 4 != 0 {
             if self.st.ldtr.selector & 0xfffc == 0 && !self.st.ldtr.present() {
                 return Err(());

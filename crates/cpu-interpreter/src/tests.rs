@@ -335,3 +335,72 @@ fn the_debugger_stops_and_steps() {
     assert_eq!(guest.stepper.vcpu().run(), Exit::Debug);
     assert_eq!(guest.stepper.state().rip, CODE + 6);
 }
+
+/// A loop of 300 rounds with an undefined instruction, a REP STOSB and a store into the loop's own code,
+/// over the IDT of [`exceptions_go_through_the_idt_and_iretq_returns`].
+fn busy_guest() -> Guest {
+    let mut state = long_mode_state(CODE, STACK, 0);
+    state.gdtr = cpu::state::TableRegister { base: 0x9000, limit: 0x17 };
+    state.idtr = cpu::state::TableRegister { base: 0xa000, limit: 0xfff };
+    // mov ebx,300; l: ud2; mov ecx,5; mov edi,20000h; rep stosb; mov [rip+1],bl; mov al,0; add edx,eax
+    // dec ebx; jnz l; hlt
+    let mut code = vec![0xbb, 0x2c, 1, 0, 0, 0x0f, 0x0b, 0xb9, 5, 0, 0, 0, 0xbf, 0, 0, 2, 0, 0xf3, 0xaa];
+    code.extend([0x88, 0x1d, 1, 0, 0, 0, 0xb0, 0, 0x01, 0xc2, 0xff, 0xcb, 0x75, 0xe4, 0xf4]);
+    let guest = Guest::new(&state, &code);
+    guest.memory.store(0x9008, 8, 0x00af_9b00_0000_ffff);
+    guest.memory.store(0x9010, 8, 0x00cf_9300_0000_ffff);
+    let gate = 0x11000u64 & 0xffff | 8 << 16 | 0x8e00 << 32 | (0x11000u64 >> 16) << 48;
+    guest.memory.store(0xa000 + 16 * u64::from(vector::UD), 8, gate);
+    guest.memory.write(0x11000, &[0x48, 0x83, 0x04, 0x24, 2, 0x48, 0xcf]);
+    guest
+}
+
+#[test]
+fn windows_of_any_size_pass_through_the_same_states() {
+    // The undefined instruction does not count; the handler's two and the round's eight do.
+    const TOTAL: u64 = 1 + 300 * 10 + 1;
+    let mut steps = busy_guest();
+    let mut states = vec![steps.stepper.state()];
+    while steps.stepper.vcpu().run_exactly(1).unwrap().exit.is_none() {
+        states.push(steps.stepper.state());
+    }
+    assert_eq!(states.len() as u64, TOTAL + 1);
+    for size in [2, 3, 7, 64, 1000, u64::MAX] {
+        let mut guest = busy_guest();
+        let mut done = 0;
+        loop {
+            let window = guest.stepper.vcpu().run_exactly(size).unwrap();
+            done += window.retired;
+            assert!(window.retired == size || window.exit.is_some());
+            assert_eq!(guest.stepper.state(), states[done as usize], "after {done} by {size}");
+            if window.exit.is_some() {
+                assert_eq!((window.exit, done), (Some(Exit::Halted), TOTAL));
+                break;
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_takes_requests_at_its_start_and_leaves_later_ones() {
+    let mut guest = busy_guest();
+    let link = guest.stepper.vcpu().core.bus.link.clone();
+    link.post(cpu::Request::EXIT);
+    let window = guest.stepper.vcpu().run_exactly(5).unwrap();
+    assert_eq!(window, cpu::Window { retired: 0, exit: Some(Exit::Asked) });
+    let other = link.clone();
+    let poster = std::thread::spawn(move || {
+        for _ in 0..200 {
+            other.post(cpu::Request::EXIT);
+            std::thread::yield_now();
+        }
+    });
+    let mut done = 0;
+    while !poster.is_finished() && done < 2500 {
+        let window = guest.stepper.vcpu().run_exactly(50).unwrap();
+        assert!(window.retired == 50 && window.exit.is_none() || window.retired == 0, "{window:?}");
+        done += window.retired;
+    }
+    poster.join().unwrap();
+    assert!(done > 0);
+}

@@ -5,7 +5,7 @@ use crate::block::COLD;
 use crate::core::Core;
 use crate::exec::Flow;
 use crate::op::{Op, Stop};
-use crate::vcpu::InterpreterVcpu;
+use crate::vcpu::{BUDGET, InterpreterVcpu};
 use crate::{decode, flags};
 use cpu::{Exit, Fault};
 use cpu_host::Plan;
@@ -58,7 +58,7 @@ impl InterpreterVcpu {
     /// Interprets from `rip` until something else is needed; `Ok(true)`: the block at `rip`
     /// has become warm.
     pub fn interpret(&mut self) -> Result<bool, Exit> {
-        Ok(self.round()? == Stop::Warm)
+        Ok(self.round(self.stepping(), BUDGET)? == Stop::Warm)
     }
 
     /// The warm block that was just reported will not be reported again.

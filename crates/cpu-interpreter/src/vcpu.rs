@@ -10,11 +10,11 @@ use base::Result;
 use cpu::engine::DebugPlan;
 use cpu::fault::{Escalation, escalate, vector};
 use cpu::state::Activity;
-use cpu::{CpuState, Engine, Exit, Fault, Request, Vcpu, VcpuConfig};
+use cpu::{CpuState, Engine, Exit, Fault, Request, Vcpu, VcpuConfig, Window};
 use std::sync::Arc;
 
 /// Instructions between two looks at the world (requests are seen at each block).
-const BUDGET: i64 = 1 << 20;
+pub(crate) const BUDGET: i64 = 1 << 20;
 
 /// What all vCPUs of one engine share.
 #[derive(Clone)]
@@ -93,27 +93,33 @@ impl InterpreterVcpu {
         (self.cache.heads.len(), self.cache.flushes)
     }
 
+    fn enter(&mut self) {
+        if !std::mem::replace(&mut self.entered, true) {
+            self.core.memory_map_changed();
+        }
+    }
+
     fn run_inner(&mut self) -> Exit {
         loop {
             if let Some(exit) = self.attend() {
                 return exit;
             }
-            if let Err(exit) = self.round() {
+            if let Err(exit) = self.round(self.stepping(), BUDGET) {
                 return exit;
             }
         }
     }
 
-    /// Executes blocks, or one instruction where that is needed, after [`Self::attend`].
-    pub(crate) fn round(&mut self) -> Result<Stop, Exit> {
-        let single = self.stepping();
+    /// Executes blocks of up to `limit` instructions together, or one instruction where that
+    /// is needed, after [`Self::attend`].
+    pub(crate) fn round(&mut self, single: bool, limit: i64) -> Result<Stop, Exit> {
         if single && let Some(exit) = self.breakpoint() {
             return Err(exit);
         }
         let tf = self.core.st.rflags & flags::TF != 0;
         self.core.delivered = false;
-        let stop = self.execute(single);
-        let stepped = stop != Stop::Poll && stop != Stop::Stale;
+        let stop = self.execute(single, limit);
+        let stepped = !stop.is_early();
         if let Some(exit) = self.settle(stop, tf) {
             return Err(exit);
         }
@@ -123,8 +129,54 @@ impl InterpreterVcpu {
         Ok(stop)
     }
 
+    /// [`Vcpu::run_exactly`] until `goal` instructions have been retired.
+    fn run_window(&mut self, goal: u64) -> Option<Exit> {
+        if let Some(exit) = self.attend_requests() {
+            return Some(exit);
+        }
+        let mut later = Request::empty();
+        let mut short = false;
+        let exit = loop {
+            let left = goal.wrapping_sub(self.core.retired);
+            if left == 0 {
+                break None;
+            }
+            later |= self.postpone();
+            if let Some(exit) = self.attend_events() {
+                break Some(exit);
+            }
+            let single = short || self.stepping();
+            let limit = i64::try_from(left).map_or(BUDGET, |left| left.min(BUDGET));
+            match self.round(single, limit) {
+                // Nothing asks: the next block may have more instructions than are left.
+                Ok(Stop::Poll) => short = limit < BUDGET && self.core.bus.link.requests().is_empty(),
+                Ok(_) => {}
+                Err(exit) => break Some(exit),
+            }
+        };
+        later |= self.postpone();
+        if !later.is_empty() {
+            self.core.bus.link.post(later);
+        }
+        exit
+    }
+
+    /// Takes requests that came in during a window; returns those to be met after it.
+    fn postpone(&mut self) -> Request {
+        if self.core.bus.link.requests().is_empty() {
+            return Request::empty();
+        }
+        let mut taken = self.core.bus.link.take(Request::all());
+        if taken.contains(Request::FLUSH) {
+            self.core.memory_map_changed();
+            taken.remove(Request::FLUSH);
+        }
+        taken
+    }
+
     pub(crate) fn stepping(&self) -> bool {
         self.core.st.interrupt_shadow
+            || self.core.st.rflags & flags::RF != 0
             || self.plan.single_step
             || !self.plan.breakpoints.is_empty()
             || self.core.mode & mode::SINGLE != 0
@@ -153,16 +205,21 @@ impl InterpreterVcpu {
     }
 
     /// Executes from `rip` until something else is needed.
-    fn execute(&mut self, single: bool) -> Stop {
+    fn execute(&mut self, single: bool, limit: i64) -> Stop {
         let core = &mut self.core;
-        core.st.interrupt_shadow = false;
+        let shadow = std::mem::take(&mut core.st.interrupt_shadow);
+        // RF lasts for one instruction; IRET may set it anew.
+        let resume = core.st.rflags & flags::RF;
+        core.st.rflags &= !resume;
         if self.cache.is_full() {
             self.cache.clear();
         }
+        let heat_limit = core.heat_limit;
         if single {
             core.mode |= mode::SINGLE;
+            core.heat_limit = 0;
         }
-        core.budget = if single { 1 } else { BUDGET };
+        core.budget = if single { 1 } else { limit };
         core.slack = 0;
         let start = core.budget;
         let stop = match find(core, &mut self.cache) {
@@ -175,9 +232,13 @@ impl InterpreterVcpu {
         core.retired = core.retired.wrapping_add((start - core.budget - core.slack) as u64);
         if single {
             core.mode_changed();
+            core.heat_limit = heat_limit;
         }
-        if single && stop != Stop::Fault && stop != Stop::Stale {
-            core.st.rflags &= !flags::RF;
+        if stop.is_early() {
+            core.st.interrupt_shadow |= shadow && single;
+            core.st.rflags |= resume;
+        } else if stop == Stop::Fault {
+            core.st.rflags |= resume;
         }
         if stop == Stop::Link && !single {
             self.link();
@@ -188,7 +249,8 @@ impl InterpreterVcpu {
     /// Connects the branch that led here with the block at `rip`.
     fn link(&mut self) {
         let (op, n) = self.core.link_from;
-        if self.cache.is_full() || self.core.bus.link.requests().bits() != 0 {
+        let ended = self.core.budget <= 0;
+        if ended || self.cache.is_full() || self.core.bus.link.requests().bits() != 0 {
             return;
         }
         let Ok(block) = find(&mut self.core, &mut self.cache) else { return };
@@ -203,7 +265,7 @@ impl InterpreterVcpu {
 
     /// What follows a stop.
     pub(crate) fn settle(&mut self, stop: Stop, tf: bool) -> Option<Exit> {
-        if tf && !self.core.delivered && !matches!(stop, Stop::Fault | Stop::Poll | Stop::Stale) {
+        if tf && !self.core.delivered && !stop.is_early() && stop != Stop::Fault {
             self.core.pending_db |= 1 << 14;
         }
         match stop {
@@ -242,12 +304,14 @@ impl InterpreterVcpu {
 
     /// Requests, traps and interrupts, before the next instruction.
     pub(crate) fn attend(&mut self) -> Option<Exit> {
-        let requests = self.core.bus.link.requests();
-        if requests.bits() != 0
-            && let Some(exit) = self.take_requests()
-        {
-            return Some(exit);
-        }
+        self.attend_requests().or_else(|| self.attend_events())
+    }
+
+    pub(crate) fn attend_requests(&mut self) -> Option<Exit> {
+        if self.core.bus.link.requests().is_empty() { None } else { self.take_requests() }
+    }
+
+    pub(crate) fn attend_events(&mut self) -> Option<Exit> {
         let core = &mut self.core;
         if let Some(event) = core.st.pending.take() {
             let fault = Fault { vector: event.vector, error: event.error_code, payload: core.st.cr2 };
@@ -370,7 +434,7 @@ impl InterpreterVcpu {
     /// One instruction, for tests: its exception instead of its delivery.
     pub(crate) fn step(&mut self) -> Result<(), Fault> {
         loop {
-            let stop = self.execute(true);
+            let stop = self.execute(true, 1);
             self.core.simd.sync();
             match stop {
                 Stop::Fault => return Err(self.core.fault),
@@ -449,10 +513,7 @@ fn drive(core: &mut Core, cache: &Cache, block: u32) -> Stop {
 
 impl Vcpu for InterpreterVcpu {
     fn run(&mut self) -> Exit {
-        if !self.entered {
-            self.entered = true;
-            self.core.memory_map_changed();
-        }
+        self.enter();
         let exit = self.run_inner();
         self.core.simd.sync();
         exit
@@ -486,5 +547,15 @@ impl Vcpu for InterpreterVcpu {
 
     fn retired(&self) -> Option<u64> {
         Some(self.core.retired)
+    }
+
+    fn run_exactly(&mut self, instructions: u64) -> Result<Window> {
+        self.enter();
+        let start = self.core.retired;
+        let heat_limit = std::mem::take(&mut self.core.heat_limit);
+        let exit = self.run_window(start.wrapping_add(instructions));
+        self.core.heat_limit = heat_limit;
+        self.core.simd.sync();
+        Ok(Window { retired: self.core.retired.wrapping_sub(start), exit })
     }
 }

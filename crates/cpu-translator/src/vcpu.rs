@@ -127,6 +127,8 @@ impl TranslatorVcpu {
                     None if warm => self.interpreter.leave_cold(),
                     None => {}
                 }
+            } else if warm {
+                self.interpreter.leave_cold();
             }
             self.counts.rounds += 1;
             match self.interpreter.interpret() {

@@ -1,8 +1,8 @@
 //! The three engines' common traits.
 
 use crate::{CpuState, Link, LocalApic};
-use base::Result;
 use base::clock::Clock;
+use base::{Result, bail};
 use memory::AddressSpace;
 use std::sync::Arc;
 
@@ -76,6 +76,15 @@ pub enum Exit {
     Broken(String),
 }
 
+/// How a window of [`Vcpu::run_exactly`] ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// Instructions retired in it.
+    pub retired: u64,
+    /// Why it ended early; `None` after exactly as many instructions as were asked for.
+    pub exit: Option<Exit>,
+}
+
 /// What the debugger wants of a vCPU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DebugPlan {
@@ -101,6 +110,26 @@ pub trait Vcpu: Send {
     /// Guest instructions retired so far, if the engine counts them.
     fn retired(&self) -> Option<u64> {
         None
+    }
+    /// Runs `instructions` instructions, no more and, unless an exit comes first, no fewer, so
+    /// that every engine passes through the same states at the same counts:
+    ///
+    /// - An instruction counts when it retires: a REP instruction when it has ended, HLT and
+    ///   INT n too; one that faults does not, nor does the delivery of any event.
+    /// - The window ends right behind its last instruction. Traps of that instruction, and
+    ///   faults of the next one, belong to the next window; so does the [`Exit::Halted`] of a
+    ///   HLT that is the last.
+    /// - Requests on the [`Link`] are taken at the start of the window; later ones stay posted
+    ///   for the next ([`crate::Request::FLUSH`] is obeyed at once). [`Exit::Asked`] comes at
+    ///   the start only, with nothing executed.
+    /// - From a [`crate::Request::INTERRUPT`] (or [`Vcpu::load`]) on, across windows, the
+    ///   interrupt controller is asked before the first instruction at which the guest accepts
+    ///   interrupts, again after each that was delivered, until it has none.
+    ///
+    /// The TSC stands still if the bus's clock is a manual one. Errors: the engine does not
+    /// count.
+    fn run_exactly(&mut self, _instructions: u64) -> Result<Window> {
+        bail!("this engine does not count instructions");
     }
 }
 

@@ -21,7 +21,7 @@ pub mod paging;
 pub mod state;
 
 pub use apic::LocalApic;
-pub use engine::{CpuBus, Engine, Exit, Vcpu, VcpuConfig};
+pub use engine::{CpuBus, Engine, Exit, Vcpu, VcpuConfig, Window};
 pub use fault::Fault;
 pub use link::{Link, Request};
 pub use state::CpuState;

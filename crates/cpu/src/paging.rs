@@ -150,7 +150,7 @@ impl Paging {
         let allowed = if access.user {
             leaf.user && (!access.write || leaf.writable) && !(access.execute && leaf.nx)
         } else if access.execute {
-            !leaf.nx && !(leaf.user && self.cr4 & CR4_SMEP != 0)
+            !(leaf.nx || leaf.user && self.cr4 & CR4_SMEP != 0)
         } else {
             (!access.write || leaf.writable || self.cr0 & CR0_WP == 0)
                 && (!leaf.user || self.cr4 & CR4_SMAP == 0 || access.smap_off)

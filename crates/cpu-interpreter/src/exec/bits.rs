@@ -119,8 +119,7 @@ impl Core {
                 let wide = u128::from(a) << bits | u128::from(fill);
                 let wide = if count > bits { wide << bits | u128::from(a) } else { wide };
                 let c = if count > bits { count - bits } else { count };
-                let top = if count > bits { bits } else { bits };
-                (wide >> (top - c)) as u64 & m
+                (wide >> (bits - c)) as u64 & m
             } else {
                 let wide = u128::from(fill) << bits | u128::from(a);
                 let wide = if count > bits { u128::from(a) << (2 * bits) | wide } else { wide };

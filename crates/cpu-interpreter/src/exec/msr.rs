@@ -2,7 +2,7 @@
 
 use crate::core::Core;
 use cpu::Fault;
-use cpu::paging::{CR0_PG, EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE};
+use cpu::paging::{CR0_PG, EFER_LMA, EFER_LME, EFER_NXE};
 use cpu::state::seg;
 
 /// Registers that systems read without asking for their presence; they hold zero here.
@@ -171,7 +171,6 @@ impl Core {
         }
         let nxe = (value ^ self.st.efer) & EFER_NXE != 0;
         self.st.efer = value & !EFER_LMA | self.st.efer & EFER_LMA;
-        debug_assert!(EFER_SCE == 1);
         if nxe {
             self.flush_tlbs(true);
         }

@@ -21,9 +21,9 @@ impl Core {
             Lldt | Ltr => self.load_system_segment(i, op),
             Sldt | Str | Smsw => self.store_system_word(i, op),
             Lmsw => self.load_status_word(i, op),
-            Clts => self.privileged().and_then(|()| {
+            Clts => self.privileged().map(|()| {
                 self.st.cr0 &= !CR0_TS;
-                Ok(Flow::End)
+                Flow::End
             }),
             Lar | Lsl | Verr | Verw => self.inspect(i, op),
             Arpl => self.adjust_rpl(i, op),

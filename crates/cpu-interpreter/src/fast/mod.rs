@@ -96,9 +96,10 @@ fn generic_step(core: &mut Core, cache: &Cache, op: &Op) -> bool {
 fn generic_left(core: &mut Core, op: &Op) -> Stop {
     core.smc = false;
     if std::mem::take(&mut core.faulted) {
-        core.budget += i64::from(op.place);
+        core.budget += i64::from(op.left);
         return Stop::Fault;
     }
+    core.budget += i64::from(op.left) - i64::from(core.flow != Flow::Again);
     match core.flow {
         Flow::Next | Flow::End => {
             core.advance_rip(op);
