@@ -1,7 +1,8 @@
 //! `-drive` and the seed's `blockdev-add`: a named back end with the tree under it.
 
+use crate::backend::medium::Habit;
 use crate::backend::{Backend, OnError, Setup};
-use crate::graph::{Graph, Settings};
+use crate::graph::{Graph, Settings, take_settings};
 use crate::options::Options;
 use crate::throttle::{Bucket, Config};
 use base::{Result, bail, fail};
@@ -69,14 +70,19 @@ impl Graph {
         }
         old_keys(&mut flat)?;
         let mut options = Options::crumple(flat)?;
-        let drive = take_drive(id, &mut options)?;
+        let mut drive = take_drive(id, &mut options)?;
         if let Some(file) = file {
             options.set("filename", file);
+        }
+        if !["driver", "filename", "file"].iter().any(|key| options.contains(key)) {
+            // Settings of media to come.
+            drive.settings = take_settings(&mut options, drive.settings)?;
         }
         let graph = self.arc();
         let backend = Backend::new(&graph, drive.setup.clone())?;
         backend.set_write_cache(drive.write_cache);
         backend.set_error_policy(drive.on_error.0, drive.on_error.1);
+        backend.set_habit(Habit { settings: drive.settings, snapshot: drive.snapshot });
         if let Some((group, config)) = &drive.throttle {
             let group = self.throttle_groups.obtain(group);
             group.set_config(*config);
@@ -112,14 +118,11 @@ impl Graph {
         }
     }
 
-    async fn fill_drive(&self, backend: &Backend, mut options: Options, drive: &Drive) -> Result<()> {
-        if drive.snapshot {
-            options.set("read-only", true);
-        }
-        let mut pin = self.open(options, drive.settings).await?;
-        if drive.snapshot {
-            pin = self.temporary_overlay(&pin).await?;
-        }
+    async fn fill_drive(&self, backend: &Backend, options: Options, drive: &Drive) -> Result<()> {
+        let mut pin = match drive.snapshot {
+            true => self.open_snapshot(options, drive.settings).await?,
+            false => self.open(options, drive.settings).await?,
+        };
         if drive.copy_on_read {
             if pin.is_read_only() {
                 bail!("Can't use copy-on-read on read-only device");
@@ -127,7 +130,20 @@ impl Graph {
             let filter = serde_json::json!({"driver": "copy-on-read", "file": pin.name()});
             pin = self.open(Options::json(filter), drive.settings).await?;
         }
+        let settings = Settings { read_only: drive.settings.read_only, ..pin.settings() };
+        backend.set_habit(Habit { settings, snapshot: drive.snapshot });
         backend.insert(&pin)
+    }
+
+    /// Opens an image under an overlay that takes all writes and is gone at the end.
+    pub(crate) async fn open_snapshot(
+        &self,
+        mut options: Options,
+        settings: Settings,
+    ) -> Result<crate::graph::Pin> {
+        options.set("read-only", true);
+        let base = self.open(options, settings).await?;
+        self.temporary_overlay(&base).await
     }
 
     /// `snapshot=on`: writes go to a file that is gone at the end.

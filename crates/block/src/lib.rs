@@ -29,7 +29,7 @@ pub mod throttle;
 pub mod transaction;
 pub mod types;
 
-pub use backend::{Backend, Done, FrontEnd, IoStatus, OnError, Request, Setup};
+pub use backend::{Backend, Done, FrontEnd, IoStatus, Media, OnError, Request, Setup, Tray};
 pub use bitmap::{Bitmaps, DirtyBitmap};
 pub use driver::{
     Check, Context, Create, CreateOption, Driver, Fix, Info, Kind, Layer, Open, Probe, Snapshot, Snapshots,

@@ -170,6 +170,8 @@ impl Graph {
 
 async fn device(backend: &Backend) -> DeviceInfo {
     let front = backend.front_end();
+    let media = front.as_ref().and_then(|front| front.media());
+    let tray = media.and_then(crate::Media::tray);
     let inserted = match backend.node() {
         Some(node) => Some(describe(&node, Some(backend), false).await),
         None => None,
@@ -178,9 +180,9 @@ async fn device(backend: &Backend) -> DeviceInfo {
         device: backend.name().to_string(),
         qdev: front.as_ref().map(|front| front.qdev_id()).filter(|id| !id.is_empty()),
         // As long as no device says otherwise, the medium of a drive can be changed.
-        removable: front.as_ref().is_none_or(|front| front.removable()),
-        locked: front.as_ref().is_some_and(|front| front.is_medium_locked()),
-        tray_open: front.as_ref().filter(|front| front.has_tray()).map(|front| front.is_tray_open()),
+        removable: front.is_none() || media.is_some(),
+        locked: tray.is_some_and(|tray| tray.locked),
+        tray_open: tray.map(|tray| tray.open),
         io_status: backend.io_status(),
         inserted,
     }

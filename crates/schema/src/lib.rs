@@ -18,6 +18,7 @@ pub mod fd;
 pub mod introspect;
 pub mod lifecycle;
 pub mod machine;
+pub mod media;
 pub mod memory;
 pub mod migration;
 pub mod monitor;
@@ -61,6 +62,7 @@ pub const AREAS: &[Area] = &[
     Area { title: "Devices and objects", commands: qom::COMMANDS, events: qom::EVENTS },
     Area { title: "PCI", commands: pci::COMMANDS, events: &[] },
     Area { title: "Block devices", commands: block::COMMANDS, events: block::EVENTS },
+    Area { title: "Media", commands: media::COMMANDS, events: &[] },
     Area { title: "Block nodes", commands: blockdev::COMMANDS, events: blockdev::EVENTS },
     Area { title: "Block jobs", commands: blockjobs::COMMANDS, events: blockjobs::EVENTS },
     Area { title: "Snapshots and dirty bitmaps", commands: snapshot::COMMANDS, events: &[] },

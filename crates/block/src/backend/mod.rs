@@ -5,10 +5,12 @@
 //! Guest-facing policy is here: error policies, throttling, statistics.
 
 mod gate;
+pub mod medium;
 mod policy;
 pub mod stats;
 
 pub use gate::Drained;
+pub use medium::{Media, Tray};
 pub use policy::{IoStatus, OnError};
 pub use stats::Stats;
 
@@ -38,16 +40,10 @@ pub type Done = Box<dyn FnOnce(io::Result<Vec<u8>>) + Send>;
 pub trait FrontEnd: Send + Sync {
     /// The medium has another size.
     fn resized(&self);
-    /// A medium was put in (`loaded`) or taken out.
-    fn medium_changed(&self, loaded: bool);
-    /// The user wants the medium out; the guest is asked to release it.
-    fn eject_request(&self, force: bool);
-    fn is_tray_open(&self) -> bool;
-    /// The guest locked the tray.
-    fn is_medium_locked(&self) -> bool;
-    fn has_tray(&self) -> bool;
-    /// The medium can be changed.
-    fn removable(&self) -> bool;
+    /// The facet of a drive whose medium can be changed.
+    fn media(&self) -> Option<&dyn Media> {
+        None
+    }
     /// The id or path that events name the device by.
     fn qdev_id(&self) -> String;
     /// `share-rw=on`: others may write the same image.
@@ -76,6 +72,7 @@ pub(crate) struct Inner {
     write_cache: AtomicBool,
     /// The drive was given as read-only (also holds for media put in later).
     read_only: AtomicBool,
+    habit: Mutex<medium::Habit>,
     thread: Mutex<IoThread>,
     throttle: Mutex<Option<Arc<throttle::Group>>>,
     stats: Stats,
@@ -130,6 +127,7 @@ impl Backend {
             resumed: Notify::new(),
             write_cache: AtomicBool::new(true),
             read_only: AtomicBool::new(setup.read_only),
+            habit: Mutex::default(),
             thread: Mutex::new(graph.main_thread().clone()),
             throttle: Mutex::new(None),
             stats,
@@ -176,6 +174,10 @@ impl Backend {
 
     pub fn set_read_only(&self, on: bool) {
         self.0.read_only.store(on, Ordering::Release);
+    }
+
+    pub(crate) fn set_habit(&self, habit: medium::Habit) {
+        *self.0.habit.lock() = habit;
     }
 
     /// Without a write cache every write is on stable storage when it is answered.
@@ -304,7 +306,7 @@ impl Backend {
         }
     }
 
-    /// Puts a medium in. The front end is not told (see [`FrontEnd::medium_changed`]).
+    /// Puts a medium in. The front end is not told (see [`Backend::insert_medium`]).
     pub fn insert(&self, node: &Arc<Node>) -> Result<()> {
         let graph = self.graph().ok_or_else(|| fail!("The block layer is gone"))?;
         if self.is_inserted() {

@@ -16,6 +16,7 @@ pub use edge::{Child, Parent};
 pub use io::{Hook, RangeGuard};
 pub use iothread::IoThread;
 pub use node::{Node, Pin, Settings};
+pub(crate) use open::take_settings;
 
 use crate::backend::Backend;
 use crate::types::Perm;

@@ -59,20 +59,6 @@ fn an_image_in_use_is_refused_by_qemu_img_and_the_reverse() {
     struct Front;
     impl crate::FrontEnd for Front {
         fn resized(&self) {}
-        fn medium_changed(&self, _: bool) {}
-        fn eject_request(&self, _: bool) {}
-        fn is_tray_open(&self) -> bool {
-            false
-        }
-        fn is_medium_locked(&self) -> bool {
-            false
-        }
-        fn has_tray(&self) -> bool {
-            false
-        }
-        fn removable(&self) -> bool {
-            false
-        }
         fn qdev_id(&self) -> String {
             "x".into()
         }

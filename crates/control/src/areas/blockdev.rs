@@ -22,6 +22,30 @@ pub(super) fn graph(call: &Call) -> Arc<block::Graph> {
     call.world().host.graph.clone()
 }
 
+/// The back end that a command means by `device` or by the `id` (or path) of the device that
+/// holds it, and the name it was given by.
+pub(super) fn drive(
+    call: &Call,
+    device: Option<String>,
+    id: Option<String>,
+) -> Result<(block::Backend, String)> {
+    match (device, id) {
+        (Some(device), None) => {
+            let found = graph(call).backend(&device);
+            Ok((found.ok_or_else(|| Failure::device_not_found(&device))?, device))
+        }
+        (None, Some(id)) => {
+            let entry = call.machine().devices.find(&id);
+            let entry = entry.ok_or_else(|| Failure::device_not_found(&id))?;
+            let name = entry.id.as_deref().unwrap_or(&entry.path);
+            let holds = |one: &block::Backend| one.front_end().is_some_and(|front| front.qdev_id() == name);
+            let found = graph(call).backends().into_iter().find(holds);
+            Ok((found.ok_or_else(|| fail!("Device does not have a block device backend"))?, id))
+        }
+        _ => bail!("Need exactly one of 'device' and 'id'"),
+    }
+}
+
 /// Runs `work` on the block layer's own thread, where what it starts goes on.
 pub(super) async fn there<T: Send + 'static>(
     call: &Call,

@@ -10,6 +10,7 @@ mod fd;
 mod introspect;
 mod lifecycle;
 mod machine;
+mod media;
 mod memory;
 mod migration;
 mod monitor;
@@ -32,6 +33,7 @@ pub fn route_all(routes: &mut Routes) {
     qom::route(routes);
     pci::route(routes);
     block::route(routes);
+    media::route(routes);
     blockdev::route(routes);
     blockjobs::route(routes);
     snapshot::route(routes);

@@ -2,7 +2,7 @@
 
 use base::Mutex;
 use base::notice::Notices;
-use block::Backend;
+use block::{Backend, Media, Tray};
 
 pub const BLOCK: u64 = 2048;
 /// Sectors of the largest CD; more is a DVD.
@@ -27,7 +27,7 @@ pub const INVALID_OPCODE: Sense = sense(5, 0x20, 0);
 pub const LBA_OUT_OF_RANGE: Sense = sense(5, 0x21, 0);
 pub const INVALID_FIELD: Sense = sense(5, 0x24, 0);
 const REMOVAL_PREVENTED: Sense = sense(5, 0x53, 2);
-const MEDIUM_CHANGED: Sense = sense(6, 0x28, 0);
+pub const MEDIUM_CHANGED: Sense = sense(6, 0x28, 0);
 
 /// What a command leads to.
 #[derive(Debug, PartialEq, Eq)]
@@ -115,28 +115,6 @@ impl Cdrom {
 
     pub fn is_locked(&self) -> bool {
         self.state.lock().locked
-    }
-
-    pub fn request_eject(&self, force: bool) {
-        let mut state = self.state.lock();
-        state.eject_request = true;
-        if force {
-            state.locked = false;
-        }
-    }
-
-    /// The medium was put in (tray closes) or the tray opened.
-    pub fn medium_changed(&self, loaded: bool) {
-        let mut state = self.state.lock();
-        state.eject_request = false;
-        (state.new_medium, state.removed) = (loaded, !loaded);
-        state.attention = Some(MEDIUM_CHANGED);
-        let moved = state.tray_open == loaded;
-        state.tray_open = !loaded;
-        drop(state);
-        if moved {
-            self.tell_tray(!loaded);
-        }
     }
 
     fn tell_tray(&self, open: bool) {
@@ -398,6 +376,38 @@ impl Cdrom {
         // Complete disc with one complete session and one track, no application code.
         data[2..8].copy_from_slice(&[0x0e, 1, 1, 1, 1, 0x20]);
         limited(data, be16(&cdb[7..]))
+    }
+}
+
+impl Media for Cdrom {
+    fn changed(&self, loaded: bool) {
+        let mut state = self.state.lock();
+        state.eject_request = false;
+        (state.new_medium, state.removed) = (loaded, !loaded);
+        state.attention = Some(MEDIUM_CHANGED);
+        let moved = state.tray_open == loaded;
+        state.tray_open = !loaded;
+        drop(state);
+        if moved {
+            self.tell_tray(!loaded);
+        }
+    }
+
+    fn tray(&self) -> Option<Tray> {
+        let state = self.state.lock();
+        Some(Tray { open: state.tray_open, locked: state.locked })
+    }
+
+    fn request_eject(&self, force: bool) {
+        let mut state = self.state.lock();
+        state.eject_request = true;
+        if force {
+            state.locked = false;
+        }
+    }
+
+    fn writes(&self) -> bool {
+        false
     }
 }
 

@@ -268,19 +268,20 @@ fn the_tray_locks_opens_and_tells() {
     let ide = ide();
     let front = ide.cd.front_end().unwrap();
     ide.packet(&[0x1e, 0, 0, 0, 1], 2048);
-    assert!(front.is_medium_locked());
+    let media = front.media().unwrap();
+    assert!(media.tray().unwrap().locked);
     assert_eq!(ide.packet(&[0x1b, 0, 0, 0, 2], 2048).0, 0x54);
-    front.eject_request(false);
+    media.request_eject(false);
     assert_eq!(ide.packet(&[0x4a, 1, 0, 0, 0x10, 0, 0, 0, 8], 2048).1[4], 1, "the user wants it out");
     ide.packet(&[0x1e], 2048);
     assert_eq!(ide.packet(&[0x1b, 0, 0, 0, 2], 2048).0, 0);
-    assert!(front.is_tray_open());
+    assert!(media.tray().unwrap().open);
     assert_eq!(ide.packet(&[0x00], 2048).0, 0x20, "no medium");
     let notices = ide.bed.services.notices.drain();
     let moved = notices[0].what.downcast_ref::<block::Notice>().unwrap();
     assert!(matches!(moved, block::Notice::TrayMoved { open: true, .. }));
-    front.medium_changed(true);
-    assert!(!front.is_tray_open());
+    media.changed(true);
+    assert!(!media.tray().unwrap().open);
     assert_eq!(ide.packet(&[0x00], 2048).0, 0x60, "unit attention");
     assert_eq!(ide.packet(&[0x00], 2048).0, 0);
 }

@@ -4,7 +4,7 @@ use super::ata::{Drive, Identity};
 use super::cdrom::{Cdrom, Names};
 use super::{Conf, DRIVE, LIMITS, claim, wait_idle};
 use base::{Mutex, Result, bail};
-use block::{Backend, FrontEnd};
+use block::{FrontEnd, Media};
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
 use serde_json::Value;
 use std::any::Any;
@@ -204,39 +204,10 @@ impl Device for Unit {
     }
 }
 
-impl Front {
-    fn backend(&self) -> &Backend {
-        &self.drive.backend
-    }
-}
-
 impl FrontEnd for Front {
-    fn resized(&self) {
-        if let Some(cdrom) = &self.drive.cdrom {
-            cdrom.medium_changed(self.backend().is_inserted());
-        }
-    }
-    fn medium_changed(&self, loaded: bool) {
-        if let Some(cdrom) = &self.drive.cdrom {
-            cdrom.medium_changed(loaded);
-        }
-    }
-    fn eject_request(&self, force: bool) {
-        if let Some(cdrom) = &self.drive.cdrom {
-            cdrom.request_eject(force);
-        }
-    }
-    fn is_tray_open(&self) -> bool {
-        self.drive.cdrom.as_ref().is_some_and(Cdrom::is_tray_open)
-    }
-    fn is_medium_locked(&self) -> bool {
-        self.drive.cdrom.as_ref().is_some_and(Cdrom::is_locked)
-    }
-    fn has_tray(&self) -> bool {
-        self.drive.is_packet()
-    }
-    fn removable(&self) -> bool {
-        self.drive.is_packet()
+    fn resized(&self) {}
+    fn media(&self) -> Option<&dyn Media> {
+        self.drive.cdrom.as_ref().map(|cdrom| cdrom as &dyn Media)
     }
     fn qdev_id(&self) -> String {
         self.id.clone()

@@ -483,20 +483,6 @@ impl FrontEnd for Blk {
             link.config_changed();
         }
     }
-    fn medium_changed(&self, _loaded: bool) {}
-    fn eject_request(&self, _force: bool) {}
-    fn is_tray_open(&self) -> bool {
-        false
-    }
-    fn is_medium_locked(&self) -> bool {
-        false
-    }
-    fn has_tray(&self) -> bool {
-        false
-    }
-    fn removable(&self) -> bool {
-        false
-    }
     fn qdev_id(&self) -> String {
         self.id.clone()
     }

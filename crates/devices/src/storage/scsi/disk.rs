@@ -2,10 +2,11 @@
 
 use crate::storage::Conf;
 use crate::storage::cdrom::{
-    Cdrom, INVALID_FIELD, INVALID_OPCODE, LBA_OUT_OF_RANGE, Reply, Sense, fixed_sense, padded, sense,
+    Cdrom, INVALID_FIELD, INVALID_OPCODE, LBA_OUT_OF_RANGE, MEDIUM_CHANGED, NO_MEDIUM, Reply, Sense,
+    fixed_sense, padded, sense,
 };
 use base::Mutex;
-use block::{Backend, Request};
+use block::{Backend, Media, Request};
 
 pub const WRITE_PROTECTED: Sense = sense(7, 0x27, 0);
 const PARAMETER_LENGTH: Sense = sense(5, 0x1a, 0);
@@ -68,6 +69,13 @@ struct State {
     sense: Sense,
     attention: Option<Sense>,
     stopped: bool,
+}
+
+/// A disk with `removable=on`: its medium can be changed, it has no tray.
+impl Media for Lun {
+    fn changed(&self, _loaded: bool) {
+        self.state.lock().attention = Some(MEDIUM_CHANGED);
+    }
 }
 
 fn be(bytes: &[u8]) -> u64 {
@@ -196,6 +204,7 @@ impl Lun {
             0x55 => self.take(be(&cdb[7..9])),
             0x16 | 0x17 | 0x56 | 0x57 | 0x1d | 0x1e => Command::Done,
             _ if stopped => Command::Check(NOT_READY_STOPPED),
+            _ if !self.backend.is_inserted() => Command::Check(NO_MEDIUM),
             0x00 => Command::Done,
             0x25 => self.read_capacity_10(),
             0x9e if cdb[1] & 0x1f == 0x10 => self.read_capacity_16(cdb),

@@ -5,7 +5,7 @@ use super::disk::{Lun, Names};
 use crate::storage::cdrom::{Cdrom, Names as DriveNames};
 use crate::storage::{Conf, DRIVE, LIMITS, claim, wait_idle};
 use base::{Result, bail};
-use block::FrontEnd;
+use block::{FrontEnd, Media};
 use device::{BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
 use serde_json::Value;
 use std::any::Any;
@@ -162,37 +162,22 @@ impl Device for Unit {
 
 impl FrontEnd for Front {
     fn resized(&self) {
-        match &self.lun.cdrom {
-            Some(cdrom) => cdrom.medium_changed(self.lun.backend.is_inserted()),
-            None => self.lun.size_changed(),
+        if self.lun.cdrom.is_some() {
+            return;
         }
+        self.lun.size_changed();
         if let Some(bus) = self.bus.upgrade()
             && let Some(host) = bus.host.upgrade()
         {
             host.resized(self.at.0, self.at.1);
         }
     }
-    fn medium_changed(&self, loaded: bool) {
-        if let Some(cdrom) = &self.lun.cdrom {
-            cdrom.medium_changed(loaded);
+    fn media(&self) -> Option<&dyn Media> {
+        match &self.lun.cdrom {
+            Some(cdrom) => Some(cdrom),
+            None if self.lun.names.removable => Some(&*self.lun),
+            None => None,
         }
-    }
-    fn eject_request(&self, force: bool) {
-        if let Some(cdrom) = &self.lun.cdrom {
-            cdrom.request_eject(force);
-        }
-    }
-    fn is_tray_open(&self) -> bool {
-        self.lun.cdrom.as_ref().is_some_and(Cdrom::is_tray_open)
-    }
-    fn is_medium_locked(&self) -> bool {
-        self.lun.cdrom.as_ref().is_some_and(Cdrom::is_locked)
-    }
-    fn has_tray(&self) -> bool {
-        self.lun.cdrom.is_some()
-    }
-    fn removable(&self) -> bool {
-        self.lun.names.removable
     }
     fn qdev_id(&self) -> String {
         self.lun.id.clone()
