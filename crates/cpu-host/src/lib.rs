@@ -33,7 +33,7 @@ pub use context::{Operand, SimdContext};
 pub use gather::Gather;
 pub use host::{host_features, host_identity, host_supports};
 pub use plan::{Class, Memory, Plan, SimdFault, Thunks, Touches};
-pub use shape::x87_opcode;
+pub use shape::{is_x87_control, x87_opcode};
 
 #[cfg(test)]
 mod tests;

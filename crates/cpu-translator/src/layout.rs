@@ -39,7 +39,12 @@ pub struct State {
     pub in_code: u32,
     /// Guest instructions that may still be executed (only if they are counted).
     pub budget: i64,
-    pub misc: [u64; 8],
+    /// FIP, FDP and FOP of the last x87 instruction.
+    pub fip: u64,
+    pub fdp: u64,
+    pub fop: u64,
+    /// Look-ups that several accesses of a block share.
+    pub shared: [u64; SHARED],
 }
 
 pub const GPR: i32 = offset_of!(State, gpr) as i32;
@@ -58,7 +63,12 @@ pub const MXCSR: i32 = offset_of!(State, mxcsr) as i32;
 pub const HOST_MXCSR: i32 = offset_of!(State, host_mxcsr) as i32;
 pub const X87: i32 = offset_of!(State, x87) as i32;
 pub const BUDGET: i32 = offset_of!(State, budget) as i32;
-pub const MISC: i32 = offset_of!(State, misc) as i32;
+pub const FIP: i32 = offset_of!(State, fip) as i32;
+pub const FDP: i32 = offset_of!(State, fdp) as i32;
+pub const FOP: i32 = offset_of!(State, fop) as i32;
+pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
+/// Shared look-ups that a block may hold at a time.
+pub const SHARED: usize = 64;
 
 /// Bytes of the shared state page.
 pub const STATE_SIZE: usize = 4096;

@@ -98,6 +98,7 @@ impl TranslatorVcpu {
         let st = &core.st;
         let mut bits = core.mode & mode::CODE;
         if st.cr0 & (CR0_EM | CR0_TS) == 0 {
+            bits |= key::X87;
             if st.cr4 & CR4_OSFXSR != 0 {
                 bits |= key::SSE;
             }
@@ -226,6 +227,10 @@ impl TranslatorVcpu {
         state.seg_base = [core.sc[4].base, core.sc[5].base];
         state.ymm = core.simd.ymm.as_ptr() as u64;
         state.mxcsr = core.simd.mxcsr();
+        state.x87 = u32::from(core.simd.is_live() && core.simd.fcw() & 0x3f == 0x3f);
+        state.fip = core.simd.fip;
+        state.fdp = core.simd.fdp;
+        state.fop = u64::from(core.simd.fop);
     }
 
     /// The state page to the interpreter's state.
@@ -235,6 +240,17 @@ impl TranslatorVcpu {
         core.r[..16].copy_from_slice(&state.gpr);
         core.set_arithmetic((state.flags >> 8 & CF_TO_SF) | (state.flags & 1) << 11);
         core.simd.set_mxcsr(state.mxcsr);
+        if state.x87 != 0 {
+            if core.simd.fip != state.fip {
+                core.simd.fip = state.fip;
+                core.simd.fcs = core.st.seg[cpu::state::seg::CS].selector;
+            }
+            if core.simd.fdp != state.fdp {
+                core.simd.fdp = state.fdp;
+                core.simd.fds = core.st.seg[cpu::state::seg::DS].selector;
+            }
+            core.simd.fop = state.fop as u16;
+        }
         core.rip = rip;
     }
 

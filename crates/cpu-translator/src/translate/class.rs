@@ -235,7 +235,7 @@ fn is_native(source: &Source, i: &Instruction) -> bool {
                 let r = i.op_register(n);
                 if r.is_xmm() || r.is_ymm() {
                     vector = true;
-                } else if !r.is_gpr() {
+                } else if !r.is_gpr() && !r.is_st() && !r.is_mm() {
                     return false;
                 }
                 high |= matches!(r, Register::AH | Register::BH | Register::CH | Register::DH);
@@ -258,7 +258,35 @@ fn is_native(source: &Source, i: &Instruction) -> bool {
     if is_plain(i.mnemonic()) {
         return plain_memory(i) && !needs_other_encoding(source, i);
     }
+    if uses_x87(i) {
+        return source.key & key::X87 != 0 && is_plain_x87(i);
+    }
+    if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+        return source.key & key::AVX != 0;
+    }
     vector && is_vector(source, i)
+}
+
+/// x87 and MMX: the instruction works on the x87 registers.
+pub fn uses_x87(i: &Instruction) -> bool {
+    let mmx = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm());
+    mmx || i.mnemonic() == Mnemonic::Emms || is_x87(i)
+}
+
+/// x87 proper, which sets the instruction and data pointers.
+pub fn is_x87(i: &Instruction) -> bool {
+    use iced_x86::CpuidFeature as F;
+    i.cpuid_features().iter().any(|f| matches!(f, F::FPU | F::FPU287 | F::FPU387))
+}
+
+/// Neither control nor state as a whole.
+fn is_plain_x87(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    !matches!(
+        i.mnemonic(),
+        Fldcw | Fldenv | Fnstenv | Fstenv | Fnsave | Fsave | Frstor | Fninit | Finit | Fnclex | Fclex | Fstcw
+            | Fstsw | Wait | Fxsave | Fxrstor | Fxsave64 | Fxrstor64 | Maskmovq | Fneni | Fndisi | Fnsetpm
+    )
 }
 
 /// Bit tests with a register reach beyond their operand.

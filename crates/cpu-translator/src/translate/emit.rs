@@ -74,6 +74,7 @@ impl Builder {
 
     /// Leaves for the interpreter at this instruction.
     fn interpret(&mut self, goes_on: bool) {
+        self.x87_ready = false;
         self.want_flags(true);
         let site = self.site(Kind::Interpret);
         let label = self.code.label();
@@ -89,9 +90,18 @@ impl Builder {
         if i.mnemonic() == Mnemonic::Lea {
             return self.lea(source, i);
         }
+        let entered = self.x87_enter(i);
         if memory {
-            return self.with_memory(source, i);
+            self.with_memory(source, i);
+        } else {
+            self.without_memory(source, i);
         }
+        if let Some(site) = entered {
+            self.goes_on(site);
+        }
+    }
+
+    fn without_memory(&mut self, source: &Source, i: &Instruction) {
         self.flags_for_operation();
         let used = self.scratch_registers(i);
         for &(n, access) in used.iter().flatten() {
@@ -108,6 +118,7 @@ impl Builder {
                 self.code.store(slot(n), n);
             }
         }
+        self.x87_pointers(source, i, false);
     }
 
     /// An instruction without memory operand that may fault on the host.
@@ -201,7 +212,8 @@ impl Builder {
         let used = self.scratch_registers(i);
         let both = used[0].is_some() && used[1].is_some();
         let mut host = host_form(i);
-        if size == 0 || size > 32 || both {
+        let segmented = matches!(i.memory_segment(), Register::FS | Register::GS) && super::class::is_x87(i);
+        if size == 0 || size > 32 || both || segmented {
             return self.interpret(true);
         }
         let access = {
@@ -245,6 +257,7 @@ impl Builder {
         if let Some((n, (_, true))) = scratch {
             self.code.store(slot(n), T1);
         }
+        self.x87_pointers(source, i, true);
         self.goes_on(site);
     }
 

@@ -16,6 +16,7 @@ mod emit;
 mod flags;
 mod flow;
 mod trace;
+mod x87;
 
 use crate::asm::{Code, Label};
 use crate::cache::{Block, Cache, Kind, NONE, Site};
@@ -91,6 +92,8 @@ pub struct Builder {
     block: u32,
     /// Index of the present step.
     k: usize,
+    /// The x87 state was found in the host's registers.
+    x87_ready: bool,
 }
 
 impl Default for Builder {
@@ -107,6 +110,7 @@ impl Default for Builder {
             first_site: 0,
             block: 0,
             k: 0,
+            x87_ready: false,
         }
     }
 }
@@ -154,6 +158,7 @@ impl Builder {
         self.sites.clear();
         self.faults.clear();
         self.flags = FlagsAt::Host;
+        self.x87_ready = false;
         self.base = (cache.area.next() - cache.area.execute) as u32;
         self.first_site = cache.sites.len() as u32;
         self.block = cache.blocks.len() as u32;

@@ -1,0 +1,50 @@
+//! x87 and MMX instructions: they run in the host's registers once the guest's state is there.
+
+use super::class::{is_x87, uses_x87};
+use super::{Builder, Cold, Source};
+use crate::asm::{T0, T1};
+use crate::cache::Kind;
+use crate::layout::*;
+use iced_x86::{Instruction, OpKind};
+
+impl Builder {
+    /// Before the first x87 instruction of a block: goes to the interpreter, which brings the
+    /// state to the host, if it is not there (or has exceptions unmasked).
+    pub(super) fn x87_enter(&mut self, i: &Instruction) -> Option<u32> {
+        if self.x87_ready || !uses_x87(i) {
+            return None;
+        }
+        self.x87_ready = true;
+        self.spare_flags();
+        let restore = self.steps[self.k].live_before != 0;
+        let site = self.site(Kind::Interpret);
+        let label = self.code.label();
+        self.code.cmp32_gs(X87, 0);
+        self.code.jcc(4, label);
+        self.cold.push(Cold::Leave { label, site, reason: reason::SLOW, restore });
+        Some(site)
+    }
+
+    /// After an x87 instruction: the pointers to it, unless the next one sets them anyway.
+    pub(super) fn x87_pointers(&mut self, source: &Source, i: &Instruction, memory: bool) {
+        let sets = |i: &Instruction| is_x87(i) && !cpu_host::is_x87_control(i.mnemonic());
+        if !sets(i) {
+            return;
+        }
+        if memory {
+            self.code.store(FDP, T0);
+        }
+        let next = self.steps.get(self.k + 1);
+        let covered = next.is_some_and(|next| {
+            sets(&next.i) && (0..next.i.op_count()).all(|n| next.i.op_kind(n) == OpKind::Register)
+                && next.class == super::Class::Native
+        });
+        if covered {
+            return;
+        }
+        let at = usize::from(self.steps[self.k].at);
+        self.code.constant(T1, i.ip());
+        self.code.store(FIP, T1);
+        self.code.store_imm32(FOP, u32::from(cpu_host::x87_opcode(&source.bytes[at..at + i.len()])));
+    }
+}
