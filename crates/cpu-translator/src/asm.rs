@@ -254,16 +254,17 @@ impl Code {
         self.base_disp(reg, base, disp);
     }
 
-    /// `mov reg, [base + index - 1]` and the like: `opcode` with a host address in a sum.
-    pub fn op_host(&mut self, wide: bool, opcode: u8, reg: u8) {
-        self.rex(wide, reg, T1, T0);
-        self.raw(&[opcode, 0x44 | (reg & 7) << 3, (T1 & 7) << 3 | T0 & 7, 0xff]);
+    /// `opcode reg, [address]`, base without or with index.
+    pub fn op_at(&mut self, wide: bool, opcode: u8, reg: u8, a: &Address) {
+        let (base, index) = (a.base.unwrap_or(5), a.index.unwrap_or(4));
+        self.rex(wide, reg, index, if a.base.is_some() { base } else { 0 });
+        self.raw(&[opcode]);
+        self.address_bytes(reg, a);
     }
 
-    /// `mov qword/dword [T0 + T1 - 1], imm32`.
-    pub fn store_host_imm(&mut self, wide: bool, value: i32) {
-        self.rex(wide, 0, T1, T0);
-        self.raw(&[0xc7, 0x44, (T1 & 7) << 3 | T0 & 7, 0xff]);
+    /// `mov qword [address], imm32`.
+    pub fn store_imm_at(&mut self, value: i32, a: &Address) {
+        self.op_at(true, 0xc7, 0, a);
         self.imm32(value);
     }
 
@@ -401,6 +402,11 @@ impl Code {
         let (base, index) = (a.base.unwrap_or(5), a.index.unwrap_or(4));
         self.rex(wide, reg, index, if a.base.is_some() { base } else { 0 });
         self.raw(&[0x8d]);
+        self.address_bytes(reg, a);
+    }
+
+    fn address_bytes(&mut self, reg: u8, a: &Address) {
+        let (base, index) = (a.base.unwrap_or(5), a.index.unwrap_or(4));
         let sib = a.scale << 6 | (index & 7) << 3 | base & 7;
         if a.base.is_none() {
             self.raw(&[0x04 | (reg & 7) << 3, sib]);

@@ -14,8 +14,10 @@ pub type Key = (usize, u64, u32);
 /// What a way out of a block stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A memory access; `write` says through which table.
-    Access { write: bool },
+    /// A memory access; `table`: through the table of writable pages.
+    Access { write: bool, table: bool },
+    /// On at the same instruction in the variant without groups.
+    Plain { patch: u32 },
     /// The interpreter executes the instruction.
     Interpret,
     /// A direct branch to `target`.
@@ -42,6 +44,8 @@ pub struct Site {
     pub next: u32,
     /// The stub that leaves for the interpreter.
     pub stub: u32,
+    /// For the first access of a group: the way to the variant without groups.
+    pub plain: u32,
 }
 
 /// [`Site::block`] of a link that leads nowhere now.
@@ -204,22 +208,23 @@ impl Cache {
     /// another one.
     pub fn link(&mut self, site: u32, block: u32) {
         let at = &mut self.sites[site as usize];
-        let Kind::Link { target, patch, id, negated } = at.kind else { return };
+        let (target, patch, id) = match at.kind {
+            Kind::Link { target, patch, id, negated } => (target, patch, (id != 0).then_some((id, negated))),
+            Kind::Plain { patch } => (u64::MAX, patch, None),
+            _ => return,
+        };
         if at.next != NONE {
             return;
         }
         let target_block = &mut self.blocks[block as usize];
-        let back = target <= at.rip;
-        let entry = if back { target_block.poll } else { target_block.body };
+        let entry = if target <= at.rip { target_block.poll } else { target_block.body };
         at.next = block;
         target_block.incoming.push(site);
-        let rel = entry.wrapping_sub(patch + 4);
-        self.area.patch(self.area.execute + patch as usize, rel);
-        if id != 0 {
-            let (linear, host) = (target, target_block.key.0);
-            let pair = self.pair(linear, host);
-            let word = if negated { pair.wrapping_neg() } else { pair };
-            self.area.patch(self.area.execute + id as usize, word);
+        self.area.patch(self.area.execute + patch as usize, entry.wrapping_sub(patch + 4));
+        if let Some((id, negated)) = id {
+            let host = self.blocks[block as usize].key.0;
+            let pair = self.pair(target, host);
+            self.area.patch(self.area.execute + id as usize, if negated { pair.wrapping_neg() } else { pair });
         }
         self.statistics.links += 1;
     }
@@ -236,10 +241,14 @@ impl Cache {
 
     fn unlink(&mut self, site: u32) {
         let at = &mut self.sites[site as usize];
-        let Kind::Link { patch, id, negated, .. } = at.kind else { return };
+        let (patch, id) = match at.kind {
+            Kind::Link { patch, id, negated, .. } => (patch, (id != 0).then_some((id, negated))),
+            Kind::Plain { patch } => (patch, None),
+            _ => return,
+        };
         at.next = NONE;
         let stub = at.stub;
-        if id != 0 {
+        if let Some((id, negated)) = id {
             self.area.patch(self.area.execute + id as usize, if negated { 1 } else { u32::MAX });
         }
         self.area.patch(self.area.execute + patch as usize, stub.wrapping_sub(patch + 4));

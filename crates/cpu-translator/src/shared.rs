@@ -28,6 +28,8 @@ pub struct Shared {
     pub generation: AtomicU64,
     /// Counts blocks that ended.
     pub ended: AtomicU64,
+    /// Counts pages that lost write entries to a code watch: look-ups made before are void.
+    pub revoked: AtomicU64,
     pub warm: AtomicU32,
     pub exact: bool,
 }
@@ -45,6 +47,7 @@ impl Shared {
             writers: Mutex::default(),
             generation: AtomicU64::new(0),
             ended: AtomicU64::new(0),
+            revoked: AtomicU64::new(0),
             warm: AtomicU32::new(warm),
             exact,
         })
@@ -105,6 +108,7 @@ impl CodeObserver for Shared {
     fn armed(&self, block: RamBlock, offset: u64) {
         let host = block.host_address() + offset as usize;
         let Some(list) = locked(&self.writers).remove(&host) else { return };
+        self.revoked.fetch_add(1, Ordering::SeqCst);
         for (gs, linear) in list {
             Tables::protect(gs, linear, host);
         }

@@ -1,6 +1,6 @@
 //! One vCPU: translated code where it is warm, the interpreter everywhere else.
 
-use crate::cache::{Block, Cache, Kind, Mixed, Site};
+use crate::cache::{Block, Cache, Kind, Mixed, NONE, Site};
 use crate::layout::reason;
 use crate::shared::{Peer, Shared, StatePage};
 use crate::signals;
@@ -39,6 +39,8 @@ pub struct TranslatorVcpu {
     /// Instructions of sites that have been left to the interpreter.
     singles: Mixed<u32, Single>,
     generation: u64,
+    /// [`Shared::revoked`] when the present block was entered.
+    revoked: u64,
     enter: usize,
     thread: Option<std::thread::ThreadId>,
     gs: usize,
@@ -80,6 +82,7 @@ impl TranslatorVcpu {
             state,
             builder: Builder::default(),
             singles: Mixed::default(),
+            revoked: 0,
             enter: stubs.enter,
             thread: None,
             gs: 0,
@@ -286,6 +289,7 @@ impl TranslatorVcpu {
     fn execute(&mut self, mut host: usize, key: u32) -> Result<(), Exit> {
         self.load_state();
         self.counts.entries += 1;
+        self.revoked = self.shared.revoked.load(Ordering::SeqCst);
         let mut rip = self.interpreter.core().rip;
         loop {
             if !self.enter(host) {
@@ -330,10 +334,23 @@ impl TranslatorVcpu {
         self.counts.misses += 1;
         let (site, alive) = self.site();
         *rip = site.rip;
-        let write = matches!(site.kind, Kind::Access { write: true });
+        let Kind::Access { write, table } = site.kind else { return self.interpret_at(&site, alive, key) };
         let address = self.state.get().s0;
-        if self.fill(address, write) {
+        if self.fill(address, write, table) {
+            if self.is_revoked() {
+                self.store_state(site.rip);
+                return Ok(Next::Loop);
+            }
             return Ok(Next::Host(self.host(site.retry)));
+        }
+        if site.plain != NONE {
+            return Ok(match self.plain(site.rip, key) {
+                Some((_, host)) => Next::Host(host),
+                None => {
+                    self.store_state(site.rip);
+                    Next::Loop
+                }
+            });
         }
         self.interpret_at(&site, alive, key)
     }
@@ -342,9 +359,33 @@ impl TranslatorVcpu {
         self.shared.cache().host(offset)
     }
 
+    /// Whether look-ups that the present block made may be void. (Then it is entered anew.)
+    fn is_revoked(&self) -> bool {
+        self.shared.revoked.load(Ordering::SeqCst) != self.revoked
+    }
+
+    /// The block at `rip` without groups, and its entry.
+    fn plain(&mut self, rip: u64, key: u32) -> Option<(u32, usize)> {
+        let key = key | key::PLAIN;
+        let (host, ram, offset) = self.code_at(rip)?;
+        let shared = self.shared.clone();
+        let mut cache = shared.cache();
+        let found = match cache.find(&(host, rip, key)) {
+            Some(block) => block,
+            None => {
+                if cache.area.room() < LARGEST {
+                    return None;
+                }
+                self.translate(&mut cache, (host, ram, offset), rip, key)?
+            }
+        };
+        self.revoked = shared.revoked.load(Ordering::SeqCst);
+        Some((found, cache.host(cache.blocks[found as usize].body)))
+    }
+
     /// Makes the page of `linear` known to the tables; `false`: the access is the
     /// interpreter's.
-    fn fill(&mut self, linear: u64, write: bool) -> bool {
+    fn fill(&mut self, linear: u64, write: bool, table: bool) -> bool {
         let core = self.interpreter.core_mut();
         if !Core::canonical(linear) {
             return false;
@@ -359,7 +400,7 @@ impl TranslatorVcpu {
         let view = core.view;
         let host = ram.page(offset).as_ptr() as usize;
         let may_write = writable && mapping.write_now && ram.watch(offset).is_empty();
-        if write && !may_write {
+        if table && !may_write {
             return false;
         }
         if mapping.size > 4096 {
@@ -374,7 +415,7 @@ impl TranslatorVcpu {
             std::sync::atomic::fence(Ordering::SeqCst);
             if !ram.watch(offset).is_empty() {
                 Tables::protect(gs, linear, host);
-                return !write;
+                return !table;
             }
         }
         true
@@ -393,7 +434,7 @@ impl TranslatorVcpu {
         }
         let ended = self.shared.ended.load(Ordering::SeqCst);
         let plain = self.interpreter.run_single(&self.singles[&number])?;
-        if !plain || site.next == 0 || self.key() != Some(key) {
+        if !plain || site.next == 0 || self.is_revoked() || self.key() != Some(key) {
             return Ok(Next::Loop);
         }
         let core = self.interpreter.core();
@@ -410,12 +451,9 @@ impl TranslatorVcpu {
         {
             return Ok(Next::Loop);
         }
+        // Look-ups that the block made are void after a flush.
         if self.follow_flushes() {
-            let first = self.shared.cache().blocks[site.block as usize].key.0;
-            let rip = self.interpreter.core().rip;
-            if self.code_at(rip).is_none_or(|(host, _, _)| host & !0xfff != first & !0xfff) {
-                return Ok(Next::Loop);
-            }
+            return Ok(Next::Loop);
         }
         self.load_state();
         Ok(Next::Host(self.host(site.next)))
@@ -436,6 +474,18 @@ impl TranslatorVcpu {
         self.counts.links += 1;
         let number = self.state.get().site;
         let (site, alive) = self.site();
+        if let Kind::Plain { .. } = site.kind {
+            *rip = site.rip;
+            let Some((block, entry)) = self.plain(site.rip, key) else {
+                self.store_state(site.rip);
+                return Next::Loop;
+            };
+            let mut cache = self.shared.cache();
+            if alive && cache.blocks[block as usize].alive && cache.sites[number as usize].next != block {
+                cache.relink(number, block);
+            }
+            return Next::Host(entry);
+        }
         let Kind::Link { target, id, .. } = site.kind else { return Next::Loop };
         *rip = target;
         if let Some((host, _, _)) = self.code_at(target) {
@@ -452,6 +502,7 @@ impl TranslatorVcpu {
                 if id != 0 {
                     self.note_code(target, pair);
                 }
+                self.revoked = self.shared.revoked.load(Ordering::SeqCst);
                 return Next::Host(entry);
             }
         }
@@ -480,6 +531,7 @@ impl TranslatorVcpu {
                 drop(cache);
                 let pair = self.shared.cache().pair(target, host);
                 self.tables.set_code(view, target, pair, false);
+                self.revoked = self.shared.revoked.load(Ordering::SeqCst);
                 return Next::Host(poll);
             }
         }

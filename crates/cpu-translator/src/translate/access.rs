@@ -1,11 +1,31 @@
 //! Memory operands: the linear address in T0, the look-up of its page, the host address as
 //! T0 + T1 - 1.
 
+use super::groups::is_scratch;
 use super::{Builder, Cold, Source};
 use crate::asm::{Address, T0, T1};
 use crate::cache::Kind;
 use crate::layout::*;
 use iced_x86::{Instruction, Register};
+
+/// Which address of a step is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Where {
+    /// The memory operand.
+    Operand,
+    /// A register plus a constant.
+    At(u8, i32),
+}
+
+/// A guest access that may be made: the host address, and the site to name if the host
+/// refuses it all the same.
+#[derive(Clone, Copy, Debug)]
+pub struct Reached {
+    pub at: Address,
+    pub site: Option<u32>,
+    /// The instruction can be left to the interpreter and the block goes on behind it.
+    pub resumes: bool,
+}
 
 /// Place of guest register `n` in the state page.
 pub fn slot(n: u8) -> i32 {
@@ -65,10 +85,146 @@ impl Builder {
         Some(n)
     }
 
+    /// Makes sure that `size` bytes can be accessed; afterwards T1 and the address's registers
+    /// must stay until the access. Host flags may change.
+    pub(super) fn reach(
+        &mut self,
+        source: &Source,
+        i: &Instruction,
+        place: Where,
+        (size, align, write): (u32, u32, bool),
+    ) -> Reached {
+        if let Some(member) = self.steps[self.k].member {
+            let group = &self.groups[usize::from(member.group)];
+            if member.leader {
+                let (span, table) = (group.span, group.write);
+                return self.lead(source, i, place, member, (span, write, table));
+            }
+            if self.t1 == Some(member.group) || group.kept {
+                if self.t1 != Some(member.group) {
+                    self.code.load(T1, SHARED_AT + 8 * i32::from(member.group));
+                    self.t1 = Some(member.group);
+                }
+                return Reached { at: self.member_address(source, i, place), site: None, resumes: true };
+            }
+        }
+        self.spare_flags();
+        self.t1 = None;
+        let retry = self.here();
+        if place == Where::Operand
+            && let Some(address) = constant_address(source, i)
+            && (address & 0xfff) + u64::from(size) <= 4096
+            && (align <= 1 || address.is_multiple_of(u64::from(align)))
+        {
+            return self.reach_constant(address, write, retry);
+        }
+        self.address_of(source, i, place, 0);
+        let site = self.look_up(size, align, write, retry);
+        let at = Address { base: Some(T0), index: Some(T1), scale: 0, disp: -1 };
+        Reached { at, site: Some(site), resumes: true }
+    }
+
+    /// T0 = the address plus `more`.
+    fn address_of(&mut self, source: &Source, i: &Instruction, place: Where, more: i32) {
+        match place {
+            Where::Operand if more == 0 => self.address(source, i),
+            Where::Operand => {
+                let mut moved = *i;
+                let disp = (i.memory_displacement64() as i32).wrapping_add(more);
+                moved.set_memory_displacement64(i64::from(disp) as u64);
+                moved.set_memory_displ_size(8);
+                self.address(source, &moved);
+            }
+            Where::At(base, disp) if disp + more == 0 => self.code.mov(T0, base),
+            Where::At(base, disp) => self.code.lea(T0, base, disp + more),
+        }
+    }
+
+    /// The first access of a group: looks up the whole span.
+    fn lead(
+        &mut self,
+        source: &Source,
+        i: &Instruction,
+        place: Where,
+        member: super::groups::Member,
+        (span, write, table): (u32, bool, bool),
+    ) -> Reached {
+        self.spare_flags();
+        self.t1 = None;
+        let restore = self.steps[self.k].live_before != 0;
+        let retry = self.here();
+        self.address_of(source, i, place, -member.offset);
+        let site = self.site(Kind::Access { write, table });
+        self.site_mut(site).retry = retry;
+        let plain = self.site(Kind::Plain { patch: 0 });
+        let other = self.code.label();
+        let miss = self.code.label();
+        self.crossing(span, other);
+        self.index(table);
+        self.code.jcc(4, miss);
+        if self.groups[usize::from(member.group)].kept {
+            self.code.store(SHARED_AT + 8 * i32::from(member.group), T1);
+        }
+        self.t1 = Some(member.group);
+        self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
+        self.cold.push(Cold::Plain { label: other, site: plain, restore });
+        let slow = self.code.label();
+        self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
+        self.site_mut(site).plain = plain;
+        Reached { at: self.member_address(source, i, place), site: Some(site), resumes: false }
+    }
+
+    /// The address of a group's member, with the look-up in T1.
+    fn member_address(&mut self, source: &Source, i: &Instruction, place: Where) -> Address {
+        let sum = |base, disp: i32| Address { base: Some(base), index: Some(T1), scale: 0, disp: disp - 1 };
+        match place {
+            Where::At(base, disp) => sum(base, disp),
+            Where::Operand => {
+                let disp = i.memory_displacement64() as i32;
+                let base = i.memory_base();
+                match i.memory_segment() {
+                    Register::FS => self.code.load(T0, SEG_BASE),
+                    Register::GS => self.code.load(T0, SEG_BASE + 8),
+                    _ if i.memory_index() != Register::None => {
+                        self.address(source, i);
+                        return sum(T0, 0);
+                    }
+                    _ if is_scratch(base) => self.code.load(T0, slot(base.number() as u8)),
+                    _ => return sum(base.number() as u8, disp),
+                }
+                sum(T0, disp)
+            }
+        }
+    }
+
+    /// An access to an address that is known now and does not cross a page.
+    fn reach_constant(&mut self, address: u64, write: bool, retry: u32) -> Reached {
+        let site = self.site(Kind::Access { write, table: write });
+        self.site_mut(site).retry = retry;
+        let restore = self.steps[self.k].live_before != 0;
+        let miss = self.code.label();
+        let slow = self.code.label();
+        let index = (address >> 12) & (TABLE_PAGES - 1);
+        self.code.constant(T1, if write { !index } else { index });
+        self.code.load_entry(T1, if write { WRITE_TABLE } else { READ_TABLE });
+        self.code.test8(T1, 1);
+        self.code.jcc(4, miss);
+        let at = match i32::try_from(address as i64 - 1) {
+            Ok(disp) => Address { base: Some(T1), index: None, scale: 0, disp },
+            Err(_) => {
+                self.code.constant(T0, address);
+                Address { base: Some(T0), index: Some(T1), scale: 0, disp: -1 }
+            }
+        };
+        self.cold.push(Cold::Miss { label: miss, site, restore, address });
+        self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
+        Reached { at, site: Some(site), resumes: true }
+    }
+
     /// Looks up the page of T0 for `size` bytes. Returns the access's site. Host flags change;
     /// [`Builder::spare_flags`] comes before the address.
-    pub(super) fn look_up(&mut self, size: u32, align: u32, write: bool, retry: u32) -> u32 {
-        let site = self.site(Kind::Access { write });
+    fn look_up(&mut self, size: u32, align: u32, write: bool, retry: u32) -> u32 {
+        let site = self.site(Kind::Access { write, table: write });
         self.site_mut(site).retry = retry;
         let restore = self.steps[self.k].live_before != 0;
         let slow = self.code.label();
@@ -86,6 +242,15 @@ impl Builder {
         } else if size > 1 {
             self.crossing(size, slow);
         }
+        self.index(write);
+        self.code.jcc(4, miss);
+        self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
+        self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
+        site
+    }
+
+    /// T1 = the table entry of T0's page; ZF: there is none.
+    fn index(&mut self, write: bool) {
         self.code.mov(T1, T0);
         self.code.shift(T1, true, 16);
         self.code.shift(T1, false, 28);
@@ -94,10 +259,6 @@ impl Builder {
         }
         self.code.load_entry(T1, if write { WRITE_TABLE } else { READ_TABLE });
         self.code.test8(T1, 1);
-        self.code.jcc(4, miss);
-        self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
-        self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
-        site
     }
 
     /// The exact test whether `size` bytes from T0 cross a page.
@@ -114,9 +275,46 @@ impl Builder {
         self.faults.push((at, site));
     }
 
+    /// The access that comes next was reached so.
+    pub(super) fn accesses(&mut self, reached: &Reached) {
+        if let Some(site) = reached.site {
+            self.may_fault(site);
+        }
+    }
+
+    /// The instruction whose access was reached so is complete.
+    pub(super) fn accessed(&mut self, reached: &Reached) {
+        if let Some(site) = reached.site
+            && reached.resumes
+        {
+            self.goes_on(site);
+        }
+    }
+
+    /// T0 = the host address of an access, so that T1 is free.
+    pub(super) fn free_t1(&mut self, reached: &Reached) -> Address {
+        if reached.at.base != Some(T0) || reached.at.index.is_some() {
+            self.code.lea_address(true, T0, &reached.at);
+        }
+        self.t1 = None;
+        Address { base: Some(T0), index: None, scale: 0, disp: 0 }
+    }
+
     /// The instruction of `site` is complete: the block goes on here.
     pub(super) fn goes_on(&mut self, site: u32) {
         let here = self.here();
         self.site_mut(site).next = here;
     }
+}
+
+/// The linear address of an operand that has no register in it.
+fn constant_address(source: &Source, i: &Instruction) -> Option<u64> {
+    if source.bits() != 64 || matches!(i.memory_segment(), Register::FS | Register::GS) {
+        return None;
+    }
+    if i.memory_base() == Register::RIP {
+        return Some(i.memory_displacement64());
+    }
+    let plain = i.memory_base() == Register::None && i.memory_index() == Register::None;
+    (plain && i.memory_displ_size() == 8).then_some(i.memory_displacement64())
 }

@@ -1,6 +1,6 @@
 //! Heads, plain instructions, stack instructions, and the code behind a block.
 
-use super::access::slot;
+use super::access::{Where, slot};
 use super::class::alignment;
 use super::{Builder, Class, Cold, FlagsAt, Source};
 use crate::asm::*;
@@ -59,8 +59,8 @@ impl Builder {
             Class::Nothing => {}
             Class::Native => self.native(source, &i),
             Class::Push => self.push(source, &i),
-            Class::Pop => self.pop(&i),
-            Class::Leave => self.leave(),
+            Class::Pop => self.pop(source, &i),
+            Class::Leave => self.leave(source, &i),
             Class::Interpret => self.interpret(true),
             Class::InterpretEnd => self.interpret(false),
             _ => return self.control(source, &i),
@@ -74,6 +74,7 @@ impl Builder {
 
     /// Leaves for the interpreter at this instruction.
     fn interpret(&mut self, goes_on: bool) {
+        self.t1 = None;
         self.x87_ready = false;
         self.want_flags(true);
         let site = self.site(Kind::Interpret);
@@ -98,12 +99,16 @@ impl Builder {
         }
         if let Some(site) = entered {
             self.goes_on(site);
+            self.t1 = None;
         }
     }
 
     fn without_memory(&mut self, source: &Source, i: &Instruction) {
         self.flags_for_operation();
         let used = self.scratch_registers(i);
+        if used[0].is_some() || used[1].is_some() {
+            self.t1 = None;
+        }
         for &(n, access) in used.iter().flatten() {
             if access.0 {
                 self.code.load(n, slot(n));
@@ -183,6 +188,7 @@ impl Builder {
         if !addressed && n != T0 && n != T1 {
             return self.copy(source, i);
         }
+        self.t1 = None;
         self.address(source, &plain);
         match r.size() {
             8 if n == T0 || n == T1 => {}
@@ -211,45 +217,35 @@ impl Builder {
         let size = i.memory_size().size() as u32;
         let used = self.scratch_registers(i);
         let both = used[0].is_some() && used[1].is_some();
-        let mut host = host_form(i);
         let segmented = matches!(i.memory_segment(), Register::FS | Register::GS) && super::class::is_x87(i);
         if size == 0 || size > 32 || both || segmented {
             return self.interpret(true);
         }
-        let access = {
-            let info = self.info.info(i);
-            let n = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
-            info.op_access(n)
-        };
-        let write = matches!(
-            access,
-            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-        );
-        self.spare_flags();
-        let retry = self.here();
-        self.address(source, i);
-        let site = self.look_up(size, alignment(i, size), write, retry);
+        let write = self.writes_memory(i);
+        let reached = self.reach(source, i, Where::Operand, (size, alignment(i, size), write));
         let scratch = used.iter().flatten().next().copied();
-        if let Some((n, (reads, _))) = scratch {
-            self.code.lea_sum(T0, T0, T1, -1);
-            if reads {
-                self.code.load(T1, slot(n));
+        let at = match scratch {
+            Some((n, (reads, _))) => {
+                let at = self.free_t1(&reached);
+                if reads {
+                    self.code.load(T1, slot(n));
+                }
+                at
             }
-            host.set_memory_index(Register::None);
-            host.set_memory_displacement64(0);
-            host.set_memory_displ_size(0);
+            None => reached.at,
+        };
+        let mut host = host_form(i, &at);
+        if let Some((n, _)) = scratch {
             for k in 0..host.op_count() {
                 let r = host.op_register(k);
-                if host.op_kind(k) == OpKind::Register
-                    && r.full_register().number() == usize::from(n)
-                    && r.is_gpr()
-                {
+                let same = host.op_kind(k) == OpKind::Register && r.is_gpr();
+                if same && r.full_register().number() == usize::from(n) {
                     host.set_op_register(k, same_size(r));
                 }
             }
         }
         self.flags_for_operation();
-        self.may_fault(site);
+        self.accesses(&reached);
         if !self.code.encode(&host) {
             // No such form exists: execution never comes here.
             self.code.raw(&[0x0f, 0x0b]);
@@ -257,93 +253,83 @@ impl Builder {
         if let Some((n, (_, true))) = scratch {
             self.code.store(slot(n), T1);
         }
+        if super::class::is_x87(i) && !(at.base == Some(T0) && at.index.is_some() && at.disp == -1) {
+            self.t1 = None;
+            self.address(source, i);
+        }
         self.x87_pointers(source, i, true);
-        self.goes_on(site);
+        self.accessed(&reached);
     }
 
     // ---- the stack ----
 
-    /// T0 = RSP + `offset`, looked up for 8 bytes.
-    pub(super) fn stack_slot(&mut self, base: u8, offset: i32, write: bool) -> u32 {
-        self.spare_flags();
-        let retry = self.here();
-        if offset == 0 {
-            self.code.mov(T0, base);
-        } else {
-            self.code.lea(T0, base, offset);
-        }
-        self.look_up(8, 1, write, retry)
-    }
-
     fn push(&mut self, source: &Source, i: &Instruction) {
         if i.op0_kind() == OpKind::Memory {
-            self.spare_flags();
             let retry = self.here();
-            self.address(source, i);
-            let site = self.look_up(8, 1, false, retry);
-            self.may_fault(site);
-            self.code.op_host(true, 0x8b, T0);
+            let first = self.reach(source, i, Where::Operand, (8, 1, false));
+            self.accesses(&first);
+            self.code.op_at(true, 0x8b, T0, &first.at);
             self.code.store(SPARE, T0);
-            let first = site;
-            let site = self.stack_slot(RSP, -8, true);
-            // A retry of the second access begins with the first: its value may be stale.
-            self.site_mut(site).retry = retry;
-            self.code.lea_sum(T0, T0, T1, -1);
+            let second = self.reach(source, i, Where::At(RSP, -8), (8, 1, true));
+            if let Some(site) = second.site {
+                // A retry begins with the first access: its value may be stale.
+                self.site_mut(site).retry = retry;
+            }
+            let at = self.free_t1(&second);
             self.code.load(T1, SPARE);
-            self.may_fault(site);
-            self.code.store_at(T0, 0, T1);
+            self.accesses(&second);
+            self.code.store_at(T0, at.disp, T1);
             self.code.lea(RSP, RSP, -8);
-            self.goes_on(site);
-            return self.goes_on(first);
+            self.accessed(&second);
+            return self.accessed(&first);
         }
-        let site = self.stack_slot(RSP, -8, true);
+        let reached = self.reach(source, i, Where::At(RSP, -8), (8, 1, true));
         if i.op0_kind() == OpKind::Register {
             let n = i.op0_register().number() as u8;
             if n == T0 || n == T1 {
-                self.code.lea_sum(T0, T0, T1, -1);
+                let at = self.free_t1(&reached);
                 self.code.load(T1, slot(n));
-                self.may_fault(site);
-                self.code.store_at(T0, 0, T1);
+                self.accesses(&reached);
+                self.code.store_at(T0, at.disp, T1);
             } else {
-                self.may_fault(site);
-                self.code.op_host(true, 0x89, n);
+                self.accesses(&reached);
+                self.code.op_at(true, 0x89, n, &reached.at);
             }
         } else {
             let value = match i.op0_kind() {
                 OpKind::Immediate8to64 => i.immediate8to64() as i32,
                 _ => i.immediate32to64() as i32,
             };
-            self.may_fault(site);
-            self.code.store_host_imm(true, value);
+            self.accesses(&reached);
+            self.code.store_imm_at(value, &reached.at);
         }
         self.code.lea(RSP, RSP, -8);
-        self.goes_on(site);
+        self.accessed(&reached);
     }
 
-    fn pop(&mut self, i: &Instruction) {
+    fn pop(&mut self, source: &Source, i: &Instruction) {
         let n = i.op0_register().number() as u8;
-        let site = self.stack_slot(RSP, 0, false);
-        self.may_fault(site);
+        let reached = self.reach(source, i, Where::At(RSP, 0), (8, 1, false));
+        self.accesses(&reached);
         if n == T0 || n == T1 {
-            self.code.op_host(true, 0x8b, T0);
+            self.code.op_at(true, 0x8b, T0, &reached.at);
             self.code.store(slot(n), T0);
-        } else if n == RSP {
-            self.code.op_host(true, 0x8b, RSP);
-            return self.goes_on(site);
         } else {
-            self.code.op_host(true, 0x8b, n);
+            self.code.op_at(true, 0x8b, n, &reached.at);
         }
-        self.code.lea(RSP, RSP, 8);
-        self.goes_on(site);
+        if n != RSP {
+            self.code.lea(RSP, RSP, 8);
+        }
+        self.accessed(&reached);
     }
 
-    fn leave(&mut self) {
-        let site = self.stack_slot(RBP, 0, false);
-        self.may_fault(site);
-        self.code.op_host(true, 0x8b, T0);
+    fn leave(&mut self, source: &Source, i: &Instruction) {
+        let reached = self.reach(source, i, Where::At(RBP, 0), (8, 1, false));
+        self.accesses(&reached);
+        self.code.op_at(true, 0x8b, T0, &reached.at);
         self.code.lea(RSP, RBP, 8);
         self.code.mov(RBP, T0);
-        self.goes_on(site);
+        self.accessed(&reached);
     }
 
     // ---- behind the block ----
@@ -372,6 +358,16 @@ impl Builder {
                     self.crossing(size, slow);
                     self.code.jmp(back);
                 }
+                Cold::Miss { label, site, restore, address } => {
+                    self.code.bind(label);
+                    if restore {
+                        self.code.restore_flags();
+                    }
+                    self.code.constant(T0, address);
+                    self.code.store_imm32(SITE, site);
+                    self.jump_out(cache, cache.stubs.exits[reason::MISS as usize]);
+                }
+                Cold::Plain { label, site, restore } => self.cold_plain(cache, label, site, restore),
                 Cold::Link { label, site, live } => self.cold_link(cache, label, site, live),
             }
         }
@@ -388,8 +384,8 @@ fn same_size(r: Register) -> Register {
     }
 }
 
-/// `i` with the memory operand `[T0 + T1 - 1]`.
-fn host_form(i: &Instruction) -> Instruction {
+/// `i` with the memory operand at `at`.
+fn host_form(i: &Instruction, at: &Address) -> Instruction {
     let mut host = *i;
     let code = match i.code() {
         Op::Mov_AL_moffs8 => Op::Mov_r8_rm8,
@@ -403,11 +399,16 @@ fn host_form(i: &Instruction) -> Instruction {
         code => code,
     };
     host.set_code(code);
-    host.set_memory_base(Register::R10);
-    host.set_memory_index(Register::R11);
+    let register = |n: u8| Register::RAX + u32::from(n);
+    host.set_memory_base(at.base.map_or(Register::None, register));
+    host.set_memory_index(at.index.map_or(Register::None, register));
     host.set_memory_index_scale(1);
-    host.set_memory_displacement64(u64::MAX);
-    host.set_memory_displ_size(1);
+    host.set_memory_displacement64(i64::from(at.disp) as u64);
+    host.set_memory_displ_size(match i8::try_from(at.disp) {
+        Ok(0) if at.base.is_some_and(|base| base & 7 != 5) => 0,
+        Ok(_) => 1,
+        Err(_) => 8,
+    });
     host.set_segment_prefix(Register::None);
     host
 }

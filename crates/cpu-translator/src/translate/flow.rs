@@ -1,6 +1,6 @@
 //! Branches, calls and returns.
 
-use super::access::slot;
+use super::access::{Where, slot};
 use super::{Builder, Class, Cold, Source, flags};
 use crate::asm::*;
 use crate::cache::{Cache, Kind};
@@ -27,7 +27,7 @@ impl Builder {
                 self.target_of(source, i);
                 self.indirect();
             }
-            Class::Return => self.ret(i),
+            Class::Return => self.ret(source, i),
             _ => {}
         }
         if self.runs_out() {
@@ -90,25 +90,25 @@ impl Builder {
         self.code.bind(skip);
     }
 
-    /// Pushes the return address of `i`.
-    fn push_return(&mut self, i: &Instruction) -> u32 {
-        let site = self.stack_slot(RSP, -8, true);
+    /// Pushes the return address of `i`. Returns the site, if the access has one.
+    fn push_return(&mut self, source: &Source, i: &Instruction) -> Option<u32> {
+        let reached = self.reach(source, i, Where::At(RSP, -8), (8, 1, true));
         let next = i.next_ip();
         if let Ok(short) = i32::try_from(next as i64) {
-            self.may_fault(site);
-            self.code.store_host_imm(true, short);
+            self.accesses(&reached);
+            self.code.store_imm_at(short, &reached.at);
         } else {
-            self.code.lea_sum(T0, T0, T1, -1);
+            self.free_t1(&reached);
             self.code.constant(T1, next);
-            self.may_fault(site);
+            self.accesses(&reached);
             self.code.store_at(T0, 0, T1);
         }
         self.code.lea(RSP, RSP, -8);
-        site
+        reached.site
     }
 
     fn call(&mut self, source: &Source, i: &Instruction) {
-        self.push_return(i);
+        self.push_return(source, i);
         let live = self.steps[self.k].live_after != 0;
         self.want_flags(live);
         self.link(source, i.near_branch_target(), live);
@@ -116,18 +116,32 @@ impl Builder {
 
     fn call_indirect(&mut self, source: &Source, i: &Instruction) {
         let retry = self.here();
-        let first = self.target_of(source, i);
-        self.code.store(SPARE, T0);
-        let site = self.push_return(i);
-        if first.is_some() {
-            self.site_mut(site).retry = retry;
+        let memory = i.op0_kind() == OpKind::Memory;
+        if memory {
+            self.target_of(source, i);
+            self.code.store(SPARE, T0);
         }
-        self.code.load(T0, SPARE);
+        let site = self.push_return(source, i);
+        match site {
+            Some(site) if memory => self.site_mut(site).retry = retry,
+            _ => {}
+        }
+        if memory {
+            self.code.load(T0, SPARE);
+        } else {
+            let n = i.op0_register().number() as u8;
+            match n {
+                T0 | T1 => self.code.load(T0, slot(n)),
+                // The return address was pushed already.
+                RSP => self.code.lea(T0, RSP, 8),
+                _ => self.code.mov(T0, n),
+            }
+        }
         self.indirect();
     }
 
     /// The target of an indirect branch to T0.
-    fn target_of(&mut self, source: &Source, i: &Instruction) -> Option<u32> {
+    fn target_of(&mut self, source: &Source, i: &Instruction) {
         if i.op0_kind() == OpKind::Register {
             let n = i.op0_register().number() as u8;
             if n == T0 || n == T1 {
@@ -135,21 +149,18 @@ impl Builder {
             } else {
                 self.code.mov(T0, n);
             }
-            return None;
+            return;
         }
-        self.spare_flags();
-        let retry = self.here();
-        self.address(source, i);
-        let site = self.look_up(8, 1, false, retry);
-        self.may_fault(site);
-        self.code.op_host(true, 0x8b, T0);
-        Some(site)
+        let reached = self.reach(source, i, Where::Operand, (8, 1, false));
+        self.accesses(&reached);
+        self.code.op_at(true, 0x8b, T0, &reached.at);
+        self.t1 = None;
     }
 
-    fn ret(&mut self, i: &Instruction) {
-        let site = self.stack_slot(RSP, 0, false);
-        self.may_fault(site);
-        self.code.op_host(true, 0x8b, T0);
+    fn ret(&mut self, source: &Source, i: &Instruction) {
+        let reached = self.reach(source, i, Where::At(RSP, 0), (8, 1, false));
+        self.accesses(&reached);
+        self.code.op_at(true, 0x8b, T0, &reached.at);
         let more = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
         self.code.lea(RSP, RSP, 8 + more);
         self.indirect();
@@ -160,6 +171,26 @@ impl Builder {
         self.want_flags(true);
         self.code.movzx16(T1, T0);
         self.code.jmp_entry(T1, INDIRECT);
+    }
+
+    /// The way out of a group whose span is no plain piece of one page.
+    pub(super) fn cold_plain(&mut self, cache: &Cache, label: Label, site: u32, restore: bool) {
+        self.code.bind(label);
+        if restore {
+            self.code.restore_flags();
+        }
+        self.align_patch(1);
+        self.code.raw(&[0xe9]);
+        let patch = self.here();
+        let away = self.code.label();
+        self.code.rel32(away);
+        self.code.bind(away);
+        let here = self.here();
+        let at = self.site_mut(site);
+        at.stub = here;
+        at.kind = Kind::Plain { patch };
+        self.code.store_imm32(SITE, site);
+        self.jump_out(cache, cache.stubs.exits[reason::LINK as usize]);
     }
 
     /// The way out of a link: at first to the run loop.

@@ -15,6 +15,7 @@ mod class;
 mod emit;
 mod flags;
 mod flow;
+mod groups;
 mod trace;
 mod x87;
 
@@ -33,6 +34,8 @@ pub mod key {
     pub const AVX: u32 = 1 << 17;
     /// x87 and MMX instructions execute.
     pub const X87: u32 = 1 << 18;
+    /// A variant whose accesses do not share look-ups.
+    pub const PLAIN: u32 = 1 << 20;
 }
 
 /// What a block is made from.
@@ -57,6 +60,7 @@ struct Step {
     /// Arithmetic flags that may be read later, before and after the instruction.
     live_before: u32,
     live_after: u32,
+    member: Option<groups::Member>,
 }
 
 /// Where the guest's flags are.
@@ -76,6 +80,10 @@ enum Cold {
     Away { label: Label },
     /// A way out to another block.
     Link { label: Label, site: u32, live: bool },
+    /// The page of a known address has no entry.
+    Miss { label: Label, site: u32, restore: bool, address: u64 },
+    /// On in the variant without groups.
+    Plain { label: Label, site: u32, restore: bool },
 }
 
 pub struct Builder {
@@ -86,6 +94,9 @@ pub struct Builder {
     sites: Vec<Site>,
     faults: Vec<(u32, u32)>,
     flags: FlagsAt,
+    groups: Vec<groups::Group>,
+    /// The group whose look-up is in T1.
+    t1: Option<u16>,
     /// Offset of the block in the area, number of its first site, its own number.
     base: u32,
     first_site: u32,
@@ -106,6 +117,8 @@ impl Default for Builder {
             sites: Vec::new(),
             faults: Vec::new(),
             flags: FlagsAt::Host,
+            groups: Vec::new(),
+            t1: None,
             base: 0,
             first_site: 0,
             block: 0,
@@ -125,6 +138,9 @@ impl Builder {
         self.reset(cache);
         let (first, last) = self.trace(source)?;
         self.liveness(source);
+        if source.key & key::PLAIN == 0 {
+            self.find_groups(source);
+        }
         let (poll, body) = self.head(source);
         for k in 0..self.steps.len() {
             self.k = k;
@@ -159,6 +175,8 @@ impl Builder {
         self.faults.clear();
         self.flags = FlagsAt::Host;
         self.x87_ready = false;
+        self.groups.clear();
+        self.t1 = None;
         self.base = (cache.area.next() - cache.area.execute) as u32;
         self.first_site = cache.sites.len() as u32;
         self.block = cache.blocks.len() as u32;
@@ -174,8 +192,9 @@ impl Builder {
             index: self.k as u16,
             len: step.i.len() as u8,
             retry: 0,
-            next: if matches!(kind, Kind::Link { .. }) { NONE } else { 0 },
+            next: if matches!(kind, Kind::Link { .. } | Kind::Plain { .. }) { NONE } else { 0 },
             stub: 0,
+            plain: NONE,
         };
         self.sites.push(site);
         self.first_site + self.sites.len() as u32 - 1

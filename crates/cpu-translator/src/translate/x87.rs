@@ -43,6 +43,7 @@ impl Builder {
             return;
         }
         let at = usize::from(self.steps[self.k].at);
+        self.t1 = None;
         self.code.constant(T1, i.ip());
         self.code.store(FIP, T1);
         self.code.store_imm32(FOP, u32::from(cpu_host::x87_opcode(&source.bytes[at..at + i.len()])));

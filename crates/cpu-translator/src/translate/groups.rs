@@ -1,0 +1,325 @@
+//! Accesses that share one look-up.
+//!
+//! Accesses of a block whose addresses differ by constants (the same base registers, moved
+//! only by constants between them) are a group if they span little. The first one looks up
+//! the page of the whole span; the others use its result. Where the span crosses a page, or
+//! the page is no plain memory, a variant of the block without groups takes over at the first
+//! access.
+
+use super::{Builder, Class, Source};
+use crate::layout::SHARED;
+use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
+
+/// Bytes that a group may span.
+const SPAN: i64 = 256;
+
+/// A step's part in a group.
+#[derive(Clone, Copy, Debug)]
+pub struct Member {
+    pub group: u16,
+    pub leader: bool,
+    /// Offset of the access from the start of the group's span.
+    pub offset: i32,
+}
+
+pub struct Group {
+    pub span: u32,
+    pub write: bool,
+    /// The result is kept in the state page, because others use the scratch in between.
+    pub kept: bool,
+    min: i64,
+    max: i64,
+    members: u32,
+    last: usize,
+}
+
+/// One memory access of a step, as far as groups can take part in it.
+#[derive(Clone, Copy)]
+struct Access {
+    base: Register,
+    index: Register,
+    scale: u32,
+    segment: Register,
+    disp: i64,
+    size: u32,
+    write: bool,
+}
+
+/// A register's value as an unknown plus a constant.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Value {
+    id: u32,
+    offset: i64,
+}
+
+#[derive(PartialEq, Eq)]
+struct Base {
+    base: u32,
+    index: u32,
+    scale: u32,
+    segment: Register,
+}
+
+struct Values {
+    values: [Value; 16],
+    next: u32,
+}
+
+impl Values {
+    fn new() -> Values {
+        let mut values = Values { values: [Value { id: 0, offset: 0 }; 16], next: 1 };
+        values.forget();
+        values
+    }
+
+    fn forget(&mut self) {
+        for n in 0..16 {
+            self.fresh(n);
+        }
+    }
+
+    fn fresh(&mut self, n: usize) {
+        self.values[n] = Value { id: self.next, offset: 0 };
+        self.next += 1;
+    }
+
+    fn get(&self, r: Register) -> Value {
+        self.values[r.full_register().number()]
+    }
+
+    fn set(&mut self, n: usize, mut value: Value, by: i64) {
+        value.offset += by;
+        if value.offset.abs() > 1 << 30 {
+            self.fresh(n);
+        } else {
+            self.values[n] = value;
+        }
+    }
+}
+
+impl Builder {
+    /// Finds the groups; fills in each step's part.
+    pub(super) fn find_groups(&mut self, source: &Source) {
+        self.groups.clear();
+        let mut values = Values::new();
+        let mut open: Vec<(Base, u16)> = Vec::new();
+        for k in 0..self.steps.len() {
+            let (i, class) = (self.steps[k].i, self.steps[k].class);
+            if matches!(class, Class::Interpret | Class::InterpretEnd) {
+                values.forget();
+                open.clear();
+                continue;
+            }
+            if let Some(access) = self.groupable(source, &i, class) {
+                self.join(&mut open, &values, k, &access);
+            }
+            self.follow(&mut values, &i, class);
+        }
+        self.settle_groups();
+    }
+
+    /// Adds step `k` to the group of its base, or begins one.
+    fn join(&mut self, open: &mut Vec<(Base, u16)>, values: &Values, k: usize, access: &Access) {
+        let value = |r: Register| {
+            if r == Register::None { Value { id: 0, offset: 0 } } else { values.get(r) }
+        };
+        let (base, index) = (value(access.base), value(access.index));
+        let key = Base { base: base.id, index: index.id, scale: access.scale, segment: access.segment };
+        let offset = base.offset + index.offset * i64::from(access.scale) + access.disp;
+        let end = offset + i64::from(access.size);
+        let found = open.iter().position(|(other, _)| *other == key);
+        if let Some(at) = found {
+            let number = open[at].1;
+            let group = &mut self.groups[usize::from(number)];
+            let (min, max) = (group.min.min(offset), group.max.max(end));
+            if max - min <= SPAN {
+                (group.min, group.max) = (min, max);
+                group.write |= access.write;
+                group.members += 1;
+                group.last = k;
+                self.steps[k].member = Some(Member { group: number, leader: false, offset: offset as i32 });
+                return;
+            }
+            open.remove(at);
+        }
+        let number = self.groups.len() as u16;
+        self.groups.push(Group {
+            span: 0,
+            write: access.write,
+            kept: false,
+            min: offset,
+            max: end,
+            members: 1,
+            last: k,
+        });
+        self.steps[k].member = Some(Member { group: number, leader: true, offset: offset as i32 });
+        open.push((key, number));
+    }
+
+    /// Drops groups of one, and says which results must be kept in the state page.
+    fn settle_groups(&mut self) {
+        for k in 0..self.steps.len() {
+            let Some(member) = self.steps[k].member else { continue };
+            let group = &mut self.groups[usize::from(member.group)];
+            if group.members < 2 || usize::from(member.group) >= SHARED {
+                self.steps[k].member = None;
+                continue;
+            }
+            group.span = (group.max - group.min) as u32;
+            let offset = (i64::from(member.offset) - group.min) as i32;
+            self.steps[k].member = Some(Member { offset, ..member });
+            if member.leader {
+                let last = group.last;
+                let others = (k..last).any(|n| {
+                    let step = &self.steps[n];
+                    (n > k && step.member.is_none_or(|m| m.group != member.group) && uses_memory(step.class, &step.i))
+                        || step.class == Class::Interpret
+                        || (0..step.i.op_count()).any(|o| {
+                            step.i.op_kind(o) == OpKind::Register && is_scratch(step.i.op_register(o))
+                        })
+                        || is_scratch(step.i.memory_base())
+                        || is_scratch(step.i.memory_index())
+                        || super::class::uses_x87(&step.i)
+                });
+                self.groups[usize::from(member.group)].kept = others;
+            }
+        }
+    }
+
+    /// The access of a step, if a group can take it.
+    fn groupable(&mut self, source: &Source, i: &Instruction, class: Class) -> Option<Access> {
+        let stack = |base, disp, write| {
+            Some(Access {
+                base,
+                index: Register::None,
+                scale: 1,
+                segment: Register::None,
+                disp,
+                size: 8,
+                write,
+            })
+        };
+        match class {
+            Class::Push if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -8, true),
+            Class::Pop | Class::Return => stack(Register::RSP, 0, false),
+            Class::Leave => stack(Register::RBP, 0, false),
+            Class::Call => stack(Register::RSP, -8, true),
+            Class::CallIndirect if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -8, true),
+            Class::JumpIndirect if i.op0_kind() == OpKind::Memory => self.memory_access(source, i, 8, false),
+            Class::Native if i.mnemonic() != Mnemonic::Lea => {
+                let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+                let size = i.memory_size().size() as u32;
+                if !memory || size == 0 || size > 32 || super::class::alignment(i, size) > 1 {
+                    return None;
+                }
+                let write = self.writes_memory(i);
+                self.memory_access(source, i, size, write)
+            }
+            _ => None,
+        }
+    }
+
+    fn memory_access(&self, source: &Source, i: &Instruction, size: u32, write: bool) -> Option<Access> {
+        let (base, index) = (i.memory_base(), i.memory_index());
+        let wide = |r: Register| r == Register::None || r.is_gpr64();
+        if source.bits() != 64 || !wide(base) || !wide(index) || is_scratch(index) || i.has_lock_prefix() {
+            return None;
+        }
+        let segment = match i.memory_segment() {
+            r @ (Register::FS | Register::GS) => r,
+            _ => Register::None,
+        };
+        if segment != Register::None {
+            if base != Register::None || index != Register::None || i.memory_displ_size() == 4 {
+                return None;
+            }
+        } else if base == Register::None || is_scratch(base) && index != Register::None {
+            return None;
+        }
+        Some(Access {
+            base,
+            index,
+            scale: if index == Register::None { 1 } else { i.memory_index_scale() },
+            segment,
+            disp: i64::from(i.memory_displacement64() as i32),
+            size,
+            write,
+        })
+    }
+
+    pub(super) fn writes_memory(&mut self, i: &Instruction) -> bool {
+        let info = self.info.info(i);
+        let n = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
+        matches!(
+            info.op_access(n),
+            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+        )
+    }
+
+    /// What the step does to the registers.
+    fn follow(&mut self, values: &mut Values, i: &Instruction, class: Class) {
+        const RSP: usize = 4;
+        let rsp = values.values[RSP];
+        match class {
+            Class::Nothing | Class::Jump | Class::Branch | Class::CountZero => return,
+            Class::Push => return values.set(RSP, rsp, -8),
+            Class::Pop => {
+                values.set(RSP, rsp, 8);
+                return values.fresh(i.op0_register().number());
+            }
+            Class::Leave => {
+                values.set(RSP, values.values[5], 8);
+                return values.fresh(5);
+            }
+            Class::Loop => return values.fresh(1),
+            Class::Native => {}
+            _ => return values.forget(),
+        }
+        let target = i.op0_register();
+        if i.op_count() >= 1 && i.op0_kind() == OpKind::Register && target.is_gpr64() {
+            let n = target.number();
+            let old = values.values[n];
+            let immediate = i.op_count() == 2
+                && matches!(i.op_kind(1), OpKind::Immediate8to64 | OpKind::Immediate32to64);
+            match i.mnemonic() {
+                Mnemonic::Add if immediate => return values.set(n, old, i.immediate(1) as i64),
+                Mnemonic::Sub if immediate => return values.set(n, old, (i.immediate(1) as i64).wrapping_neg()),
+                Mnemonic::Inc => return values.set(n, old, 1),
+                Mnemonic::Dec => return values.set(n, old, -1),
+                Mnemonic::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_gpr64() => {
+                    return values.set(n, values.get(i.op1_register()), 0);
+                }
+                Mnemonic::Lea if i.memory_index() == Register::None && i.memory_base().is_gpr64() => {
+                    let disp = i64::from(i.memory_displacement64() as i32);
+                    return values.set(n, values.get(i.memory_base()), disp);
+                }
+                _ => {}
+            }
+        }
+        let info = self.info.info(i);
+        for used in info.used_registers() {
+            let writes = matches!(
+                used.access(),
+                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
+            );
+            if writes && used.register().is_gpr() {
+                values.fresh(used.register().full_register().number());
+            }
+        }
+    }
+}
+
+pub fn is_scratch(r: Register) -> bool {
+    matches!(r.full_register(), Register::R10 | Register::R11)
+}
+
+/// Whether the step's translation looks up memory.
+fn uses_memory(class: Class, i: &Instruction) -> bool {
+    match class {
+        Class::Nothing | Class::Jump | Class::Branch | Class::Loop | Class::CountZero => false,
+        Class::Native => {
+            i.mnemonic() == Mnemonic::Lea || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+        }
+        _ => true,
+    }
+}
