@@ -331,6 +331,13 @@ impl Code {
         self.imm32(value);
     }
 
+    /// `pext to, from, gs:[disp]`: no flags.
+    pub fn pext(&mut self, to: u8, from: u8, disp: i32) {
+        let first = if to >= 8 { 0x62 } else { 0xe2 };
+        self.raw(&[0x65, 0xc4, first, 0x82 | (!from & 15) << 3, 0xf5, 0x04 | (to & 7) << 3, 0x25]);
+        self.imm32(disp);
+    }
+
     /// `movzx r32, r16`.
     pub fn movzx16(&mut self, to: u8, from: u8) {
         self.rex(false, to, 0, from);

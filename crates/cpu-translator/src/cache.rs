@@ -224,7 +224,8 @@ impl Cache {
         if let Some((id, negated)) = id {
             let host = self.blocks[block as usize].key.0;
             let pair = self.pair(target, host);
-            self.area.patch(self.area.execute + id as usize, if negated { pair.wrapping_neg() } else { pair });
+            self.area
+                .patch(self.area.execute + id as usize, if negated { pair.wrapping_neg() } else { pair });
         }
         self.statistics.links += 1;
     }

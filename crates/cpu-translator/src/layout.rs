@@ -43,6 +43,10 @@ pub struct State {
     pub fip: u64,
     pub fdp: u64,
     pub fop: u64,
+    /// At an indirect branch: the flags are in `saved_flags`, not the host's.
+    pub flags_away: u64,
+    /// Constants for PEXT; see [`MASK`].
+    pub masks: [u64; 8],
     /// Look-ups that several accesses of a block share.
     pub shared: [u64; SHARED],
 }
@@ -66,9 +70,23 @@ pub const BUDGET: i32 = offset_of!(State, budget) as i32;
 pub const FIP: i32 = offset_of!(State, fip) as i32;
 pub const FDP: i32 = offset_of!(State, fdp) as i32;
 pub const FOP: i32 = offset_of!(State, fop) as i32;
+pub const FLAGS_AWAY: i32 = offset_of!(State, flags_away) as i32;
+pub const MASKS: i32 = offset_of!(State, masks) as i32;
 pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
 /// Shared look-ups that a block may hold at a time.
 pub const SHARED: usize = 64;
+
+/// What [`State::masks`] holds: a page's index, an offset in a page, the bit after it, and
+/// the low 1 to 5 bits.
+pub const MASK: [u64; 8] = [0xffff_ffff_f000, 0xfff, 0x1000, 1, 3, 7, 15, 31];
+pub const MASK_INDEX: i32 = MASKS;
+pub const MASK_OFFSET: i32 = MASKS + 8;
+pub const MASK_NEXT: i32 = MASKS + 16;
+
+/// The mask of the bits below `align` (2 to 32).
+pub fn mask_below(align: u32) -> i32 {
+    MASKS + 8 * (2 + align.trailing_zeros() as i32)
+}
 
 /// Bytes of the shared state page.
 pub const STATE_SIZE: usize = 4096;

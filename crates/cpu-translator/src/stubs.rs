@@ -34,8 +34,24 @@ impl Stubs {
         let common = area.add(&code.bytes).ok_or_else(full)?;
         for (reason, exit) in stubs.exits.iter_mut().enumerate() {
             code.clear();
+            if reason == self::reason::INDIRECT as usize {
+                // Flags come as the branch left them.
+                code.load32(T1, FLAGS_AWAY);
+                let here = code.label();
+                code.xchg(RCX, T1);
+                code.jrcxz(3 + 5);
+                code.xchg(RCX, T1);
+                let away = code.label();
+                code.jmp(away);
+                code.xchg(RCX, T1);
+                code.jmp(here);
+                code.bind(away);
+                code.restore_flags();
+                code.bind(here);
+            }
             code.store_imm32(REASON, reason as u32);
             code.jmp_relative(common as i64 - area.next() as i64);
+            code.finish();
             *exit = area.add(&code.bytes).ok_or_else(full)?;
         }
         area.keep();

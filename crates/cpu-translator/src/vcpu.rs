@@ -1,7 +1,7 @@
 //! One vCPU: translated code where it is warm, the interpreter everywhere else.
 
 use crate::cache::{Block, Cache, Kind, Mixed, NONE, Site};
-use crate::layout::reason;
+use crate::layout::{MASK, reason};
 use crate::shared::{Peer, Shared, StatePage};
 use crate::signals;
 use crate::tables::Tables;
@@ -65,6 +65,7 @@ impl TranslatorVcpu {
         let mut state = StatePage::new(&tables);
         state.get().link = std::ptr::from_ref(link.cell()) as u64;
         state.get().host_mxcsr = 0x1f80;
+        state.get().masks = MASK;
         let views = [
             cpu_interpreter::View::User,
             cpu_interpreter::View::Supervisor,

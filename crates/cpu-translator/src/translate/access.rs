@@ -3,7 +3,7 @@
 
 use super::groups::is_scratch;
 use super::{Builder, Cold, Source};
-use crate::asm::{Address, T0, T1};
+use crate::asm::{Address, Label, RCX, T0, T1};
 use crate::cache::Kind;
 use crate::layout::*;
 use iced_x86::{Instruction, Register};
@@ -96,9 +96,14 @@ impl Builder {
     ) -> Reached {
         if let Some(member) = self.steps[self.k].member {
             let group = &self.groups[usize::from(member.group)];
-            if member.leader {
+            if member.leader && !group.early {
                 let (span, table) = (group.span, group.write);
-                return self.lead(source, i, place, member, (span, write, table));
+                let free = self.keeps_flags();
+                let retry = self.here();
+                self.address_of(source, i, place, -member.offset);
+                let site = self.lead(member.group, (span, write, table), retry, free);
+                let at = self.member_address(source, i, place);
+                return Reached { at, site: Some(site), resumes: false };
             }
             if self.t1 == Some(member.group) || group.kept {
                 if self.t1 != Some(member.group) {
@@ -108,7 +113,7 @@ impl Builder {
                 return Reached { at: self.member_address(source, i, place), site: None, resumes: true };
             }
         }
-        self.spare_flags();
+        let free = self.keeps_flags();
         self.t1 = None;
         let retry = self.here();
         if place == Where::Operand
@@ -116,10 +121,10 @@ impl Builder {
             && (address & 0xfff) + u64::from(size) <= 4096
             && (align <= 1 || address.is_multiple_of(u64::from(align)))
         {
-            return self.reach_constant(address, write, retry);
+            return self.reach_constant(address, write, retry, free);
         }
         self.address_of(source, i, place, 0);
-        let site = self.look_up(size, align, write, retry);
+        let site = self.look_up((size, align), write, retry, free);
         let at = Address { base: Some(T0), index: Some(T1), scale: 0, disp: -1 };
         Reached { at, site: Some(site), resumes: true }
     }
@@ -140,38 +145,51 @@ impl Builder {
         }
     }
 
-    /// The first access of a group: looks up the whole span.
-    fn lead(
-        &mut self,
-        source: &Source,
-        i: &Instruction,
-        place: Where,
-        member: super::groups::Member,
-        (span, write, table): (u32, bool, bool),
-    ) -> Reached {
-        self.spare_flags();
+    /// Looks up the whole span of a group, from T0.
+    fn lead(&mut self, group: u16, (span, write, table): (u32, bool, bool), retry: u32, free: bool) -> u32 {
         self.t1 = None;
-        let restore = self.steps[self.k].live_before != 0;
-        let retry = self.here();
-        self.address_of(source, i, place, -member.offset);
+        let restore = self.restores();
         let site = self.site(Kind::Access { write, table });
-        self.site_mut(site).retry = retry;
         let plain = self.site(Kind::Plain { patch: 0 });
+        let at = self.site_mut(site);
+        (at.retry, at.plain) = (retry, plain);
         let other = self.code.label();
         let miss = self.code.label();
-        self.crossing(span, other);
-        self.index(table);
-        self.code.jcc(4, miss);
-        if self.groups[usize::from(member.group)].kept {
-            self.code.store(SHARED_AT + 8 * i32::from(member.group), T1);
+        self.crossing(span, other, free);
+        self.index(table, miss, free);
+        if self.groups[usize::from(group)].kept {
+            self.code.store(SHARED_AT + 8 * i32::from(group), T1);
         }
-        self.t1 = Some(member.group);
+        self.t1 = Some(group);
         self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
         self.cold.push(Cold::Plain { label: other, site: plain, restore });
         let slow = self.code.label();
         self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
-        self.site_mut(site).plain = plain;
-        Reached { at: self.member_address(source, i, place), site: Some(site), resumes: false }
+        site
+    }
+
+    /// Before the present step: the look-ups of groups whose first access comes later, where
+    /// flags are live.
+    pub(super) fn lead_early(&mut self) {
+        for n in 0..self.early.len() {
+            let early = self.early[n];
+            if early.step != self.k {
+                continue;
+            }
+            self.spare_flags();
+            let retry = self.here();
+            match early.segment {
+                Some(segment) => {
+                    self.code.load(T0, SEG_BASE + 8 * i32::from(segment));
+                    self.code.lea(T0, T0, early.at.disp);
+                }
+                None => self.code.lea_address(true, T0, &early.at),
+            }
+            let group = &self.groups[usize::from(early.group)];
+            // Not a write yet: the page must be writable without its dirty flag being set now.
+            let what = (group.span, false, group.write);
+            self.lead(early.group, what, retry, false);
+        }
     }
 
     /// The address of a group's member, with the look-up in T1.
@@ -198,17 +216,15 @@ impl Builder {
     }
 
     /// An access to an address that is known now and does not cross a page.
-    fn reach_constant(&mut self, address: u64, write: bool, retry: u32) -> Reached {
+    fn reach_constant(&mut self, address: u64, write: bool, retry: u32, free: bool) -> Reached {
         let site = self.site(Kind::Access { write, table: write });
         self.site_mut(site).retry = retry;
-        let restore = self.steps[self.k].live_before != 0;
+        let restore = self.restores();
         let miss = self.code.label();
         let slow = self.code.label();
         let index = (address >> 12) & (TABLE_PAGES - 1);
         self.code.constant(T1, if write { !index } else { index });
-        self.code.load_entry(T1, if write { WRITE_TABLE } else { READ_TABLE });
-        self.code.test8(T1, 1);
-        self.code.jcc(4, miss);
+        self.entry(write, miss, free);
         let at = match i32::try_from(address as i64 - 1) {
             Ok(disp) => Address { base: Some(T1), index: None, scale: 0, disp },
             Err(_) => {
@@ -221,48 +237,80 @@ impl Builder {
         Reached { at, site: Some(site), resumes: true }
     }
 
-    /// Looks up the page of T0 for `size` bytes. Returns the access's site. Host flags change;
-    /// [`Builder::spare_flags`] comes before the address.
-    fn look_up(&mut self, size: u32, align: u32, write: bool, retry: u32) -> u32 {
+    /// Looks up the page of T0 for `size` bytes. Returns the access's site.
+    fn look_up(&mut self, (size, align): (u32, u32), write: bool, retry: u32, free: bool) -> u32 {
         let site = self.site(Kind::Access { write, table: write });
         self.site_mut(site).retry = retry;
-        let restore = self.steps[self.k].live_before != 0;
+        let restore = self.restores();
         let slow = self.code.label();
         let miss = self.code.label();
         if align > 1 {
-            self.code.test8(T0, (align - 1) as u8);
-            self.code.jcc(5, slow);
+            self.low_bits(align, slow, free);
         } else if matches!(size, 2 | 4 | 8) {
             let label = self.code.label();
             let back = self.code.label();
-            self.code.test8(T0, (size - 1) as u8);
-            self.code.jcc(5, label);
+            self.low_bits(size, label, free);
             self.code.bind(back);
-            self.cold.push(Cold::Unaligned { label, back, slow, size });
+            self.cold.push(Cold::Unaligned { label, back, slow, size, free });
         } else if size > 1 {
-            self.crossing(size, slow);
+            self.crossing(size, slow, free);
         }
-        self.index(write);
-        self.code.jcc(4, miss);
+        self.index(write, miss, free);
         self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
         self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
         site
     }
 
-    /// T1 = the table entry of T0's page; ZF: there is none.
-    fn index(&mut self, write: bool) {
-        self.code.mov(T1, T0);
-        self.code.shift(T1, true, 16);
-        self.code.shift(T1, false, 28);
+    /// Goes to `other` unless T0 is a multiple of `align`.
+    fn low_bits(&mut self, align: u32, other: Label, free: bool) {
+        if free {
+            self.code.pext(T1, T0, mask_below(align));
+            self.zero_test(T1, other);
+        } else {
+            self.code.test8(T0, (align - 1) as u8);
+            self.code.jcc(5, other);
+        }
+    }
+
+    /// T1 = the table entry of T0's page; goes to `miss` if there is none.
+    fn index(&mut self, write: bool, miss: Label, free: bool) {
+        if free {
+            self.code.pext(T1, T0, MASK_INDEX);
+        } else {
+            self.code.mov(T1, T0);
+            self.code.shift(T1, true, 16);
+            self.code.shift(T1, false, 28);
+        }
         if write {
             self.code.not(T1);
         }
+        self.entry(write, miss, free);
+    }
+
+    /// T1 = the entry that T1 is the index of; goes to `miss` if there is none.
+    fn entry(&mut self, write: bool, miss: Label, free: bool) {
         self.code.load_entry(T1, if write { WRITE_TABLE } else { READ_TABLE });
-        self.code.test8(T1, 1);
+        if free {
+            self.code.xchg(RCX, T1);
+            self.code.jrcxz(2);
+            self.code.raw(&[0xeb, 3 + 5]);
+            self.code.xchg(RCX, T1);
+            self.code.jmp(miss);
+            self.code.xchg(RCX, T1);
+        } else {
+            self.code.test8(T1, 1);
+            self.code.jcc(4, miss);
+        }
     }
 
     /// The exact test whether `size` bytes from T0 cross a page.
-    pub(super) fn crossing(&mut self, size: u32, slow: crate::asm::Label) {
+    pub(super) fn crossing(&mut self, size: u32, slow: Label, free: bool) {
+        if free {
+            self.code.pext(T1, T0, MASK_OFFSET);
+            self.code.lea(T1, T1, size as i32 - 1);
+            self.code.pext(T1, T1, MASK_NEXT);
+            return self.zero_test(T1, slow);
+        }
         self.code.mov32(T1, T0);
         self.code.group32(4, T1, 0xfff);
         self.code.group32(7, T1, 0x1000 - size as i32);

@@ -284,8 +284,28 @@ fn is_plain_x87(i: &Instruction) -> bool {
     use Mnemonic::*;
     !matches!(
         i.mnemonic(),
-        Fldcw | Fldenv | Fnstenv | Fstenv | Fnsave | Fsave | Frstor | Fninit | Finit | Fnclex | Fclex | Fstcw
-            | Fstsw | Wait | Fxsave | Fxrstor | Fxsave64 | Fxrstor64 | Maskmovq | Fneni | Fndisi | Fnsetpm
+        Fldcw
+            | Fldenv
+            | Fnstenv
+            | Fstenv
+            | Fnsave
+            | Fsave
+            | Frstor
+            | Fninit
+            | Finit
+            | Fnclex
+            | Fclex
+            | Fstcw
+            | Fstsw
+            | Wait
+            | Fxsave
+            | Fxrstor
+            | Fxsave64
+            | Fxrstor64
+            | Maskmovq
+            | Fneni
+            | Fndisi
+            | Fnsetpm
     )
 }
 

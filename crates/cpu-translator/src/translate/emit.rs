@@ -18,6 +18,12 @@ impl Builder {
             self.code.constant(T1, source.rip.wrapping_neg());
             self.code.lea_sum(T1, T0, T1, 0);
             self.zero_test(T1, other);
+            let away = self.code.label();
+            let back = self.code.label();
+            self.code.load32(T1, FLAGS_AWAY);
+            self.zero_test(T1, away);
+            self.code.bind(back);
+            self.cold.push(Cold::Flags { label: away, back });
         } else if i32::try_from(source.rip as i64).is_ok() {
             self.code.group64(7, T0, source.rip as i32);
             self.code.jcc(5, other);
@@ -353,9 +359,14 @@ impl Builder {
                     self.code.bind(label);
                     self.jump_out(cache, cache.stubs.exits[reason::INDIRECT as usize]);
                 }
-                Cold::Unaligned { label, back, slow, size } => {
+                Cold::Flags { label, back } => {
                     self.code.bind(label);
-                    self.crossing(size, slow);
+                    self.code.restore_flags();
+                    self.code.jmp(back);
+                }
+                Cold::Unaligned { label, back, slow, size, free } => {
+                    self.code.bind(label);
+                    self.crossing(size, slow, free);
                     self.code.jmp(back);
                 }
                 Cold::Miss { label, site, restore, address } => {

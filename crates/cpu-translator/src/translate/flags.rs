@@ -105,6 +105,40 @@ impl Builder {
         }
     }
 
+    /// Before a look-up: whether it has to leave the host's flags alone. Otherwise they may
+    /// change (they are dead or saved).
+    pub(super) fn keeps_flags(&mut self) -> bool {
+        if self.steps[self.k].live_before != 0 && self.flags == FlagsAt::Host && self.wanted_ahead() {
+            return true;
+        }
+        self.spare_flags();
+        false
+    }
+
+    /// Whether the flags before the present step are wanted in the host's again within the
+    /// block.
+    fn wanted_ahead(&self) -> bool {
+        let mut live = self.steps[self.k].live_before;
+        for step in &self.steps[self.k..] {
+            if matches!(step.class, Class::Interpret | Class::InterpretEnd) || read(&step.i) & live != 0 {
+                return true;
+            }
+            live &= !killed(&step.i);
+            if live == 0 {
+                return false;
+            }
+            if matches!(step.class, Class::Return | Class::JumpIndirect | Class::CallIndirect) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether a way out at a look-up has to bring saved flags back.
+    pub(super) fn restores(&self) -> bool {
+        self.flags == FlagsAt::Saved && self.steps[self.k].live_before != 0
+    }
+
     /// Before the operation itself, which may read flags or write some of them.
     pub(super) fn flags_for_operation(&mut self) {
         let step = &self.steps[self.k];

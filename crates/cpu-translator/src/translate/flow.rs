@@ -1,7 +1,7 @@
 //! Branches, calls and returns.
 
 use super::access::{Where, slot};
-use super::{Builder, Class, Cold, Source, flags};
+use super::{Builder, Class, Cold, FlagsAt, Source, flags};
 use crate::asm::*;
 use crate::cache::{Cache, Kind};
 use crate::layout::*;
@@ -168,7 +168,9 @@ impl Builder {
 
     /// Goes to the guest address in T0.
     fn indirect(&mut self) {
-        self.want_flags(true);
+        let away = self.flags == FlagsAt::Saved;
+        self.code.store_imm32(FLAGS_AWAY, u32::from(away));
+        self.flags = FlagsAt::Host;
         self.code.movzx16(T1, T0);
         self.code.jmp_entry(T1, INDIRECT);
     }

@@ -6,7 +6,8 @@
 //! the page is no plain memory, a variant of the block without groups takes over at the first
 //! access.
 
-use super::{Builder, Class, Source};
+use super::{Builder, Class, Source, flags};
+use crate::asm::Address;
 use crate::layout::SHARED;
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
@@ -27,10 +28,23 @@ pub struct Group {
     pub write: bool,
     /// The result is kept in the state page, because others use the scratch in between.
     pub kept: bool,
+    /// The look-up is made before the first access; see [`Early`].
+    pub early: bool,
     min: i64,
     max: i64,
     members: u32,
     last: usize,
+}
+
+/// A look-up that is made before step `step`, where the flags are dead, for an access of a
+/// later step, where they are live.
+#[derive(Clone, Copy)]
+pub struct Early {
+    pub step: usize,
+    pub group: u16,
+    pub at: Address,
+    /// Base of FS (0) or GS (1) instead of a base register.
+    pub segment: Option<u8>,
 }
 
 /// One memory access of a step, as far as groups can take part in it.
@@ -58,6 +72,12 @@ struct Base {
     index: u32,
     scale: u32,
     segment: Register,
+}
+
+/// The registers before a step, and its access.
+struct Moment {
+    values: [Value; 16],
+    access: Option<Access>,
 }
 
 struct Values {
@@ -103,8 +123,10 @@ impl Builder {
         self.groups.clear();
         let mut values = Values::new();
         let mut open: Vec<(Base, u16)> = Vec::new();
+        let mut history = Vec::with_capacity(self.steps.len());
         for k in 0..self.steps.len() {
             let (i, class) = (self.steps[k].i, self.steps[k].class);
+            history.push(Moment { values: values.values, access: None });
             if matches!(class, Class::Interpret | Class::InterpretEnd) {
                 values.forget();
                 open.clear();
@@ -112,10 +134,11 @@ impl Builder {
             }
             if let Some(access) = self.groupable(source, &i, class) {
                 self.join(&mut open, &values, k, &access);
+                history[k].access = Some(access);
             }
             self.follow(&mut values, &i, class);
         }
-        self.settle_groups();
+        self.settle_groups(&history);
     }
 
     /// Adds step `k` to the group of its base, or begins one.
@@ -147,6 +170,7 @@ impl Builder {
             span: 0,
             write: access.write,
             kept: false,
+            early: false,
             min: offset,
             max: end,
             members: 1,
@@ -156,34 +180,99 @@ impl Builder {
         open.push((key, number));
     }
 
-    /// Drops groups of one, and says which results must be kept in the state page.
-    fn settle_groups(&mut self) {
+    /// Drops groups of one (unless their look-up is better made earlier), and says which
+    /// results must be kept in the state page.
+    fn settle_groups(&mut self, history: &[Moment]) {
         for k in 0..self.steps.len() {
             let Some(member) = self.steps[k].member else { continue };
             let group = &mut self.groups[usize::from(member.group)];
-            if group.members < 2 || usize::from(member.group) >= SHARED {
-                self.steps[k].member = None;
-                continue;
-            }
             group.span = (group.max - group.min) as u32;
             let offset = (i64::from(member.offset) - group.min) as i32;
-            self.steps[k].member = Some(Member { offset, ..member });
-            if member.leader {
-                let last = group.last;
-                let others = (k..last).any(|n| {
-                    let step = &self.steps[n];
-                    (n > k && step.member.is_none_or(|m| m.group != member.group) && uses_memory(step.class, &step.i))
-                        || step.class == Class::Interpret
-                        || (0..step.i.op_count()).any(|o| {
-                            step.i.op_kind(o) == OpKind::Register && is_scratch(step.i.op_register(o))
-                        })
-                        || is_scratch(step.i.memory_base())
-                        || is_scratch(step.i.memory_index())
-                        || super::class::uses_x87(&step.i)
-                });
-                self.groups[usize::from(member.group)].kept = others;
+            let (alone, number) = (group.members < 2, usize::from(member.group));
+            let mut from = k;
+            if member.leader && number < SHARED {
+                if let Some(early) = self.early(history, k, member.group, offset) {
+                    from = early.step;
+                    self.groups[number].early = true;
+                    self.early.push(early);
+                }
+                self.groups[number].kept = self.is_scratch_used(from, k, member.group);
+            }
+            let group = &self.groups[number];
+            if alone && !group.early || number >= SHARED {
+                self.steps[k].member = None;
+            } else {
+                self.steps[k].member = Some(Member { offset, ..member });
             }
         }
+    }
+
+    /// Whether T1 may change between step `from`, before which a group's look-up is made, and
+    /// its last access; its first is that of step `k`.
+    fn is_scratch_used(&self, from: usize, k: usize, group: u16) -> bool {
+        let last = self.groups[usize::from(group)].last;
+        (from..last.max(k)).any(|n| {
+            let step = &self.steps[n];
+            let mine = step.member.is_some_and(|m| m.group == group);
+            !mine && uses_memory(step.class, &step.i)
+                || step.class == Class::Interpret
+                || mentions_scratch(&step.i)
+                || super::class::uses_x87(&step.i)
+                || self.early.iter().any(|early| early.step == n && early.group != group)
+        })
+    }
+
+    /// Where the look-up for the leader `k` can be made with the flags dead, if they are live
+    /// at `k`: before the instruction that wrote them.
+    fn early(&self, history: &[Moment], k: usize, group: u16, offset: i32) -> Option<Early> {
+        if self.steps[k].live_before == 0 {
+            return None;
+        }
+        let access = history[k].access?;
+        if is_scratch(access.base) {
+            return None;
+        }
+        let mut step = k;
+        loop {
+            step = step.checked_sub(1)?;
+            let before = &self.steps[step];
+            if !matches!(before.class, Class::Native | Class::Nothing | Class::Push | Class::Pop) {
+                return None;
+            }
+            let written = flags::written(&before.i);
+            if written != 0 {
+                if before.live_before == 0 {
+                    break;
+                }
+                if flags::killed(&before.i) != 0 {
+                    return None;
+                }
+            }
+        }
+        let mut disp = access.disp - i64::from(offset);
+        for (r, scale) in [(access.base, 1), (access.index, i64::from(access.scale))] {
+            if r != Register::None {
+                let n = r.number();
+                let (then, now) = (history[step].values[n], history[k].values[n]);
+                if then.id != now.id {
+                    return None;
+                }
+                disp += (now.offset - then.offset) * scale;
+            }
+        }
+        let register = |r: Register| (r != Register::None).then(|| r.number() as u8);
+        let at = Address {
+            base: register(access.base),
+            index: register(access.index),
+            scale: access.scale.trailing_zeros() as u8,
+            disp: i32::try_from(disp).ok()?,
+        };
+        let segment = match access.segment {
+            Register::FS => Some(0),
+            Register::GS => Some(1),
+            _ => None,
+        };
+        Some(Early { step, group, at, segment })
     }
 
     /// The access of a step, if a group can take it.
@@ -279,11 +368,13 @@ impl Builder {
         if i.op_count() >= 1 && i.op0_kind() == OpKind::Register && target.is_gpr64() {
             let n = target.number();
             let old = values.values[n];
-            let immediate = i.op_count() == 2
-                && matches!(i.op_kind(1), OpKind::Immediate8to64 | OpKind::Immediate32to64);
+            let immediate =
+                i.op_count() == 2 && matches!(i.op_kind(1), OpKind::Immediate8to64 | OpKind::Immediate32to64);
             match i.mnemonic() {
                 Mnemonic::Add if immediate => return values.set(n, old, i.immediate(1) as i64),
-                Mnemonic::Sub if immediate => return values.set(n, old, (i.immediate(1) as i64).wrapping_neg()),
+                Mnemonic::Sub if immediate => {
+                    return values.set(n, old, (i.immediate(1) as i64).wrapping_neg());
+                }
                 Mnemonic::Inc => return values.set(n, old, 1),
                 Mnemonic::Dec => return values.set(n, old, -1),
                 Mnemonic::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_gpr64() => {
@@ -311,6 +402,12 @@ impl Builder {
 
 pub fn is_scratch(r: Register) -> bool {
     matches!(r.full_register(), Register::R10 | Register::R11)
+}
+
+fn mentions_scratch(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && is_scratch(i.op_register(n)))
+        || is_scratch(i.memory_base())
+        || is_scratch(i.memory_index())
 }
 
 /// Whether the step's translation looks up memory.

@@ -75,9 +75,11 @@ enum Cold {
     /// Leaves for `reason` of `site`.
     Leave { label: Label, site: u32, reason: u32, restore: bool },
     /// An access that is not aligned: exact test, then back.
-    Unaligned { label: Label, back: Label, slow: Label, size: u32 },
+    Unaligned { label: Label, back: Label, slow: Label, size: u32, free: bool },
     /// An indirect branch that came to the wrong block.
     Away { label: Label },
+    /// An indirect branch left the flags in the state page.
+    Flags { label: Label, back: Label },
     /// A way out to another block.
     Link { label: Label, site: u32, live: bool },
     /// The page of a known address has no entry.
@@ -95,6 +97,7 @@ pub struct Builder {
     faults: Vec<(u32, u32)>,
     flags: FlagsAt,
     groups: Vec<groups::Group>,
+    early: Vec<groups::Early>,
     /// The group whose look-up is in T1.
     t1: Option<u16>,
     /// Offset of the block in the area, number of its first site, its own number.
@@ -118,6 +121,7 @@ impl Default for Builder {
             faults: Vec::new(),
             flags: FlagsAt::Host,
             groups: Vec::new(),
+            early: Vec::new(),
             t1: None,
             base: 0,
             first_site: 0,
@@ -144,6 +148,7 @@ impl Builder {
         let (poll, body) = self.head(source);
         for k in 0..self.steps.len() {
             self.k = k;
+            self.lead_early();
             self.step(source);
         }
         self.finish_cold(cache);
@@ -176,6 +181,7 @@ impl Builder {
         self.flags = FlagsAt::Host;
         self.x87_ready = false;
         self.groups.clear();
+        self.early.clear();
         self.t1 = None;
         self.base = (cache.area.next() - cache.area.execute) as u32;
         self.first_site = cache.sites.len() as u32;

@@ -38,7 +38,14 @@ impl Builder {
             let at = (i.ip() & 0xfff) as u16;
             let class = classify(source, &i);
             (first, last) = (first.min(at), last.max(at + i.len() as u16 - 1));
-            self.steps.push(Step { i, class, at, live_before: flags::ALL, live_after: flags::ALL, member: None });
+            self.steps.push(Step {
+                i,
+                class,
+                at,
+                live_before: flags::ALL,
+                live_after: flags::ALL,
+                member: None,
+            });
             match class {
                 Class::Jump => {
                     let target = i.near_branch_target();

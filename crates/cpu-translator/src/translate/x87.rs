@@ -16,7 +16,7 @@ impl Builder {
         }
         self.x87_ready = true;
         self.spare_flags();
-        let restore = self.steps[self.k].live_before != 0;
+        let restore = self.restores();
         let site = self.site(Kind::Interpret);
         let label = self.code.label();
         self.code.cmp32_gs(X87, 0);
@@ -36,7 +36,8 @@ impl Builder {
         }
         let next = self.steps.get(self.k + 1);
         let covered = next.is_some_and(|next| {
-            sets(&next.i) && (0..next.i.op_count()).all(|n| next.i.op_kind(n) == OpKind::Register)
+            sets(&next.i)
+                && (0..next.i.op_count()).all(|n| next.i.op_kind(n) == OpKind::Register)
                 && next.class == super::Class::Native
         });
         if covered {
