@@ -93,6 +93,11 @@ impl Clock {
         self.0.now()
     }
 
+    /// Whether the clock moves by itself now.
+    pub fn is_running(&self) -> bool {
+        self.0.running.load(Ordering::Acquire)
+    }
+
     /// Lets a virtual clock run; no effect on the others.
     pub fn start(&self) {
         if self.0.kind == Kind::Virtual && !self.0.running.load(Ordering::Acquire) {

@@ -24,7 +24,7 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use core::{Core, FlushLog, mode};
+pub use core::{Core, Counter, FlushLog, mode};
 pub use decode::watch_code;
 pub use tier::Single;
 pub use tlb::View;

@@ -366,6 +366,39 @@ impl Code {
         self.raw(&[0xff, 0xe0 | reg & 7]);
     }
 
+    /// `mov byte gs:[disp], value`.
+    pub fn store_imm8(&mut self, disp: i32, value: u8) {
+        self.gs_operand(false, &[0xc6], 0, disp);
+        self.raw(&[value]);
+    }
+
+    /// `movzx reg32, byte gs:[disp]`.
+    pub fn load8(&mut self, reg: u8, disp: i32) {
+        self.gs_operand(false, &[0x0f, 0xb6], reg, disp);
+    }
+
+    /// `cmp byte gs:[disp], value`.
+    pub fn cmp8_gs(&mut self, disp: i32, value: u8) {
+        self.gs_operand(false, &[0x80], 7, disp);
+        self.raw(&[value]);
+    }
+
+    /// Sets or clears one of the guest's system flags.
+    pub fn system_flag(&mut self, bit: i32, on: bool) {
+        self.gs_operand(false, &[0x81], if on { 1 } else { 4 }, crate::layout::SYSTEM);
+        self.imm32(if on { bit } else { !bit });
+    }
+
+    /// `jmp gs:[disp]`.
+    pub fn jmp_gs(&mut self, disp: i32) {
+        self.gs_operand(false, &[0xff], 4, disp);
+    }
+
+    /// `wrgsbase reg`.
+    pub fn set_gs(&mut self, reg: u8) {
+        self.raw(&[0xf3, 0x48 | reg >> 3, 0x0f, 0xae, 0xd8 | reg & 7]);
+    }
+
     // ---- flags ----
 
     /// Flags to AX; RAX is kept in its saved slot.

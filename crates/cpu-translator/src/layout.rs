@@ -49,6 +49,36 @@ pub struct State {
     pub masks: [u64; 8],
     /// Look-ups that several accesses of a block share.
     pub shared: [u64; SHARED],
+    pub system: System,
+}
+
+/// Privileged state that translated code works on; see `crate::system`.
+#[repr(C)]
+pub struct System {
+    /// RFLAGS without the arithmetic flags, IF and RF.
+    pub flags: u64,
+    /// RFLAGS.IF: 0 or 2.
+    pub iflag: u8,
+    /// An interrupt may be waiting for IF.
+    pub hint: u8,
+    /// The ring was changed: 1 by SYSCALL, 2 by SYSRET.
+    pub ring: u8,
+    /// RFLAGS.AC, and so the view, may have changed.
+    pub view_changed: u8,
+    /// IA32_KERNEL_GS_BASE.
+    pub other_gs: u64,
+    /// GS bases by view, as the control registers make them.
+    pub views: [u64; 3],
+    pub lstar: u64,
+    /// RFLAGS that SYSCALL keeps.
+    pub kept: u64,
+    /// Address of the address of the line for RDTSC; the guest's offset; IA32_TSC_AUX.
+    pub counter: u64,
+    pub counter_offset: u64,
+    pub counter_id: u64,
+    pub stub_syscall: u64,
+    pub stub_sysret: u64,
+    pub exits: [u64; reason::COUNT],
 }
 
 pub const GPR: i32 = offset_of!(State, gpr) as i32;
@@ -87,6 +117,25 @@ pub const MASK_NEXT: i32 = MASKS + 16;
 pub fn mask_below(align: u32) -> i32 {
     MASKS + 8 * (2 + align.trailing_zeros() as i32)
 }
+
+const fn system(field: usize) -> i32 {
+    (offset_of!(State, system) + field) as i32
+}
+pub const SYSTEM: i32 = system(offset_of!(System, flags));
+pub const IFLAG: i32 = system(offset_of!(System, iflag));
+pub const HINT: i32 = system(offset_of!(System, hint));
+pub const RING: i32 = system(offset_of!(System, ring));
+pub const VIEW_CHANGED: i32 = system(offset_of!(System, view_changed));
+pub const OTHER_GS: i32 = system(offset_of!(System, other_gs));
+pub const VIEWS_AT: i32 = system(offset_of!(System, views));
+pub const LSTAR: i32 = system(offset_of!(System, lstar));
+pub const KEPT: i32 = system(offset_of!(System, kept));
+pub const COUNTER: i32 = system(offset_of!(System, counter));
+pub const COUNTER_OFFSET: i32 = system(offset_of!(System, counter_offset));
+pub const COUNTER_ID: i32 = system(offset_of!(System, counter_id));
+pub const STUB_SYSCALL: i32 = system(offset_of!(System, stub_syscall));
+pub const STUB_SYSRET: i32 = system(offset_of!(System, stub_sysret));
+pub const EXITS: i32 = system(offset_of!(System, exits));
 
 /// Bytes of the shared state page.
 pub const STATE_SIZE: usize = 4096;

@@ -13,7 +13,10 @@ mod layout;
 mod shared;
 mod signals;
 mod stubs;
+mod system;
+mod system_stubs;
 mod tables;
+mod time;
 mod translate;
 mod vcpu;
 

@@ -4,6 +4,7 @@ use crate::area::Area;
 use crate::cache::{Cache, Mixed};
 use crate::layout::State;
 use crate::tables::{Tables, VIEWS};
+use crate::time::Time;
 use base::Result;
 use cpu::{Link, Request};
 use memory::{CodeObserver, RamBlock};
@@ -32,6 +33,7 @@ pub struct Shared {
     pub revoked: AtomicU64,
     pub warm: AtomicU32,
     pub exact: bool,
+    pub time: Time,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -50,6 +52,7 @@ impl Shared {
             revoked: AtomicU64::new(0),
             warm: AtomicU32::new(warm),
             exact,
+            time: Time::new(),
         })
     }
 

@@ -4,11 +4,12 @@ use crate::cache::{Block, Cache, Kind, Mixed, NONE, Site};
 use crate::layout::{MASK, reason};
 use crate::shared::{Peer, Shared, StatePage};
 use crate::signals;
+use crate::system;
 use crate::tables::Tables;
 use crate::translate::{Builder, LARGEST, Source, key};
 use base::Result;
 use cpu::engine::DebugPlan;
-use cpu::paging::{CR0_EM, CR0_TS, CR4_OSFXSR, CR4_OSXSAVE};
+use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
 use cpu::{CpuState, Exit, Vcpu, VcpuConfig};
 use cpu_interpreter::{Core, InterpreterVcpu, Single, mode};
 use memory::RamBlock;
@@ -41,6 +42,8 @@ pub struct TranslatorVcpu {
     generation: u64,
     /// [`Shared::revoked`] when the present block was entered.
     revoked: u64,
+    /// The last key of each view.
+    keys: [u32; 3],
     enter: usize,
     thread: Option<std::thread::ThreadId>,
     gs: usize,
@@ -71,8 +74,11 @@ impl TranslatorVcpu {
             cpu_interpreter::View::Supervisor,
             cpu_interpreter::View::SupervisorAc,
         ];
+        crate::system::prepare(state.get(), &stubs.exits, shared.time.cell());
         let peer = Arc::new(Peer { gs: views.map(|view| tables.gs(view)), link, inside: Default::default() });
         shared.join(peer.clone());
+        let time = shared.clone();
+        interpreter.core_mut().counter = Some(Box::new(move || time.time.read()));
         interpreter.core_mut().heat_limit = shared.warm.load(Ordering::Relaxed);
         Ok(TranslatorVcpu {
             interpreter,
@@ -84,6 +90,7 @@ impl TranslatorVcpu {
             builder: Builder::default(),
             singles: Mixed::default(),
             revoked: 0,
+            keys: [0; 3],
             enter: stubs.enter,
             thread: None,
             gs: 0,
@@ -110,7 +117,47 @@ impl TranslatorVcpu {
                 bits |= key::AVX;
             }
         }
+        if core.cpl == 0 {
+            bits |= key::SUPERVISOR;
+        }
+        if st.cr4 & CR4_FSGSBASE != 0 {
+            bits |= key::BASES;
+        }
+        if system::may_count(core) && self.shared.time.line().is_some() {
+            bits |= key::COUNTER;
+        }
         Some(bits)
+    }
+
+    /// Translated code begins or goes on with another key: what leads to blocks by their
+    /// address alone must lead to blocks of this key.
+    fn note_key(&mut self, key: u32) {
+        let view = self.interpreter.core().view as usize;
+        if self.keys[view] != key {
+            self.keys[view] = key;
+            if view != 0 {
+                self.keys[1] = key;
+                self.keys[2] = key;
+            }
+            self.tables.forget_code();
+        }
+    }
+
+    /// After translated code: the ring and the view that it changed.
+    fn follow_ring(&mut self, key: u32) -> u32 {
+        let state = self.state.get();
+        if state.system.ring == 0 && state.system.view_changed == 0 {
+            return key;
+        }
+        let core = self.interpreter.core_mut();
+        let changed = system::store(state, core);
+        self.gs = self.tables.gs(core.view);
+        if !changed {
+            return key;
+        }
+        let key = self.key().unwrap_or(key ^ key::SUPERVISOR);
+        self.note_key(key);
+        key
     }
 
     fn run_inner(&mut self) -> Exit {
@@ -235,6 +282,7 @@ impl TranslatorVcpu {
         state.fip = core.simd.fip;
         state.fdp = core.simd.fdp;
         state.fop = u64::from(core.simd.fop);
+        system::load(state, core, &self.tables);
     }
 
     /// The state page to the interpreter's state.
@@ -255,6 +303,7 @@ impl TranslatorVcpu {
             }
             core.simd.fop = state.fop as u16;
         }
+        system::store(state, core);
         core.rip = rip;
     }
 
@@ -287,7 +336,9 @@ impl TranslatorVcpu {
     }
 
     /// Runs translated code until the run loop is needed.
-    fn execute(&mut self, mut host: usize, key: u32) -> Result<(), Exit> {
+    fn execute(&mut self, mut host: usize, mut key: u32) -> Result<(), Exit> {
+        self.shared.time.steer(&self.interpreter.core().bus);
+        self.note_key(key);
         self.load_state();
         self.counts.entries += 1;
         self.revoked = self.shared.revoked.load(Ordering::SeqCst);
@@ -298,6 +349,7 @@ impl TranslatorVcpu {
                 self.store_state(rip);
                 return Ok(());
             }
+            key = self.follow_ring(key);
             let next = match self.state.get().reason {
                 reason::MISS => self.missed(&mut rip, key)?,
                 reason::SLOW => {
@@ -569,7 +621,9 @@ impl Vcpu for TranslatorVcpu {
             self.gs = 0;
             self.interpreter.begin();
         }
+        self.shared.time.resume(&self.interpreter.core().bus);
         let exit = self.run_inner();
+        self.shared.time.pause();
         self.interpreter.core_mut().simd.sync();
         exit
     }
@@ -579,6 +633,7 @@ impl Vcpu for TranslatorVcpu {
     }
 
     fn load(&mut self, state: &CpuState) -> Result<()> {
+        self.shared.time.forget();
         self.interpreter.load(state)
     }
 

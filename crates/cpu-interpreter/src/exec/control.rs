@@ -244,6 +244,24 @@ impl Core {
         self.enter_level(0)
     }
 
+    /// Segments and privilege after a 64-bit SYSCALL whose other work is done.
+    pub fn finish_syscall(&mut self) {
+        let selector = (self.st.msr.star >> 32) as u16 & 0xfffc;
+        self.st.seg[seg::CS] = Core::flat_code(selector, 0, true);
+        self.st.seg[seg::SS] = Core::flat_data(selector.wrapping_add(8), 0);
+        self.cpl = 0;
+        self.mode_changed();
+    }
+
+    /// Segments and privilege after a SYSRET to 64-bit code whose other work is done.
+    pub fn finish_sysret(&mut self) {
+        let selector = (self.st.msr.star >> 48) as u16;
+        self.st.seg[seg::CS] = Core::flat_code(selector.wrapping_add(16) | 3, 3, true);
+        self.st.seg[seg::SS] = Core::flat_data(selector.wrapping_add(8) | 3, 3);
+        self.cpl = 3;
+        self.mode_changed();
+    }
+
     fn sysret(&mut self, wide: bool) -> Done {
         if self.st.efer & EFER_SCE == 0 || !self.protected() {
             return Err(Fault::UD);

@@ -27,6 +27,11 @@ pub enum Class {
     Interpret,
     /// Left to the interpreter; the block ends.
     InterpretEnd,
+    /// A system instruction with code of its own; likewise, and the block ends behind it.
+    System,
+    SystemEnd,
+    /// SYSCALL, SYSRET.
+    Enter,
 }
 
 impl Class {
@@ -34,6 +39,12 @@ impl Class {
     pub fn leaves(self) -> bool {
         use Class::*;
         matches!(self, Branch | Loop | CountZero | Call | CallIndirect | JumpIndirect | Return)
+    }
+
+    /// Whether no look-up of a page stays good behind it.
+    pub fn is_barrier(self) -> bool {
+        use Class::*;
+        matches!(self, Interpret | InterpretEnd | System | SystemEnd | Enter)
     }
 
     /// Whether the block may be left at this instruction for another reason than a branch.
@@ -58,6 +69,9 @@ pub fn classify(source: &Source, i: &Instruction) -> Class {
         return Class::InterpretEnd;
     }
     let bits = source.bits();
+    if let Some(class) = super::system::classify(source, i) {
+        return class;
+    }
     let natural = natural_stack(i, bits);
     match i.mnemonic() {
         Nop | Endbr64 | Endbr32 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw

@@ -69,6 +69,7 @@ impl Builder {
             Class::Leave => self.leave(source, &i),
             Class::Interpret => self.interpret(true),
             Class::InterpretEnd => self.interpret(false),
+            Class::System | Class::SystemEnd | Class::Enter => self.system(source, &i),
             _ => return self.control(source, &i),
         }
         if self.runs_out() {
@@ -79,7 +80,7 @@ impl Builder {
     }
 
     /// Leaves for the interpreter at this instruction.
-    fn interpret(&mut self, goes_on: bool) {
+    pub(super) fn interpret(&mut self, goes_on: bool) {
         self.t1 = None;
         self.x87_ready = false;
         self.want_flags(true);

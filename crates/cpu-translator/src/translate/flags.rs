@@ -60,7 +60,7 @@ pub fn live_at(source: &Source, rip: u64) -> u32 {
             break;
         }
         match classify(source, &i) {
-            Class::Interpret | Class::InterpretEnd => break,
+            Class::Interpret | Class::InterpretEnd | Class::Enter => break,
             Class::Jump => {
                 let Some(at) = source.offset(i.near_branch_target()) else { break };
                 decoder = Decoder::with_ip(
@@ -120,7 +120,8 @@ impl Builder {
     fn wanted_ahead(&self) -> bool {
         let mut live = self.steps[self.k].live_before;
         for step in &self.steps[self.k..] {
-            if matches!(step.class, Class::Interpret | Class::InterpretEnd) || read(&step.i) & live != 0 {
+            let leaves = matches!(step.class, Class::Interpret | Class::InterpretEnd | Class::Enter);
+            if leaves || read(&step.i) & live != 0 {
                 return true;
             }
             live &= !killed(&step.i);

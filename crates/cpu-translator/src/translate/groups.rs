@@ -127,7 +127,7 @@ impl Builder {
         for k in 0..self.steps.len() {
             let (i, class) = (self.steps[k].i, self.steps[k].class);
             history.push(Moment { values: values.values, access: None });
-            if matches!(class, Class::Interpret | Class::InterpretEnd) {
+            if class.is_barrier() {
                 values.forget();
                 open.clear();
                 continue;

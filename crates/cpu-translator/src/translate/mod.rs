@@ -16,6 +16,7 @@ mod emit;
 mod flags;
 mod flow;
 mod groups;
+mod system;
 mod trace;
 mod x87;
 
@@ -36,6 +37,12 @@ pub mod key {
     pub const X87: u32 = 1 << 18;
     /// A variant whose accesses do not share look-ups.
     pub const PLAIN: u32 = 1 << 20;
+    /// CPL 0.
+    pub const SUPERVISOR: u32 = 1 << 21;
+    /// RDTSC may be executed and has a line to read.
+    pub const COUNTER: u32 = 1 << 22;
+    /// CR4.FSGSBASE.
+    pub const BASES: u32 = 1 << 23;
 }
 
 /// What a block is made from.

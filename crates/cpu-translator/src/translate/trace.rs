@@ -62,7 +62,9 @@ impl Builder {
                 | Class::CallIndirect
                 | Class::JumpIndirect
                 | Class::Return
-                | Class::InterpretEnd => {
+                | Class::InterpretEnd
+                | Class::SystemEnd
+                | Class::Enter => {
                     break;
                 }
                 _ => {}
@@ -86,6 +88,7 @@ impl Builder {
                     | Class::JumpIndirect
                     | Class::Return
                     | Class::InterpretEnd
+                    | Class::Enter
             )
     }
 
@@ -110,7 +113,7 @@ impl Builder {
                 live |= flags::live_at(source, step.i.near_branch_target());
             }
             let before = match step.class {
-                Class::Interpret | Class::InterpretEnd => flags::ALL,
+                Class::Interpret | Class::InterpretEnd | Class::Enter => flags::ALL,
                 _ if source.exact && step.class.may_leave() => flags::ALL,
                 _ => live & !flags::killed(&step.i) | flags::read(&step.i),
             };

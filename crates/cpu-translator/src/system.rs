@@ -1,0 +1,66 @@
+//! System state between the interpreter's core and the state page.
+
+use crate::layout::State;
+use crate::system_stubs;
+use crate::tables::Tables;
+use cpu::paging::{CR4_SMAP, CR4_TSD, EFER_SCE};
+use cpu::state::seg;
+use cpu_interpreter::{Core, View};
+
+const ARITH: u64 = 0x8d5;
+const IF: u64 = 0x200;
+const RF: u64 = 0x1_0000;
+
+/// RDTSC needs no privilege that is missing.
+pub fn may_count(core: &Core) -> bool {
+    core.st.cr4 & CR4_TSD == 0 || core.cpl == 0
+}
+
+/// What never changes.
+pub fn prepare(state: &mut State, exits: &[usize], counter: u64) {
+    for (to, from) in state.system.exits.iter_mut().zip(exits) {
+        *to = *from as u64;
+    }
+    state.system.counter = counter;
+}
+
+/// The core's state to the page.
+pub fn load(state: &mut State, core: &Core, tables: &Tables) {
+    let s = &mut state.system;
+    let flags = core.st.rflags;
+    s.flags = flags & !(ARITH | IF | RF);
+    s.iflag = (flags >> 8) as u8 & 2;
+    s.hint = u8::from(core.irq_hint);
+    s.ring = 0;
+    s.view_changed = 0;
+    s.other_gs = core.st.msr.kernel_gs_base;
+    let inner = if core.st.cr4 & CR4_SMAP != 0 { View::SupervisorAc } else { View::Supervisor };
+    let views = [View::User, View::Supervisor, inner];
+    s.views = views.map(|view| tables.gs(view) as u64);
+    s.lstar = core.st.msr.lstar;
+    s.kept = !(core.st.msr.sfmask | RF);
+    s.counter_offset = core.st.tsc_offset;
+    s.counter_id = core.st.msr.tsc_aux;
+    let enabled = core.st.efer & EFER_SCE != 0;
+    let slow = s.exits[crate::layout::reason::SLOW as usize];
+    s.stub_syscall = if enabled { system_stubs::syscall() } else { slow };
+    s.stub_sysret = if enabled { system_stubs::sysret() } else { slow };
+}
+
+/// The page's state to the core. `true`: the ring was changed.
+pub fn store(state: &mut State, core: &mut Core) -> bool {
+    let s = &mut state.system;
+    core.st.rflags = core.st.rflags & ARITH | s.flags | u64::from(s.iflag) << 8;
+    core.st.msr.kernel_gs_base = s.other_gs;
+    core.st.seg[seg::GS].base = state.seg_base[1];
+    core.sc[seg::GS].base = state.seg_base[1];
+    let ring = std::mem::take(&mut s.ring);
+    match ring {
+        0 if s.view_changed != 0 => core.choose_view(),
+        0 => {}
+        1 => core.finish_syscall(),
+        _ => core.finish_sysret(),
+    }
+    s.view_changed = 0;
+    ring != 0
+}
