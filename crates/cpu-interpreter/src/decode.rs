@@ -49,8 +49,15 @@ impl Core {
         if mapping.size > 4096 {
             self.tlb.note_large(tag, mapping.size);
         }
-        self.tlb.add_code(tag, mapping.page, mapping.global);
+        self.tlb.add_code(tag, (mapping.page, mapping.size), mapping.global);
         Ok(mapping.page | linear & 0xfff)
+    }
+
+    /// Of the page of `linear`, which [`Core::translate_code`] has just translated: whether it
+    /// is global, and the size of its mapping.
+    pub fn code_mapping(&self, linear: u64) -> (bool, u64) {
+        let entry = self.tlb.code[crate::tlb::code_index(linear)];
+        if entry.tag == linear & !0xfff { (entry.global, entry.size) } else { (false, 0) }
     }
 
     fn code_source(&self, physical: u64) -> CodeSource {

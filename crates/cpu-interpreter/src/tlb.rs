@@ -26,6 +26,9 @@ pub struct WriteEntry {
 pub struct CodeEntry {
     pub tag: u64,
     pub physical: u64,
+    pub global: bool,
+    /// Bytes of the mapping that the page is a piece of.
+    pub size: u64,
 }
 
 /// The privilege view that a set of entries was made for.
@@ -43,13 +46,52 @@ const CODE: u32 = 2 << 16;
 const KINDS: u32 = 3 << 16;
 const GLOBAL: u32 = 1 << 20;
 
+/// Where pieces of large pages are known: 2 MiB regions by a hash, so that it may be said of
+/// some others too.
+struct Regions {
+    bits: Box<[u64; 256]>,
+    /// 1 GiB regions.
+    huge: Vec<u64>,
+}
+
+impl Default for Regions {
+    fn default() -> Self {
+        Regions { bits: Box::new([0; 256]), huge: Vec::new() }
+    }
+}
+
+impl Regions {
+    fn place(linear: u64) -> (usize, u64) {
+        let region = linear >> 21;
+        let hash = (region ^ region >> 14) as usize;
+        (hash / 64 % 256, 1 << (hash % 64))
+    }
+
+    fn insert(&mut self, linear: u64, size: u64) {
+        let (word, bit) = Regions::place(linear);
+        self.bits[word] |= bit;
+        if size > 2 << 20 && !self.huge.contains(&(linear >> 30)) {
+            self.huge.push(linear >> 30);
+        }
+    }
+
+    fn contains(&self, linear: u64) -> bool {
+        let (word, bit) = Regions::place(linear);
+        self.huge.contains(&(linear >> 30)) || self.bits[word] & bit != 0
+    }
+
+    fn clear(&mut self) {
+        self.bits.fill(0);
+        self.huge.clear();
+    }
+}
+
 pub struct TlbSet {
     pub read: Box<[ReadEntry; DATA_ENTRIES]>,
     pub write: Box<[WriteEntry; DATA_ENTRIES]>,
     pub code: Box<[CodeEntry; CODE_ENTRIES]>,
     log: Vec<u32>,
-    /// Lowest and highest linear page that came from a large page.
-    large: (u64, u64),
+    large: Regions,
 }
 
 /// A tag that no address with this index has.
@@ -73,13 +115,18 @@ impl TlbSet {
         let (page, watch) = (parking.page(0), parking.watch_cell(0));
         let read = std::array::from_fn(|i| ReadEntry { tag: never(i, DATA_ENTRIES), page });
         let write = std::array::from_fn(|i| WriteEntry { tag: never(i, DATA_ENTRIES), page, watch });
-        let code = std::array::from_fn(|i| CodeEntry { tag: never(i, CODE_ENTRIES), physical: u64::MAX });
+        let code = std::array::from_fn(|i| CodeEntry {
+            tag: never(i, CODE_ENTRIES),
+            physical: u64::MAX,
+            global: false,
+            size: 0,
+        });
         TlbSet {
             read: Box::new(read),
             write: Box::new(write),
             code: Box::new(code),
             log: Vec::new(),
-            large: (u64::MAX, 0),
+            large: Regions::default(),
         }
     }
 
@@ -93,14 +140,13 @@ impl TlbSet {
         self.note(WRITE, data_index(tag), global);
     }
 
-    pub fn add_code(&mut self, tag: u64, physical: u64, global: bool) {
-        self.code[code_index(tag)] = CodeEntry { tag, physical };
+    pub fn add_code(&mut self, tag: u64, (physical, size): (u64, u64), global: bool) {
+        self.code[code_index(tag)] = CodeEntry { tag, physical, global, size };
         self.note(CODE, code_index(tag), global);
     }
 
     pub fn note_large(&mut self, tag: u64, size: u64) {
-        let start = tag & !(size - 1);
-        self.large = (self.large.0.min(start), self.large.1.max(start | (size - 1)));
+        self.large.insert(tag, size);
     }
 
     fn note(&mut self, kind: u32, index: usize, global: bool) {
@@ -121,7 +167,10 @@ impl TlbSet {
         match item & KINDS {
             READ => self.read[index].tag = never(index, DATA_ENTRIES),
             WRITE => self.write[index].tag = never(index, DATA_ENTRIES),
-            _ => self.code[index] = CodeEntry { tag: never(index, CODE_ENTRIES), physical: u64::MAX },
+            _ => {
+                self.code[index] =
+                    CodeEntry { tag: never(index, CODE_ENTRIES), physical: u64::MAX, global: false, size: 0 }
+            }
         }
     }
 
@@ -136,13 +185,13 @@ impl TlbSet {
         self.log = log;
         self.log.retain(|item| !globals_too && item & GLOBAL != 0);
         if globals_too {
-            self.large = (u64::MAX, 0);
+            self.large.clear();
         }
     }
 
     /// INVLPG.
     pub fn flush_page(&mut self, linear: u64) {
-        if linear >= self.large.0 && linear <= self.large.1 {
+        if self.large.contains(linear) {
             return self.flush(true);
         }
         let tag = linear & !0xfff;

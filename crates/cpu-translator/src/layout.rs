@@ -140,8 +140,8 @@ pub const EXITS: i32 = system(offset_of!(System, exits));
 /// Bytes of the shared state page.
 pub const STATE_SIZE: usize = 4096;
 /// Code map: for a hash of a linear page, the id of its present (linear, physical) pair.
-pub const CODE_MAP: i32 = 0x1_0000;
-pub const CODE_MAP_SLOTS: usize = 4096;
+pub const CODE_MAP: i32 = 0xa_0000;
+pub const CODE_MAP_SLOTS: usize = 1 << 16;
 /// Indirect branches: host addresses by the low 16 bits of the target.
 pub const INDIRECT: i32 = 0x2_0000;
 pub const INDIRECT_SLOTS: usize = 1 << 16;

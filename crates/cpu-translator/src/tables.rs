@@ -4,6 +4,7 @@
 //! is `[address + entry - 1]` after a test of bit 0. There is a table for reads and one for
 //! writes in each privilege view, in memory that is reserved but only populated where used.
 
+use crate::cache::Mixed;
 use crate::layout::*;
 use base::{Failure, Result};
 use cpu_interpreter::View;
@@ -19,15 +20,56 @@ struct Space {
     /// The whole reservation.
     start: usize,
     gs: usize,
-    /// Filled pages: linear page with [`GLOBAL`] and [`WRITABLE`] in its low bits.
-    log: Vec<u64>,
-    /// Code map slots and indirect branches that were set; bit 31: global.
-    code_log: Vec<u32>,
-    branch_log: Vec<u32>,
+    /// What is known: of pages that are not global, and of those that are.
+    logs: [Log; 2],
 }
 
-const GLOBAL: u64 = 1;
-const GLOBAL_SLOT: u32 = 1 << 31;
+/// What a flush has to undo. Entries may stand here more than once, or be gone already.
+#[derive(Default)]
+struct Log {
+    pages: Vec<u64>,
+    /// Code map slots and indirect branches that were set.
+    code: Vec<u32>,
+    branches: Vec<u32>,
+    /// Linear pages whose code or branches are known.
+    code_pages: Mixed<u64, ()>,
+}
+
+impl Log {
+    fn forget_code(&mut self, gs: usize, unknown: u64) {
+        for slot in self.code.drain(..) {
+            code_slot(gs, slot).store(0, Ordering::Release);
+        }
+        for slot in self.branches.drain(..) {
+            branch_slot(gs, slot).store(unknown, Ordering::Release);
+        }
+        self.code_pages.clear();
+    }
+}
+
+impl Space {
+    fn forget_page(&self, page: u64) {
+        Tables::entry(self.gs, page, false).store(0, Ordering::Release);
+        Tables::entry(self.gs, page, true).store(0, Ordering::Release);
+    }
+
+    /// Forgets the code of `page`, and with it other branches of the same slots.
+    fn forget_code_of(&mut self, page: u64, unknown: u64) {
+        let known =
+            self.logs.iter_mut().fold(false, |known, log| log.code_pages.remove(&page).is_some() | known);
+        if known {
+            code_slot(self.gs, map_slot(page)).store(0, Ordering::Release);
+            let first = page as u32 & 0xf000;
+            for slot in first..first + 0x1000 {
+                branch_slot(self.gs, slot).store(unknown, Ordering::Release);
+            }
+        }
+    }
+}
+
+/// Bytes of the common large page, and of the largest.
+const LARGE: u64 = 2 << 20;
+const HUGE: u64 = 1 << 30;
 
 /// The tables of one vCPU.
 pub struct Tables {
@@ -36,8 +78,10 @@ pub struct Tables {
     size: usize,
     /// Where indirect branches without an entry go.
     unknown: u64,
-    /// Lowest and highest linear address that came from a large page.
-    large: (u64, u64),
+    /// Regions of [`LARGE`] bytes with pieces of large pages.
+    large: Mixed<u64, ()>,
+    /// Likewise for larger pages.
+    huge: Mixed<u64, ()>,
     pub fills: u64,
     pub flushes: u64,
 }
@@ -61,7 +105,7 @@ impl Tables {
                 let gs = start + GUARD + BELOW;
                 mmap_anonymous((start + GUARD) as *mut _, BELOW + ABOVE, access, flags | MapFlags::FIXED)?;
                 mmap(gs as *mut _, STATE_SIZE, access, MapFlags::SHARED | MapFlags::FIXED, &fd, 0)?;
-                Ok(Space { start, gs, log: Vec::new(), code_log: Vec::new(), branch_log: Vec::new() })
+                Ok(Space { start, gs, logs: Default::default() })
             }
         };
         let spaces = [space().map_err(os)?, space().map_err(os)?, space().map_err(os)?];
@@ -71,7 +115,8 @@ impl Tables {
             state,
             size,
             unknown: unknown as u64,
-            large: (u64::MAX, 0),
+            large: Mixed::default(),
+            huge: Mixed::default(),
             fills: 0,
             flushes: 0,
         };
@@ -109,13 +154,17 @@ impl Tables {
         if writable {
             Tables::entry(space.gs, page, true).store(value, Ordering::Release);
         }
-        space.log.push(page | if global { GLOBAL } else { 0 });
+        space.logs[usize::from(global)].pages.push(page);
         self.fills += 1;
     }
 
+    /// The page of `linear` is a piece of a large one.
     pub fn note_large(&mut self, linear: u64, size: u64) {
-        let start = linear & !(size - 1);
-        self.large = (self.large.0.min(start), self.large.1.max(start | (size - 1)));
+        if size > LARGE {
+            self.huge.insert(linear & !(HUGE - 1), ());
+        } else {
+            self.large.insert(linear & !(LARGE - 1), ());
+        }
     }
 
     /// Drops the write entry of `linear` in `view` if it leads to `host`.
@@ -131,53 +180,33 @@ impl Tables {
         self.flushes += 1;
         for space in &mut self.spaces {
             let gs = space.gs;
-            space.log.retain(|&item| {
-                let keep = !globals_too && item & GLOBAL != 0;
-                if !keep {
-                    Tables::entry(gs, item & !0xfff, false).store(0, Ordering::Release);
-                    Tables::entry(gs, item & !0xfff, true).store(0, Ordering::Release);
+            for log in &mut space.logs[..1 + usize::from(globals_too)] {
+                for page in log.pages.drain(..) {
+                    Tables::entry(gs, page, false).store(0, Ordering::Release);
+                    Tables::entry(gs, page, true).store(0, Ordering::Release);
                 }
-                keep
-            });
-            let unknown = self.unknown;
-            space.code_log.retain(|&slot| {
-                let keep = !globals_too && slot & GLOBAL_SLOT != 0;
-                if !keep {
-                    code_slot(gs, slot & !GLOBAL_SLOT).store(0, Ordering::Release);
-                }
-                keep
-            });
-            space.branch_log.retain(|&slot| {
-                let keep = !globals_too && slot & GLOBAL_SLOT != 0;
-                if !keep {
-                    branch_slot(gs, slot & !GLOBAL_SLOT).store(unknown, Ordering::Release);
-                }
-                keep
-            });
+                log.forget_code(gs, self.unknown);
+            }
         }
         if globals_too {
-            self.large = (u64::MAX, 0);
+            self.large.clear();
+            self.huge.clear();
         }
     }
 
     /// INVLPG.
     pub fn flush_page(&mut self, linear: u64) {
-        if linear >= self.large.0 && linear <= self.large.1 {
+        if self.huge.contains_key(&(linear & !(HUGE - 1))) {
             return self.flush(true);
         }
-        let page = linear & !0xfff;
+        let large = linear & !(LARGE - 1);
+        let (first, count) =
+            if self.large.remove(&large).is_some() { (large, LARGE / 4096) } else { (linear & !0xfff, 1) };
+        let unknown = self.unknown;
         for space in &mut self.spaces {
-            Tables::entry(space.gs, page, false).store(0, Ordering::Release);
-            Tables::entry(space.gs, page, true).store(0, Ordering::Release);
-            let slot = map_slot(page);
-            let map = code_slot(space.gs, slot);
-            if map.load(Ordering::Relaxed) != 0 {
-                map.store(0, Ordering::Release);
-                let unknown = self.unknown;
-                for &slot in &space.branch_log {
-                    branch_slot(space.gs, slot & !GLOBAL_SLOT).store(unknown, Ordering::Release);
-                }
-                space.branch_log.clear();
+            for page in (0..count).map(|n| first + 4096 * n) {
+                space.forget_page(page);
+                space.forget_code_of(page, unknown);
             }
         }
         self.trim();
@@ -185,7 +214,7 @@ impl Tables {
 
     /// Keeps the logs from growing without bound under INVLPG.
     fn trim(&mut self) {
-        if self.spaces.iter().any(|space| space.log.len() > 1 << 16) {
+        if self.spaces.iter().flat_map(|space| &space.logs).any(|log| log.pages.len() > 1 << 16) {
             self.flush(true);
         }
     }
@@ -193,41 +222,34 @@ impl Tables {
     /// The pair `id` is what the page of `linear` leads to now.
     pub fn set_code(&mut self, view: View, linear: u64, id: u32, global: bool) {
         let space = &mut self.spaces[view as usize];
+        let log = &mut space.logs[usize::from(global)];
         let slot = map_slot(linear);
         let cell = code_slot(space.gs, slot);
         if cell.load(Ordering::Relaxed) != id {
             cell.store(id, Ordering::Release);
-            space.code_log.push(slot | if global { GLOBAL_SLOT } else { 0 });
-            if space.code_log.len() > 1 << 15 {
-                space.code_log.sort_unstable();
-                space.code_log.dedup();
-            }
+            log.code.push(slot);
+            log.code_pages.insert(linear & !0xfff, ());
+            tidy(&mut log.code);
         }
     }
 
     /// Indirect branches to `rip` go to `host`.
     pub fn set_branch(&mut self, view: View, rip: u64, host: usize, global: bool) {
         let space = &mut self.spaces[view as usize];
+        let log = &mut space.logs[usize::from(global)];
         let slot = (rip & 0xffff) as u32;
         branch_slot(space.gs, slot).store(host as u64, Ordering::Release);
-        space.branch_log.push(slot | if global { GLOBAL_SLOT } else { 0 });
-        if space.branch_log.len() > 1 << 18 {
-            space.branch_log.sort_unstable();
-            space.branch_log.dedup();
-        }
+        log.branches.push(slot);
+        log.code_pages.insert(rip & !0xfff, ());
+        tidy(&mut log.branches);
     }
 
     /// Forgets branches and code pages of all views.
     pub fn forget_code(&mut self) {
         for space in &mut self.spaces {
-            for &slot in &space.code_log {
-                code_slot(space.gs, slot & !GLOBAL_SLOT).store(0, Ordering::Release);
+            for log in &mut space.logs {
+                log.forget_code(space.gs, self.unknown);
             }
-            for &slot in &space.branch_log {
-                branch_slot(space.gs, slot & !GLOBAL_SLOT).store(self.unknown, Ordering::Release);
-            }
-            space.code_log.clear();
-            space.branch_log.clear();
         }
     }
 
@@ -238,10 +260,13 @@ impl Tables {
             }
         }
     }
+}
 
-    /// Pages that are known now (an upper bound).
-    pub fn len(&self) -> usize {
-        self.spaces.iter().map(|space| space.log.len()).sum()
+/// Drops repetitions from a log of slots before it grows large.
+fn tidy(log: &mut Vec<u32>) {
+    if log.len() > 1 << 17 {
+        log.sort_unstable();
+        log.dedup();
     }
 }
 
@@ -258,7 +283,7 @@ impl Drop for Tables {
 /// The code map slot of a linear address.
 pub fn map_slot(linear: u64) -> u32 {
     let page = linear >> 12;
-    ((page ^ page >> 12) as u32) & (CODE_MAP_SLOTS as u32 - 1)
+    ((page ^ page >> 16) as u32) & (CODE_MAP_SLOTS as u32 - 1)
 }
 
 fn code_slot(gs: usize, slot: u32) -> &'static AtomicU32 {

@@ -565,8 +565,17 @@ impl TranslatorVcpu {
 
     fn note_code(&mut self, linear: u64, pair: u32) {
         let view = self.interpreter.core().view;
-        // Whether the page is global is not known here: it is treated as if it were not.
-        self.tables.set_code(view, linear, pair, false);
+        let global = self.note_mapping(linear);
+        self.tables.set_code(view, linear, pair, global);
+    }
+
+    /// Whether the code page of `linear`, just translated, is global.
+    fn note_mapping(&mut self, linear: u64) -> bool {
+        let (global, size) = self.interpreter.core().code_mapping(linear);
+        if size > 4096 {
+            self.tables.note_large(linear, size);
+        }
+        global
     }
 
     fn branched(&mut self, rip: &mut u64, key: u32) -> Next {
@@ -574,16 +583,17 @@ impl TranslatorVcpu {
         let target = self.state.get().s0;
         *rip = target;
         if let Some((host, _, _)) = self.code_at(target) {
-            let cache = self.shared.cache();
+            let global = self.note_mapping(target);
+            let mut cache = self.shared.cache();
             if let Some(block) = cache.find(&(host, target, key)) {
                 let b = &cache.blocks[block as usize];
                 let (indirect, poll) = (cache.host(b.indirect), cache.host(b.poll));
                 // Under the lock: an invalidation that follows finds the entry.
                 let view = self.interpreter.core().view;
-                self.tables.set_branch(view, target, indirect, false);
+                self.tables.set_branch(view, target, indirect, global);
+                let pair = cache.pair(target, host);
                 drop(cache);
-                let pair = self.shared.cache().pair(target, host);
-                self.tables.set_code(view, target, pair, false);
+                self.tables.set_code(view, target, pair, global);
                 self.revoked = self.shared.revoked.load(Ordering::SeqCst);
                 return Next::Host(poll);
             }

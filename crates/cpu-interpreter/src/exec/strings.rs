@@ -257,9 +257,18 @@ impl Core {
         if value[..size].iter().all(|&b| b == value[0]) {
             page.fill(start, bytes, value[0]);
         } else {
-            for k in 0..n as usize {
-                page.write(start + k * size, &value[..size]);
+            // Eight bytes at a time hold whole elements.
+            let mut wide = [0; 8];
+            for (k, byte) in wide.iter_mut().enumerate() {
+                *byte = value[k % size];
             }
+            let (wide, end) = (u64::from_le_bytes(wide), start + bytes);
+            let mut at = start;
+            while at + 8 <= end {
+                page.store(at, wide);
+                at += 8;
+            }
+            page.write(at, &wide.to_le_bytes()[..end - at]);
         }
         self.watch_write(watch, to - back as u64, bytes);
         self.advance(RDI, work, n);
