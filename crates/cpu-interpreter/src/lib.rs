@@ -26,6 +26,6 @@ mod tests;
 
 pub use core::{Core, Counter, FlushLog, mode};
 pub use decode::watch_code;
-pub use tier::Single;
+pub use tier::{Ran, Single};
 pub use tlb::View;
 pub use vcpu::{Interpreter, InterpreterVcpu, Shared};

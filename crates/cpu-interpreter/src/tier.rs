@@ -36,6 +36,17 @@ impl Single {
     }
 }
 
+/// How a single instruction ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ran {
+    /// `rip` follows it; mode and mapping are the same.
+    Next,
+    /// `rip` follows it; mode or mapping may have changed.
+    End,
+    /// A branch, an exception, or an instruction that is not over yet.
+    Elsewhere,
+}
+
 impl InterpreterVcpu {
     pub fn core(&self) -> &Core {
         &self.core
@@ -73,9 +84,21 @@ impl InterpreterVcpu {
         self.stepping()
     }
 
+    /// Whether [`Self::look_up`] would find something to do, or the next instruction must be
+    /// executed alone.
+    pub fn must_look_up(&self) -> bool {
+        let core = &self.core;
+        core.irq_hint && core.st.rflags & flags::IF != 0
+            || core.bus.link.requests().bits() != 0
+            || core.pending_db != 0
+            || core.st.pending.is_some()
+            || core.st.interrupt_shadow
+            || core.st.activity != cpu::state::Activity::Running
+            || self.has_nmi()
+    }
+
     /// Executes `single`, which is the instruction at `rip`, and delivers its exception.
-    /// `Ok(true)`: nothing but the instruction itself happened and `rip` follows it.
-    pub fn run_single(&mut self, single: &Single) -> Result<bool, Exit> {
+    pub fn run_single(&mut self, single: &Single) -> Result<Ran, Exit> {
         let core = &mut self.core;
         core.st.interrupt_shadow = false;
         core.budget = 1;
@@ -87,11 +110,11 @@ impl InterpreterVcpu {
             None => core.exec(&single.instruction, &single.op),
         };
         core.smc = false;
-        let mut plain = false;
+        let mut ran = Ran::Elsewhere;
         let stop = match done {
-            Ok(Flow::Next | Flow::End) => {
+            Ok(flow @ (Flow::Next | Flow::End)) => {
                 core.advance_rip(&single.op);
-                plain = true;
+                ran = if flow == Flow::Next { Ran::Next } else { Ran::End };
                 Stop::Resolve
             }
             Ok(Flow::Branch) => Stop::Resolve,
@@ -114,7 +137,7 @@ impl InterpreterVcpu {
         }
         match self.settle(stop, false) {
             Some(exit) => Err(exit),
-            None => Ok(plain),
+            None => Ok(ran),
         }
     }
 }

@@ -88,6 +88,10 @@ impl InterpreterVcpu {
         })
     }
 
+    pub(crate) fn has_nmi(&self) -> bool {
+        self.nmi_pending
+    }
+
     /// Blocks decoded and whole flushes, for reports.
     pub fn cache_report(&self) -> (usize, u64) {
         (self.cache.heads.len(), self.cache.flushes)

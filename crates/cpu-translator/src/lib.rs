@@ -9,6 +9,7 @@
 mod area;
 mod asm;
 mod cache;
+mod exits;
 mod layout;
 mod shared;
 mod signals;

@@ -75,7 +75,7 @@ fn enter(code: &mut Code) {
         code.raw(&[0x50 | reg & 7]);
     }
     code.store(HOST_RSP, RSP);
-    code.mov(T0, 7);
+    code.mov(T1, 7);
     let same = code.label();
     mxcsr(code, 3, HOST_MXCSR);
     code.load32(RAX, HOST_MXCSR);
@@ -93,7 +93,8 @@ fn enter(code: &mut Code) {
     }
     code.flags_from(FLAGS);
     code.load(RAX, GPR);
-    code.jmp_reg(T0);
+    code.load(T0, S0);
+    code.jmp_reg(T1);
 }
 
 /// STMXCSR (3) or LDMXCSR (2) `gs:[disp]`.

@@ -25,7 +25,7 @@ pub fn prepare(state: &mut State, exits: &[usize], counter: u64) {
 }
 
 /// The core's state to the page.
-pub fn load(state: &mut State, core: &Core, tables: &Tables) {
+pub fn load(state: &mut State, core: &Core) {
     let s = &mut state.system;
     let flags = core.st.rflags;
     s.flags = flags & !(ARITH | IF | RF);
@@ -34,6 +34,11 @@ pub fn load(state: &mut State, core: &Core, tables: &Tables) {
     s.ring = 0;
     s.view_changed = 0;
     s.other_gs = core.st.msr.kernel_gs_base;
+}
+
+/// What control and model-specific registers make of it.
+pub fn load_registers(state: &mut State, core: &Core, tables: &Tables) {
+    let s = &mut state.system;
     let inner = if core.st.cr4 & CR4_SMAP != 0 { View::SupervisorAc } else { View::Supervisor };
     let views = [View::User, View::Supervisor, inner];
     s.views = views.map(|view| tables.gs(view) as u64);

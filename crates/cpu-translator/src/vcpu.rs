@@ -1,17 +1,19 @@
 //! One vCPU: translated code where it is warm, the interpreter everywhere else.
 
-use crate::cache::{Block, Cache, Kind, Mixed, NONE, Site};
+use crate::cache::{Cache, Kind, NONE};
+use crate::exits::Exits;
 use crate::layout::{MASK, reason};
 use crate::shared::{Peer, Shared, StatePage};
 use crate::signals;
 use crate::system;
 use crate::tables::Tables;
+use crate::tables::branch_slot;
 use crate::translate::{Builder, LARGEST, Source, key};
 use base::Result;
 use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
 use cpu::{CpuState, Exit, Vcpu, VcpuConfig};
-use cpu_interpreter::{Core, InterpreterVcpu, Single, mode};
+use cpu_interpreter::{Core, InterpreterVcpu, Ran, mode};
 use memory::RamBlock;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -37,8 +39,10 @@ pub struct TranslatorVcpu {
     tables: Tables,
     state: StatePage,
     builder: Builder,
-    /// Instructions of sites that have been left to the interpreter.
-    singles: Mixed<u32, Single>,
+    exits: Exits,
+    /// Where branches go whose target is not known, and the start of translated code.
+    unknown: usize,
+    area: usize,
     generation: u64,
     /// [`Shared::revoked`] when the present block was entered.
     revoked: u64,
@@ -55,6 +59,8 @@ pub struct TranslatorVcpu {
 enum Next {
     /// On at this host address.
     Host(usize),
+    /// Likewise, in a block of another key (at the interpreter's `rip`).
+    Other(usize, u32),
     /// To the run loop; the interpreter's state is up to date.
     Loop,
 }
@@ -63,7 +69,10 @@ impl TranslatorVcpu {
     pub fn new(config: VcpuConfig, shared: Arc<Shared>) -> Result<TranslatorVcpu> {
         let link = config.bus.link.clone();
         let mut interpreter = InterpreterVcpu::new(config, shared.interpreter.clone())?;
-        let stubs = shared.cache().stubs;
+        let (stubs, area) = {
+            let cache = shared.cache();
+            (cache.stubs, cache.area.execute)
+        };
         let tables = Tables::new(stubs.exits[reason::INDIRECT as usize])?;
         let mut state = StatePage::new(&tables);
         state.get().link = std::ptr::from_ref(link.cell()) as u64;
@@ -88,7 +97,9 @@ impl TranslatorVcpu {
             tables,
             state,
             builder: Builder::default(),
-            singles: Mixed::default(),
+            exits: Exits::default(),
+            unknown: stubs.exits[reason::INDIRECT as usize],
+            area,
             revoked: 0,
             keys: [0; 3],
             enter: stubs.enter,
@@ -243,7 +254,7 @@ impl TranslatorVcpu {
     fn renew(&mut self, generation: u64) {
         self.generation = generation;
         self.tables.forget_code();
-        self.singles.clear();
+        self.exits.clear();
     }
 
     /// Brings the interpreter's flushes to the tables. `true`: there were some.
@@ -267,7 +278,7 @@ impl TranslatorVcpu {
     }
 
     /// The interpreter's state to the state page.
-    fn load_state(&mut self) {
+    fn load_state(&mut self, all: bool) {
         self.follow_flushes();
         let core = self.interpreter.core_mut();
         core.simd.sync_mxcsr();
@@ -282,7 +293,10 @@ impl TranslatorVcpu {
         state.fip = core.simd.fip;
         state.fdp = core.simd.fdp;
         state.fop = u64::from(core.simd.fop);
-        system::load(state, core, &self.tables);
+        system::load(state, core);
+        if all {
+            system::load_registers(state, core, &self.tables);
+        }
     }
 
     /// The state page to the interpreter's state.
@@ -316,7 +330,8 @@ impl TranslatorVcpu {
             unsafe { std::arch::asm!("wrgsbase {}", in(reg) gs, options(nomem, nostack, preserves_flags)) };
             self.gs = gs;
         }
-        self.peer.inside.fetch_add(1, Ordering::SeqCst);
+        let inside = self.peer.inside.load(Ordering::Relaxed);
+        self.peer.inside.store(inside + 1, Ordering::SeqCst);
         let generation = self.shared.generation.load(Ordering::SeqCst);
         let valid = generation == self.generation;
         if valid {
@@ -328,7 +343,7 @@ impl TranslatorVcpu {
                 enter(host);
             }
         }
-        self.peer.inside.fetch_add(1, Ordering::SeqCst);
+        self.peer.inside.store(inside + 2, Ordering::Release);
         if !valid {
             self.renew(generation);
         }
@@ -339,7 +354,7 @@ impl TranslatorVcpu {
     fn execute(&mut self, mut host: usize, mut key: u32) -> Result<(), Exit> {
         self.shared.time.steer(&self.interpreter.core().bus);
         self.note_key(key);
-        self.load_state();
+        self.load_state(true);
         self.counts.entries += 1;
         self.revoked = self.shared.revoked.load(Ordering::SeqCst);
         let mut rip = self.interpreter.core().rip;
@@ -354,40 +369,44 @@ impl TranslatorVcpu {
                 reason::MISS => self.missed(&mut rip, key)?,
                 reason::SLOW => {
                     self.counts.slow += 1;
-                    let (site, alive) = self.site();
-                    rip = site.rip;
-                    self.interpret_at(&site, alive, key)?
+                    let (place, alive) = self.site();
+                    rip = self.exits.get(place).site.rip;
+                    self.interpret_at(place, alive, key)?
                 }
                 reason::LINK => self.linked(&mut rip, key),
                 reason::INDIRECT => self.branched(&mut rip, key),
                 reason::FAULT => self.faulted(&mut rip)?,
                 _ => {
                     self.counts.polls += 1;
-                    rip = self.site().0.rip;
+                    let place = self.site().0;
+                    rip = self.exits.get(place).site.rip;
                     self.store_state(rip);
                     Next::Loop
                 }
             };
             match next {
                 Next::Host(next) => host = next,
+                Next::Other(next, other) => {
+                    (host, key) = (next, other);
+                    rip = self.interpreter.core().rip;
+                }
                 Next::Loop => return Ok(()),
             }
         }
     }
 
-    /// The site that was left through, and whether its block is alive.
-    fn site(&mut self) -> (Site, bool) {
+    /// The site that was left through: its place in `exits`, and whether its block is alive.
+    fn site(&mut self) -> (usize, bool) {
         let number = self.state.get().site;
-        let cache = self.shared.cache();
-        let site = cache.sites[number as usize];
-        (site, cache.blocks[site.block as usize].alive)
+        self.exits.place(number, &self.shared)
     }
 
     fn missed(&mut self, rip: &mut u64, key: u32) -> Result<Next, Exit> {
         self.counts.misses += 1;
-        let (site, alive) = self.site();
+        let (place, alive) = self.site();
+        let site = self.exits.get(place).site;
         *rip = site.rip;
-        let Kind::Access { write, table } = site.kind else { return self.interpret_at(&site, alive, key) };
+        let Kind::Access { write, table } = site.kind else { return self.interpret_at(place, alive, key) };
         let address = self.state.get().s0;
         if self.fill(address, write, table) {
             if self.is_revoked() {
@@ -405,11 +424,11 @@ impl TranslatorVcpu {
                 }
             });
         }
-        self.interpret_at(&site, alive, key)
+        self.interpret_at(place, alive, key)
     }
 
     fn host(&self, offset: u32) -> usize {
-        self.shared.cache().host(offset)
+        self.area + offset as usize
     }
 
     /// Whether look-ups that the present block made may be void. (Then it is entered anew.)
@@ -474,29 +493,23 @@ impl TranslatorVcpu {
         true
     }
 
-    /// The instruction of `site` is executed by the interpreter.
-    fn interpret_at(&mut self, site: &Site, alive: bool, key: u32) -> Result<Next, Exit> {
+    /// The instruction of a site is executed by the interpreter.
+    fn interpret_at(&mut self, place: usize, alive: bool, key: u32) -> Result<Next, Exit> {
+        let site = self.exits.get(place).site;
         self.store_state(site.rip);
-        if !alive {
+        if !alive || !self.exits.decode(place, &self.shared, self.interpreter.core()) {
             return Ok(Next::Loop);
         }
-        let number = self.state.get().site;
-        if !self.singles.contains_key(&number) {
-            let Some(single) = self.single(site) else { return Ok(Next::Loop) };
-            self.singles.insert(number, single);
-        }
+        let Some(single) = &self.exits.get(place).single else { return Ok(Next::Loop) };
         let ended = self.shared.ended.load(Ordering::SeqCst);
-        let plain = self.interpreter.run_single(&self.singles[&number])?;
-        if !plain || site.next == 0 || self.is_revoked() || self.key() != Some(key) {
+        let ran = self.interpreter.run_single(single)?;
+        if self.interpreter.must_look_up() {
             return Ok(Next::Loop);
         }
-        let core = self.interpreter.core();
-        let interrupts = core.irq_hint && core.st.rflags & 0x200 != 0;
-        if interrupts
-            || core.bus.link.requests().bits() != 0
-            || core.pending_db != 0
-            || core.st.pending.is_some()
-        {
+        if ran == Ran::Elsewhere || site.next == 0 {
+            return Ok(self.go_on());
+        }
+        if self.is_revoked() || ran == Ran::End && self.key() != Some(key) {
             return Ok(Next::Loop);
         }
         if self.shared.ended.load(Ordering::SeqCst) != ended
@@ -506,27 +519,40 @@ impl TranslatorVcpu {
         }
         // Look-ups that the block made are void after a flush.
         if self.follow_flushes() {
-            return Ok(Next::Loop);
+            return Ok(self.go_on());
         }
-        self.load_state();
+        self.load_state(ran == Ran::End);
         Ok(Next::Host(self.host(site.next)))
     }
 
-    /// The instruction of `site` for the interpreter, from the bytes its block was made of.
-    fn single(&mut self, site: &Site) -> Option<Single> {
-        let cache = self.shared.cache();
-        let block: &Block = &cache.blocks[site.block as usize];
-        let from = (site.rip & 0xfff) as usize - usize::from(block.span.0);
-        let bytes = block.bytes.get(from..from + usize::from(site.len))?;
-        let mut decoder = iced_x86::Decoder::with_ip(64, bytes, site.rip, iced_x86::DecoderOptions::NONE);
-        let instruction = decoder.decode();
-        Some(Single::new(self.interpreter.core(), &instruction, bytes))
+    /// On at the interpreter's `rip`, as an indirect branch goes there.
+    fn go_on(&mut self) -> Next {
+        let Some(key) = self.key() else { return Next::Loop };
+        self.note_key(key);
+        self.load_state(true);
+        let rip = self.interpreter.core().rip;
+        let state = self.state.get();
+        (state.s0, state.flags_away) = (rip, 0);
+        self.revoked = self.shared.revoked.load(Ordering::SeqCst);
+        let slot = branch_slot(self.tables.gs(self.interpreter.core().view), (rip & 0xffff) as u32);
+        let host = slot.load(Ordering::Acquire) as usize;
+        if host != self.unknown {
+            return Next::Other(host, key);
+        }
+        match self.branch(rip, key) {
+            Some(host) => Next::Other(host, key),
+            None => Next::Loop,
+        }
     }
 
     fn linked(&mut self, rip: &mut u64, key: u32) -> Next {
         self.counts.links += 1;
         let number = self.state.get().site;
-        let (site, alive) = self.site();
+        let (site, alive) = {
+            let cache = self.shared.cache();
+            let site = cache.sites[number as usize];
+            (site, cache.blocks[site.block as usize].alive)
+        };
         if let Kind::Plain { .. } = site.kind {
             *rip = site.rip;
             let Some((block, entry)) = self.plain(site.rip, key) else {
@@ -582,24 +608,31 @@ impl TranslatorVcpu {
         self.counts.indirect += 1;
         let target = self.state.get().s0;
         *rip = target;
-        if let Some((host, _, _)) = self.code_at(target) {
-            let global = self.note_mapping(target);
-            let mut cache = self.shared.cache();
-            if let Some(block) = cache.find(&(host, target, key)) {
-                let b = &cache.blocks[block as usize];
-                let (indirect, poll) = (cache.host(b.indirect), cache.host(b.poll));
-                // Under the lock: an invalidation that follows finds the entry.
-                let view = self.interpreter.core().view;
-                self.tables.set_branch(view, target, indirect, global);
-                let pair = cache.pair(target, host);
-                drop(cache);
-                self.tables.set_code(view, target, pair, global);
-                self.revoked = self.shared.revoked.load(Ordering::SeqCst);
-                return Next::Host(poll);
+        match self.branch(target, key) {
+            Some(host) => Next::Host(host),
+            None => {
+                self.store_state(target);
+                Next::Loop
             }
         }
-        self.store_state(target);
-        Next::Loop
+    }
+
+    /// Notes where indirect branches to `target` go; returns the block's entry.
+    fn branch(&mut self, target: u64, key: u32) -> Option<usize> {
+        let (host, _, _) = self.code_at(target)?;
+        let global = self.note_mapping(target);
+        let mut cache = self.shared.cache();
+        let block = cache.find(&(host, target, key))?;
+        let b = &cache.blocks[block as usize];
+        let (indirect, poll) = (cache.host(b.indirect), cache.host(b.poll));
+        // Under the lock: an invalidation that follows finds the entry.
+        let view = self.interpreter.core().view;
+        self.tables.set_branch(view, target, indirect, global);
+        let pair = cache.pair(target, host);
+        drop(cache);
+        self.tables.set_code(view, target, pair, global);
+        self.revoked = self.shared.revoked.load(Ordering::SeqCst);
+        Some(poll)
     }
 
     fn faulted(&mut self, rip: &mut u64) -> Result<Next, Exit> {
