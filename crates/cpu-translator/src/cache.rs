@@ -27,6 +27,8 @@ pub enum Kind {
     Link { target: u64, patch: u32, id: u32, negated: bool },
     /// The head of a block.
     Head,
+    /// The page that the last instruction reaches into is not known to be the same.
+    Crossing,
 }
 
 /// A way out of a block. Places are offsets from the area's start.
@@ -58,8 +60,11 @@ pub struct Block {
     pub poll: u32,
     pub body: u32,
     pub end: u32,
-    /// First and last guest byte, within the page of `key.0`.
+    /// First and last guest byte, from the start of the page of `key.0`; the last may lie in
+    /// the next page.
     pub span: (u16, u16),
+    /// The host page of the bytes beyond the first page; 0: there are none.
+    pub second: usize,
     pub instructions: u16,
     pub alive: bool,
     /// Link sites that jump here.
@@ -79,6 +84,7 @@ impl Block {
             body: 0,
             end: 0,
             span: (0, 0),
+            second: 0,
             instructions: 0,
             alive: false,
             incoming: Vec::new(),
@@ -86,6 +92,27 @@ impl Block {
             bytes: Box::default(),
         }
     }
+}
+
+impl Block {
+    /// The host pages that it was made from.
+    fn pages(&self) -> impl Iterator<Item = usize> + use<> {
+        std::iter::once(self.key.0 & !0xfff).chain((self.second != 0).then_some(self.second))
+    }
+
+    /// First and last guest byte within `host`, one of its pages.
+    fn span_in(&self, host: usize) -> (u16, u16) {
+        match (host == self.key.0 & !0xfff, host == self.second) {
+            (true, true) => (0, 4095),
+            (_, true) => (0, self.span.1 - 4096),
+            _ => (self.span.0, self.span.1.min(4095)),
+        }
+    }
+}
+
+/// The granules that hold bytes `first` to `last` of a page.
+fn granules((first, last): (u16, u16)) -> u64 {
+    (first / 64..=last / 64).fold(0, |bits, granule| bits | 1 << granule)
 }
 
 /// A host page with translated code.
@@ -190,10 +217,10 @@ impl Cache {
     /// Registers a block whose code lies in the area and whose sites were pushed.
     pub fn add(&mut self, block: Block) -> u32 {
         let id = self.blocks.len() as u32;
-        let page = self.pages.entry(block.key.0 & !0xfff).or_default();
-        page.blocks.push(id);
-        for granule in block.span.0 / 64..=block.span.1 / 64 {
-            page.granules |= 1 << granule;
+        for host in block.pages() {
+            let page = self.pages.entry(host).or_default();
+            page.blocks.push(id);
+            page.granules |= granules(block.span_in(host));
         }
         self.map.insert(block.key, id);
         self.order.push((block.indirect, id));
@@ -295,16 +322,13 @@ impl Cache {
         }
         let blocks = std::mem::take(&mut page.blocks);
         let (hit, kept): (Vec<u32>, Vec<u32>) = blocks.into_iter().partition(|&id| {
-            let span = self.blocks[id as usize].span;
+            let span = self.blocks[id as usize].span_in(page_address);
             span.0 <= last && first <= span.1
         });
         let empty = kept.is_empty();
         page.granules = 0;
         for &id in &kept {
-            let span = self.blocks[id as usize].span;
-            for granule in span.0 / 64..=span.1 / 64 {
-                page.granules |= 1 << granule;
-            }
+            page.granules |= granules(self.blocks[id as usize].span_in(page_address));
         }
         page.blocks = kept;
         if !hit.is_empty() {

@@ -8,7 +8,7 @@ use crate::signals;
 use crate::system;
 use crate::tables::Tables;
 use crate::tables::branch_slot;
-use crate::translate::{Builder, LARGEST, Source, key};
+use crate::translate::{Builder, LARGEST, Source, TAIL, key};
 use base::Result;
 use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
@@ -237,17 +237,55 @@ impl TranslatorVcpu {
     ) -> Option<u32> {
         ram.set_code_observer(self.shared.clone());
         cpu_interpreter::watch_code(ram, offset);
-        let mut bytes = [0u8; 4096];
-        ram.page(offset).read(0, &mut bytes);
+        let mut bytes = [0u8; 4096 + TAIL];
+        ram.page(offset).read(0, &mut bytes[..4096]);
+        let second = if (rip & 0xfff) as usize > 4096 - TAIL {
+            self.second_page(cache, rip, &mut bytes[4096..])
+        } else {
+            None
+        };
         let source = Source {
             core: self.interpreter.core(),
             bytes: &bytes,
+            second,
             host: host & !0xfff,
             rip,
             key,
             exact: self.shared.exact,
         };
         self.builder.build(&source, cache)
+    }
+
+    /// Reads the start of the page behind that of `rip`: its host address and id.
+    fn second_page(&mut self, cache: &mut Cache, rip: u64, bytes: &mut [u8]) -> Option<(usize, u32)> {
+        let linear = (rip & !0xfff).wrapping_add(4096);
+        let (host, ram, offset) = self.code_at(linear)?;
+        ram.set_code_observer(self.shared.clone());
+        cpu_interpreter::watch_code(ram, offset);
+        ram.page(offset).read(0, bytes);
+        Some((host, cache.pair(linear, host)))
+    }
+
+    /// A block whose instruction reaches into another page was refused: the page that is there
+    /// now becomes known if it is the same.
+    fn check_crossing(&mut self, place: usize, alive: bool) -> Next {
+        let site = self.exits.get(place).site;
+        self.store_state(site.rip);
+        let linear = (site.rip & !0xfff).wrapping_add(4096);
+        if !alive {
+            return Next::Loop;
+        }
+        let now = self.code_at(linear).map_or(0, |(host, _, _)| host);
+        let mut cache = self.shared.cache();
+        if cache.blocks[site.block as usize].second != now {
+            cache.invalidate(site.block);
+            self.shared.ended.fetch_add(1, Ordering::SeqCst);
+            return Next::Loop;
+        }
+        let pair = cache.pair(linear, now);
+        drop(cache);
+        self.note_code(linear, pair);
+        Next::Loop
     }
 
     /// The cache was flushed: what points into it is void.
@@ -371,7 +409,10 @@ impl TranslatorVcpu {
                     self.counts.slow += 1;
                     let (place, alive) = self.site();
                     rip = self.exits.get(place).site.rip;
-                    self.interpret_at(place, alive, key)?
+                    match self.exits.get(place).site.kind {
+                        Kind::Crossing => self.check_crossing(place, alive),
+                        _ => self.interpret_at(place, alive, key)?,
+                    }
                 }
                 reason::LINK => self.linked(&mut rip, key),
                 reason::INDIRECT => self.branched(&mut rip, key),

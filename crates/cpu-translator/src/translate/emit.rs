@@ -44,6 +44,7 @@ impl Builder {
             self.code.jcc(5, pending);
         }
         let body = self.code.at();
+        self.check_second(source, live);
         self.cold.push(Cold::Away { label: other });
         self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
         (poll, body)

@@ -49,7 +49,7 @@ pub fn live_at(source: &Source, rip: u64) -> u32 {
         return ALL;
     }
     let Some(at) = source.offset(rip) else { return ALL };
-    let mut decoder = Decoder::with_ip(source.bits(), &source.bytes[at..], rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(source.bits(), &source.bytes[at..4096], rip, DecoderOptions::NONE);
     let (mut live, mut dead) = (0, 0);
     for _ in 0..AHEAD {
         if !decoder.can_decode() {
@@ -65,7 +65,7 @@ pub fn live_at(source: &Source, rip: u64) -> u32 {
                 let Some(at) = source.offset(i.near_branch_target()) else { break };
                 decoder = Decoder::with_ip(
                     source.bits(),
-                    &source.bytes[at..],
+                    &source.bytes[at..4096],
                     i.near_branch_target(),
                     DecoderOptions::NONE,
                 );

@@ -37,6 +37,26 @@ impl Builder {
         }
     }
 
+    /// At the head of a block whose instruction reaches into the next page: leaves unless that
+    /// is the page that it was translated from.
+    pub(super) fn check_second(&mut self, source: &Source, live: bool) {
+        let step = &self.steps[0];
+        let crosses = usize::from(step.at) + step.i.len() > 4096;
+        let Some((_, id)) = source.second.filter(|_| crosses) else { return };
+        let slot = CODE_MAP + 4 * map_slot((source.rip & !0xfff).wrapping_add(4096)) as i32;
+        let site = self.site(Kind::Crossing);
+        let away = self.code.label();
+        if live {
+            self.code.load32(T1, slot);
+            self.code.lea(T1, T1, (id as i32).wrapping_neg());
+            self.zero_test(T1, away);
+        } else {
+            self.code.cmp32_gs(slot, id as i32);
+            self.code.jcc(5, away);
+        }
+        self.cold.push(Cold::Leave { label: away, site, reason: reason::SLOW, restore: false });
+    }
+
     /// Jumps to `target` for good.
     pub(super) fn link(&mut self, source: &Source, target: u64, live: bool) {
         self.align_patch(1);

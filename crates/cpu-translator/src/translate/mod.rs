@@ -45,11 +45,16 @@ pub mod key {
     pub const BASES: u32 = 1 << 23;
 }
 
+/// Bytes beyond a page that an instruction may reach to.
+pub const TAIL: usize = 16;
+
 /// What a block is made from.
 pub struct Source<'a> {
     pub core: &'a Core,
-    /// The page's bytes.
-    pub bytes: &'a [u8; 4096],
+    /// The page's bytes, and those of the next page that an instruction may reach into.
+    pub bytes: &'a [u8; 4096 + TAIL],
+    /// The next page, if its bytes are known: its host address and its id.
+    pub second: Option<(usize, u32)>,
     /// Host address of the page.
     pub host: usize,
     pub rip: u64,
@@ -170,6 +175,7 @@ impl Builder {
             body: self.base + body,
             end: self.base + self.code.at(),
             span: (first, last),
+            second: source.second.map_or(0, |(host, _)| if last > 4095 { host } else { 0 }),
             instructions: self.steps.len() as u16,
             alive: true,
             faults: std::mem::take(&mut self.faults),

@@ -1,7 +1,7 @@
 //! Which instructions make a block, and where their flags are seen.
 
 use super::{Builder, Class, Source, Step, classify, flags};
-use iced_x86::{Decoder, DecoderError, DecoderOptions};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 /// Most instructions of a block.
 const LONGEST: usize = 96;
@@ -16,7 +16,16 @@ impl Source<'_> {
 
     fn decoder(&self, rip: u64) -> Option<Decoder<'_>> {
         let at = self.offset(rip)?;
-        Some(Decoder::with_ip(self.bits(), &self.bytes[at..], rip, DecoderOptions::NONE))
+        Some(Decoder::with_ip(self.bits(), &self.bytes[at..4096], rip, DecoderOptions::NONE))
+    }
+
+    /// The instruction at `rip`, which reaches into the next page.
+    fn crossing(&self) -> Option<Instruction> {
+        let at = self.offset(self.rip)?;
+        let bytes = &self.bytes[at..];
+        let mut decoder = Decoder::with_ip(self.bits(), bytes, self.rip, DecoderOptions::NONE);
+        let i = decoder.decode();
+        (decoder.last_error() != DecoderError::NoMoreBytes).then_some(i)
     }
 
     pub fn bits(&self) -> u32 {
@@ -31,9 +40,14 @@ impl Builder {
         let (mut first, mut last) = (u16::MAX, 0);
         let mut jumps = 0;
         while self.steps.len() < LONGEST && decoder.can_decode() {
-            let i = decoder.decode();
-            if decoder.last_error() == DecoderError::NoMoreBytes {
-                break;
+            let mut i = decoder.decode();
+            let crosses = decoder.last_error() == DecoderError::NoMoreBytes;
+            if crosses {
+                // Such an instruction is a block of its own.
+                if !self.steps.is_empty() || source.second.is_none() {
+                    break;
+                }
+                i = source.crossing()?;
             }
             let at = (i.ip() & 0xfff) as u16;
             let class = classify(source, &i);
@@ -46,6 +60,9 @@ impl Builder {
                 live_after: flags::ALL,
                 member: None,
             });
+            if crosses {
+                break;
+            }
             match class {
                 Class::Jump => {
                     let target = i.near_branch_target();
