@@ -105,3 +105,6 @@ impl Engine for Translator {
         )
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,61 @@
+//! Bare guests in memory, on the translator with everything translated at once.
+
+mod system;
+
+use crate::{Options, Translator};
+use cpu::cpuid::CpuidTable;
+use cpu::{CpuState, Engine, Exit, Vcpu, VcpuConfig};
+use cpu_interpreter::testing::{identity_tables, long_mode_state, quiet_bus};
+use memory::{AddressSpace, RamBlock, SpaceKind};
+use std::sync::Arc;
+
+pub const CODE: u64 = 0x10000;
+pub const STACK: u64 = 0x80000;
+
+pub struct Guest {
+    pub memory: Arc<AddressSpace>,
+    pub vcpu: Box<dyn Vcpu>,
+    engine: Translator,
+}
+
+impl Guest {
+    /// `code` at [`CODE`], in 64-bit mode at privilege `cpl`, on pages of 2 MiB.
+    pub fn new(cpl: u8, code: &[u8]) -> Guest {
+        Guest::with(&long_mode_state(CODE, STACK, cpl), code)
+    }
+
+    pub fn with(state: &CpuState, code: &[u8]) -> Guest {
+        let memory = AddressSpace::new(SpaceKind::Memory);
+        let ram = RamBlock::new("test", 16 << 20).unwrap();
+        memory.edit(|edit| edit.ram(ram, 0));
+        identity_tables(&memory);
+        memory.write(state.rip, code);
+        let options = Options { cache_size: 8 << 20, warm: 1, ..Options::default() };
+        let engine = Translator::with(options).unwrap();
+        let bus = quiet_bus(memory.clone());
+        let config = VcpuConfig { index: 0, bus, cpuid: Arc::new(CpuidTable::default()) };
+        let mut vcpu = engine.vcpu(config).unwrap();
+        vcpu.load(state).unwrap();
+        Guest { memory, vcpu, engine }
+    }
+
+    /// Runs to HLT.
+    pub fn run(&mut self) -> CpuState {
+        assert_eq!(self.vcpu.run(), Exit::Halted);
+        self.vcpu.save()
+    }
+
+    /// Runs to HLT once more, from `rip`.
+    pub fn again(&mut self, rip: u64) -> CpuState {
+        let mut state = self.vcpu.save();
+        state.rip = rip;
+        state.activity = cpu::state::Activity::Running;
+        self.vcpu.load(&state).unwrap();
+        self.run()
+    }
+
+    /// Blocks that were translated.
+    pub fn translated(&self) -> u64 {
+        self.engine.0.cache().statistics.translated
+    }
+}

@@ -1,0 +1,146 @@
+//! System instructions that stay in translated code.
+
+use super::{CODE, Guest, STACK};
+use cpu_interpreter::testing::long_mode_state;
+
+/// `body` in a loop of 64 rounds (ECX is in use), then HLT.
+fn looped(body: &[u8]) -> Vec<u8> {
+    let mut code = vec![0xb9, 64, 0, 0, 0];
+    code.extend(body);
+    code.extend([0xff, 0xc9]);
+    let back = 5 - (code.len() as i64 + 2);
+    code.extend([0x75, back as u8, 0xf4]);
+    code
+}
+
+#[test]
+fn flags_are_pushed_as_the_page_keeps_them() {
+    // std; cli; stc; pushfq; pop rax; cld; sti; clc; pushfq; pop rbx; nop
+    let mut guest =
+        Guest::new(0, &looped(&[0xfd, 0xfa, 0xf9, 0x9c, 0x58, 0xfc, 0xfb, 0xf8, 0x9c, 0x5b, 0x90]));
+    let state = guest.run();
+    assert!(guest.translated() > 0);
+    assert_eq!(state.gpr[0] & 0x601, 0x401);
+    assert_eq!(state.gpr[3] & 0x601, 0x200);
+    assert_eq!(state.rflags & 0x600, 0x200);
+    assert_eq!(state.gpr[4], STACK);
+}
+
+#[test]
+fn the_counter_moves_on() {
+    // rdtsc; shl rdx,32; or rdx,rax; cmp rdx,rbx; jb over; inc esi; over: mov rbx,rdx
+    let body = [
+        0x0f, 0x31, 0x48, 0xc1, 0xe2, 32, 0x48, 0x09, 0xc2, 0x48, 0x39, 0xda, 0x72, 2, 0xff, 0xc6, 0x48,
+        0x89, 0xd3,
+    ];
+    let mut guest = Guest::new(0, &looped(&body));
+    let before = std::time::Instant::now();
+    let state = guest.run();
+    assert_eq!(state.gpr[6], 64);
+    let first = state.gpr[3];
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    let state = guest.again(CODE);
+    // One tick is one nanosecond of the clock.
+    let passed = state.gpr[3] - first;
+    assert!(passed >= 20_000_000 && passed <= before.elapsed().as_nanos() as u64, "{passed}");
+}
+
+#[test]
+fn swapgs_swaps_and_stays_swapped() {
+    // swapgs; mov rax,gs:[0]; swapgs; mov rbx,gs:[0]; swapgs; ... an odd number of swaps in all
+    let body = [
+        0x0f, 0x01, 0xf8, 0x65, 0x48, 0x8b, 0x04, 0x25, 0, 0, 0, 0, 0x0f, 0x01, 0xf8, 0x65, 0x48, 0x8b, 0x1c,
+        0x25, 0, 0, 0, 0,
+    ];
+    let mut code = looped(&body);
+    code.pop();
+    code.extend([0x0f, 0x01, 0xf8, 0xf4]);
+    let mut state = long_mode_state(CODE, STACK, 0);
+    state.seg[5].base = 0x2_0000;
+    state.msr.kernel_gs_base = 0x3_0000;
+    let mut guest = Guest::with(&state, &code);
+    guest.memory.store(0x2_0000, 8, 0x1111);
+    guest.memory.store(0x3_0000, 8, 0x2222);
+    let state = guest.run();
+    assert_eq!((state.gpr[0], state.gpr[3]), (0x2222, 0x1111));
+    assert_eq!((state.seg[5].base, state.msr.kernel_gs_base), (0x3_0000, 0x2_0000));
+}
+
+#[test]
+fn system_calls_change_the_ring_and_come_back() {
+    // User: mov ebx,64; l: stc; syscall; adc edi,0; dec ebx; jnz l; mov eax,1; syscall
+    let user = [
+        0xbb, 64, 0, 0, 0, 0xf9, 0x0f, 0x05, 0x83, 0xd7, 0, 0xff, 0xcb, 0x75, 0xf6, 0xb8, 1, 0, 0, 0, 0x0f,
+        0x05,
+    ];
+    // Kernel at +0x800: pushfq; pop rdx; mov si,cs; test eax,eax; jnz end; inc r8; sysretq; end: hlt
+    let kernel =
+        [0x9c, 0x5a, 0x66, 0x8c, 0xce, 0x85, 0xc0, 0x75, 6, 0x49, 0xff, 0xc0, 0x48, 0x0f, 0x07, 0xf4];
+    let mut state = long_mode_state(CODE, STACK, 3);
+    state.rflags |= 0x200;
+    state.msr.lstar = CODE + 0x800;
+    state.msr.star = 0x20 << 48 | 0x10 << 32;
+    state.msr.sfmask = 0x201;
+    let mut guest = Guest::with(&state, &user);
+    guest.memory.write(CODE + 0x800, &kernel);
+    let state = guest.run();
+    assert_eq!(state.gpr[8], 64);
+    // The carry came back with each return.
+    assert_eq!(state.gpr[7], 64);
+    assert_eq!(state.gpr[2] & 0x201, 0);
+    assert_eq!(state.gpr[6] & 0xffff, 0x10);
+    assert_eq!((state.seg[1].selector, state.seg[2].selector), (0x10, 0x18));
+    assert_eq!((state.cpl(), state.rflags & 0x200), (0, 0));
+    assert_eq!(state.gpr[1], CODE + user.len() as u64);
+    assert_eq!(state.gpr[11] & 0x200, 0x200);
+}
+
+#[test]
+fn a_return_to_a_strange_address_faults_in_the_kernel() {
+    // mov rcx,1<<47; sysretq, with no IDT: a triple fault at ring 0
+    let code = [0x48, 0xb9, 0, 0, 0, 0, 0, 0x80, 0, 0, 0x48, 0x0f, 0x07];
+    let mut guest = Guest::new(0, &code);
+    assert_eq!(guest.vcpu.run(), cpu::Exit::TripleFault);
+    assert_eq!(guest.vcpu.save().rip, CODE + 10);
+}
+
+#[test]
+fn an_instruction_across_pages_follows_the_second_page() {
+    // At the end of a page: add eax, imm32, of which three bytes lie in the next page.
+    let mut code = looped(&[0x05, 1, 0, 0, 0]);
+    let start = CODE + 0x1000 - 5 - 2;
+    let mut state = long_mode_state(start, STACK, 0);
+    let mut guest = Guest::with(&state, &code);
+    assert_eq!(guest.run().gpr[0], 64);
+    assert!(guest.translated() >= 2);
+    // A store into the second page's bytes alone.
+    guest.memory.store(CODE + 0x1000, 1, 1);
+    assert_eq!(guest.again(start).gpr[0], 64 + 64 * 0x101);
+    // Another page in the second's place: page tables of 4 KiB for the first 2 MiB.
+    for k in 0..512u64 {
+        guest.memory.store(0x8000 + 8 * k, 8, k << 12 | 7);
+    }
+    let other = CODE + 0x5000;
+    guest.memory.write(other, &code.split_off(7));
+    guest.memory.store(other, 1, 2);
+    guest.memory.store(0x8000 + 8 * ((CODE + 0x1000) >> 12), 8, other | 7);
+    guest.memory.store(0x3000, 8, 0x8007);
+    state = guest.vcpu.save();
+    state.gpr[0] = 0;
+    guest.vcpu.load(&state).unwrap();
+    assert_eq!(guest.again(start).gpr[0], 64 * 0x201);
+}
+
+#[test]
+fn invlpg_of_one_page_drops_a_whole_large_page() {
+    // Each round reads [0x40_0000] and, after the third, finds it elsewhere.
+    // mov rax,[0x400000]; add rbx,rax; mov qword [0x3010],0x6000e7 (PDE 2 -> 0x600000); invlpg [0x401000]
+    let body = [
+        0x48, 0x8b, 0x04, 0x25, 0, 0, 0x40, 0, 0x48, 0x01, 0xc3, 0x48, 0xc7, 0x04, 0x25, 0x10, 0x30, 0, 0,
+        0xe7, 0, 0x60, 0, 0x0f, 0x01, 0x3c, 0x25, 0, 0x10, 0x40, 0,
+    ];
+    let mut guest = Guest::new(0, &looped(&body));
+    guest.memory.store(0x40_0000, 8, 5);
+    guest.memory.store(0x60_0000, 8, 100);
+    assert_eq!(guest.run().gpr[3], 5 + 63 * 100);
+}
