@@ -157,10 +157,18 @@ pub struct Core {
     pub thunks: Arc<cpu_host::Thunks>,
     /// Held for locked accesses that cross a page; one for all vCPUs of a machine.
     pub bus_lock: Arc<base::Mutex<()>>,
+    /// How many vCPUs the machine has.
+    pub vcpus: Arc<std::sync::atomic::AtomicUsize>,
     /// A faster source of [`cpu::CpuBus::tsc`]; `None` while it has nothing to say.
     pub counter: Option<Counter>,
     /// MXCSR/x87 state may be used without #NM/#UD (recomputed with the mode).
     pub ac_on: bool,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.vcpus.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+    }
 }
 
 impl Core {
@@ -216,10 +224,12 @@ impl Core {
             operand: cpu_host::Operand::default(),
             thunks: shared.thunks,
             bus_lock: shared.bus_lock,
+            vcpus: shared.vcpus,
             counter: None,
             ac_on: false,
             bus: config.bus,
         };
+        core.vcpus.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         let state = core.st.clone();
         core.load_state(&state);
         Ok(core)

@@ -90,7 +90,7 @@ impl Fetch {
         match core.code_source(physical) {
             CodeSource::Ram(block, offset, physical) => {
                 let version = block.code_version_cell(offset);
-                let seen = watch_code(block, offset);
+                let seen = core.watch_code(block, offset);
                 let page = block.page(offset);
                 page.read(at, &mut bytes);
                 let page = CodePage { page, version, physical };
@@ -103,23 +103,6 @@ impl Fetch {
                 core.after_io();
                 Ok(Fetch { bytes, first: None, second: None, seen: (0, 0) })
             }
-        }
-    }
-}
-
-/// Watches the page for writes; returns its version. What is read from the page afterwards is
-/// good while the version stays the same.
-pub fn watch_code(block: RamBlock, offset: u64) -> u32 {
-    let version = block.code_version_cell(offset);
-    loop {
-        if !block.watch(offset).contains(Watch::CODE) {
-            block.arm_code(offset);
-            crate::vcpu::drain_stores();
-        }
-        let seen = version.load(std::sync::atomic::Ordering::SeqCst);
-        // A writer that drops the watch does so before it counts the version up.
-        if block.watch(offset).contains(Watch::CODE) {
-            return seen;
         }
     }
 }
@@ -401,4 +384,26 @@ fn flags_needed(core: &Core, insns: &[Instruction]) -> Vec<bool> {
         }
     }
     needed
+}
+
+impl Core {
+/// Watches the page for writes; returns its version. What is read from the page afterwards is
+/// good while the version stays the same.
+    pub fn watch_code(&self, block: RamBlock, offset: u64) -> u32 {
+    let version = block.code_version_cell(offset);
+    loop {
+        if !block.watch(offset).contains(Watch::CODE) {
+            block.arm_code(offset);
+            // A lone vCPU's own stores are done; those of devices are fenced.
+            if self.vcpus.load(std::sync::atomic::Ordering::SeqCst) > 1 {
+                crate::vcpu::drain_stores();
+            }
+        }
+        let seen = version.load(std::sync::atomic::Ordering::SeqCst);
+        // A writer that drops the watch does so before it counts the version up.
+        if block.watch(offset).contains(Watch::CODE) {
+            return seen;
+        }
+    }
+}
 }

@@ -25,7 +25,6 @@ pub mod testing;
 mod tests;
 
 pub use core::{Core, Counter, FlushLog, mode};
-pub use decode::watch_code;
 pub use tier::{Ran, Single};
 pub use tlb::View;
 pub use vcpu::{Interpreter, InterpreterVcpu, Shared};

@@ -12,6 +12,7 @@ use cpu::fault::{Escalation, escalate, vector};
 use cpu::state::Activity;
 use cpu::{CpuState, Engine, Exit, Fault, Request, Vcpu, VcpuConfig, Window};
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 
 /// Instructions between two looks at the world (requests are seen at each block).
 pub(crate) const BUDGET: i64 = 1 << 20;
@@ -21,11 +22,15 @@ pub(crate) const BUDGET: i64 = 1 << 20;
 pub struct Shared {
     pub bus_lock: Arc<base::Mutex<()>>,
     pub thunks: Arc<cpu_host::Thunks>,
+    /// How many vCPUs there are.
+    pub vcpus: Arc<AtomicUsize>,
 }
 
 impl Shared {
     pub fn new() -> Result<Shared> {
-        Ok(Shared { bus_lock: Arc::new(base::Mutex::new(())), thunks: Arc::new(cpu_host::Thunks::new()?) })
+        Ok(Shared { bus_lock: Arc::new(base::Mutex::new(())), thunks: Arc::new(cpu_host::Thunks::new()?),
+            vcpus: Arc::default(),
+        })
     }
 }
 
@@ -290,7 +295,7 @@ impl InterpreterVcpu {
         let block = self.core.goto_block;
         let Some(head) = self.cache.heads.get(block as usize) else { return };
         let version = match self.core.memory_view.memory_page(head.first.physical) {
-            Some((ram, offset, _)) if ram.page(offset) == head.first.page => decode::watch_code(ram, offset),
+            Some((ram, offset, _)) if ram.page(offset) == head.first.page => self.core.watch_code(ram, offset),
             _ => head.first.version.load(std::sync::atomic::Ordering::Acquire),
         };
         let at = (head.rip.wrapping_add(self.core.sc[1].base) & 0xfff) as usize;

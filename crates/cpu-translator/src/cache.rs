@@ -46,6 +46,8 @@ pub struct Site {
     pub next: u32,
     /// The stub that leaves for the interpreter.
     pub stub: u32,
+    /// Where an access goes on whose address and table entry are in the scratch registers.
+    pub once: u32,
     /// For the first access of a group: the way to the variant without groups.
     pub plain: u32,
 }
@@ -338,6 +340,13 @@ impl Cache {
             self.invalidate(id);
         }
         empty
+    }
+
+    /// Whether the page of `host` has translated code, but not in the 32 bytes at `host`.
+    pub fn has_code_elsewhere(&self, host: usize) -> bool {
+        let Some(page) = self.pages.get(&(host & !0xfff)) else { return false };
+        let (first, last) = ((host & 0xfff) / 64, ((host & 0xfff) + 31).min(4095) / 64);
+        page.granules != 0 && page.granules >> first & 1 == 0 && page.granules >> last & 1 == 0
     }
 
     /// The block whose code holds the host address.

@@ -14,12 +14,16 @@ pub struct State {
     pub gpr: [u64; 16],
     /// Scratch register 0 at exit: the address of a refused access, the target of a branch.
     pub s0: u64,
+    /// Scratch register 1 at entry.
+    pub s1: u64,
+    /// Where the entry stub goes.
+    pub target: u64,
     /// Arithmetic flags at entry and exit: AH as LAHF leaves it, OF in AL.
     pub flags: u64,
     /// The same form, saved inside a block.
     pub saved_flags: u64,
     pub rax_saved: u64,
-    pub spare: [u64; 2],
+    pub spare: u64,
     /// The request word of the vCPU's [`cpu::Link`].
     pub link: u64,
     /// Bases of FS and GS.
@@ -82,6 +86,8 @@ pub struct System {
 }
 
 pub const GPR: i32 = offset_of!(State, gpr) as i32;
+pub const S1: i32 = offset_of!(State, s1) as i32;
+pub const TARGET: i32 = offset_of!(State, target) as i32;
 pub const S0: i32 = offset_of!(State, s0) as i32;
 pub const FLAGS: i32 = offset_of!(State, flags) as i32;
 pub const SAVED_FLAGS: i32 = offset_of!(State, saved_flags) as i32;

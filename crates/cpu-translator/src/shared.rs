@@ -71,6 +71,11 @@ impl Shared {
         locked(&self.peers).retain(|other| !Arc::ptr_eq(other, peer));
     }
 
+    /// Whether there is only one vCPU.
+    pub fn is_alone(&self) -> bool {
+        self.interpreter.vcpus.load(Ordering::SeqCst) == 1
+    }
+
     /// Notes that `host` (a page) may be written through `linear` of a view.
     pub fn note_writer(&self, host: usize, gs: usize, linear: u64) {
         let mut writers = locked(&self.writers);

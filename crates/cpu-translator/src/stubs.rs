@@ -75,7 +75,7 @@ fn enter(code: &mut Code) {
         code.raw(&[0x50 | reg & 7]);
     }
     code.store(HOST_RSP, RSP);
-    code.mov(T1, 7);
+    code.store(TARGET, 7);
     let same = code.label();
     mxcsr(code, 3, HOST_MXCSR);
     code.load32(RAX, HOST_MXCSR);
@@ -94,7 +94,9 @@ fn enter(code: &mut Code) {
     code.flags_from(FLAGS);
     code.load(RAX, GPR);
     code.load(T0, S0);
-    code.jmp_reg(T1);
+    code.load(T1, S1);
+    code.raw(&[0x65, 0xff, 0x24, 0x25]); // jmp gs:[TARGET]
+    code.raw(&TARGET.to_le_bytes());
 }
 
 /// STMXCSR (3) or LDMXCSR (2) `gs:[disp]`.

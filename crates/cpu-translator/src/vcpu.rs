@@ -14,7 +14,7 @@ use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
 use cpu::{CpuState, Exit, Vcpu, VcpuConfig};
 use cpu_interpreter::{Core, InterpreterVcpu, Ran, mode};
-use memory::RamBlock;
+use memory::{RamBlock, Watch};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -53,6 +53,16 @@ pub struct TranslatorVcpu {
     gs: usize,
     /// The last block for a fast way back to it: (address of the first byte, ...).
     pub counts: Counts,
+}
+
+/// What became of a look-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fill {
+    Done,
+    /// The entry is good for one access.
+    Once(u64),
+    /// The access is the interpreter's.
+    No,
 }
 
 /// Where a piece of translated code leads.
@@ -236,7 +246,7 @@ impl TranslatorVcpu {
         key: u32,
     ) -> Option<u32> {
         ram.set_code_observer(self.shared.clone());
-        cpu_interpreter::watch_code(ram, offset);
+        self.interpreter.core().watch_code(ram, offset);
         let mut bytes = [0u8; 4096 + TAIL];
         ram.page(offset).read(0, &mut bytes[..4096]);
         let second = if (rip & 0xfff) as usize > 4096 - TAIL {
@@ -449,7 +459,16 @@ impl TranslatorVcpu {
         *rip = site.rip;
         let Kind::Access { write, table } = site.kind else { return self.interpret_at(place, alive, key) };
         let address = self.state.get().s0;
-        if self.fill(address, write, table) {
+        let filled = self.fill(address, write, table);
+        if let Fill::Once(entry) = filled
+            && site.once != 0
+            && !self.is_revoked()
+        {
+            let state = self.state.get();
+            (state.s0, state.s1) = (address, entry);
+            return Ok(Next::Host(self.host(site.once)));
+        }
+        if filled == Fill::Done {
             if self.is_revoked() {
                 self.store_state(site.rip);
                 return Ok(Next::Loop);
@@ -496,25 +515,26 @@ impl TranslatorVcpu {
         Some((found, cache.host(cache.blocks[found as usize].body)))
     }
 
-    /// Makes the page of `linear` known to the tables; `false`: the access is the
-    /// interpreter's.
-    fn fill(&mut self, linear: u64, write: bool, table: bool) -> bool {
+    /// Makes the page of `linear` known to the tables.
+    fn fill(&mut self, linear: u64, write: bool, table: bool) -> Fill {
         let core = self.interpreter.core_mut();
         if !Core::canonical(linear) {
-            return false;
+            return Fill::No;
         }
-        let Ok(mapping) = core.paging.walk(&core.memory_view, linear, core.access(write)) else {
-            return false;
-        };
+        let Ok(mapping) = core.paging.walk(&core.memory_view, linear, core.access(write)) else { return Fill::No };
         if core.bus.apic_offset(mapping.page).is_some() {
-            return false;
+            return Fill::No;
         }
-        let Some((ram, offset, writable)) = core.memory_view.memory_page(mapping.page) else { return false };
+        let Some((ram, offset, writable)) = core.memory_view.memory_page(mapping.page) else { return Fill::No };
         let view = core.view;
         let host = ram.page(offset).as_ptr() as usize;
-        let may_write = writable && mapping.write_now && ram.watch(offset).is_empty();
+        let watch = ram.watch(offset);
+        let may_write = writable && mapping.write_now && watch.is_empty();
         if table && !may_write {
-            return false;
+            if write && writable && mapping.write_now && watch == Watch::CODE {
+                return self.once(linear, host, ram, offset);
+            }
+            return Fill::No;
         }
         if mapping.size > 4096 {
             self.tables.note_large(linear, mapping.size);
@@ -528,10 +548,21 @@ impl TranslatorVcpu {
             std::sync::atomic::fence(Ordering::SeqCst);
             if !ram.watch(offset).is_empty() {
                 Tables::protect(gs, linear, host);
-                return !table;
+                return if table { Fill::No } else { Fill::Done };
             }
         }
-        true
+        Fill::Done
+    }
+
+    /// A store to a page with code, where no translated code is: made without a table entry.
+    /// (With other vCPUs, one of them might be translating what is written.)
+    fn once(&mut self, linear: u64, host: usize, ram: RamBlock, offset: u64) -> Fill {
+        if !self.shared.is_alone() || !self.shared.cache().has_code_elsewhere(host | (linear & 0xfff) as usize) {
+            return Fill::No;
+        }
+        // What the interpreter decoded from the page is void.
+        ram.code_version_cell(offset).fetch_add(1, Ordering::SeqCst);
+        Fill::Once((host as u64).wrapping_sub(linear & !0xfff).wrapping_add(1))
     }
 
     /// The instruction of a site is executed by the interpreter.

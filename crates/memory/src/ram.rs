@@ -213,6 +213,8 @@ impl RamBlock {
         if len == 0 {
             return;
         }
+        // The bytes are written before anybody can have missed the watch.
+        std::sync::atomic::fence(Ordering::SeqCst);
         let last = (offset + len - 1) / PAGE_SIZE;
         for page in offset / PAGE_SIZE..=last {
             if self.0.watch[page as usize].load(Ordering::Acquire) != 0 {

@@ -225,6 +225,8 @@ impl Builder {
         let index = (address >> 12) & (TABLE_PAGES - 1);
         self.code.constant(T1, if write { !index } else { index });
         self.entry(write, miss, free);
+        let here = self.here();
+        self.site_mut(site).once = here;
         let at = match i32::try_from(address as i64 - 1) {
             Ok(disp) => Address { base: Some(T1), index: None, scale: 0, disp },
             Err(_) => {
@@ -256,6 +258,8 @@ impl Builder {
             self.crossing(size, slow, free);
         }
         self.index(write, miss, free);
+        let here = self.here();
+        self.site_mut(site).once = here;
         self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
         self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
         site

@@ -213,6 +213,7 @@ impl Builder {
             retry: 0,
             next: if matches!(kind, Kind::Link { .. } | Kind::Plain { .. }) { NONE } else { 0 },
             stub: 0,
+            once: 0,
             plain: NONE,
         };
         self.sites.push(site);
