@@ -66,7 +66,7 @@ pub fn chardevs() -> String {
 
 /// `-accel help`.
 pub fn accels() -> String {
-    "Accelerators supported in QEMU binary:\nqtest\ntcg\nkvm\ninterpreter\n".into()
+    "Accelerators supported in QEMU binary:\nqtest\ntcg\nkvm\ntranslator\ninterpreter\n".into()
 }
 
 /// `-machine help`; the default's line ends in `(default)`.

@@ -59,8 +59,10 @@ pub static ACCEL: Group = Group {
     implied: Some("accel"),
     open: false,
     keys: &[
-        s("accel", "kvm, tcg, interpreter or qtest"),
-        z("tb-size", "size of the translation cache in MiB"),
+        s("accel", "kvm, tcg (translator or interpreter), translator, interpreter or qtest"),
+        n("tb-size", "size of the translation cache in MiB"),
+        b("perfmap", "write /tmp/perf-PID.map, so that perf names guest code"),
+        only("split-wx", Kind::Bool, "code is never writable where it is executable", &["on"]),
         only("thread", Kind::String, "vCPU threads", &["multi"]),
         only("kernel-irqchip", Kind::String, "interrupt controllers in KVM", &["on", "off", "split"]),
     ],

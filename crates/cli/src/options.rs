@@ -67,7 +67,7 @@ static MACHINE: &[Opt] = &[
     keyed(
         "accel",
         "NAME[:NAME...][,KEY=VALUE...]",
-        "CPU engine: kvm, tcg, interpreter, qtest",
+        "CPU engine: kvm, tcg, translator, interpreter, qtest",
         &k::ACCEL,
         |b, v| b.accel(v),
     ),

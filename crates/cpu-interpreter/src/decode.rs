@@ -387,23 +387,23 @@ fn flags_needed(core: &Core, insns: &[Instruction]) -> Vec<bool> {
 }
 
 impl Core {
-/// Watches the page for writes; returns its version. What is read from the page afterwards is
-/// good while the version stays the same.
+    /// Watches the page for writes; returns its version. What is read from the page afterwards is
+    /// good while the version stays the same.
     pub fn watch_code(&self, block: RamBlock, offset: u64) -> u32 {
-    let version = block.code_version_cell(offset);
-    loop {
-        if !block.watch(offset).contains(Watch::CODE) {
-            block.arm_code(offset);
-            // A lone vCPU's own stores are done; those of devices are fenced.
-            if self.vcpus.load(std::sync::atomic::Ordering::SeqCst) > 1 {
-                crate::vcpu::drain_stores();
+        let version = block.code_version_cell(offset);
+        loop {
+            if !block.watch(offset).contains(Watch::CODE) {
+                block.arm_code(offset);
+                // A lone vCPU's own stores are done; those of devices are fenced.
+                if self.vcpus.load(std::sync::atomic::Ordering::SeqCst) > 1 {
+                    crate::vcpu::drain_stores();
+                }
+            }
+            let seen = version.load(std::sync::atomic::Ordering::SeqCst);
+            // A writer that drops the watch does so before it counts the version up.
+            if block.watch(offset).contains(Watch::CODE) {
+                return seen;
             }
         }
-        let seen = version.load(std::sync::atomic::Ordering::SeqCst);
-        // A writer that drops the watch does so before it counts the version up.
-        if block.watch(offset).contains(Watch::CODE) {
-            return seen;
-        }
     }
-}
 }

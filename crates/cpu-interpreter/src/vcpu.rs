@@ -28,7 +28,9 @@ pub struct Shared {
 
 impl Shared {
     pub fn new() -> Result<Shared> {
-        Ok(Shared { bus_lock: Arc::new(base::Mutex::new(())), thunks: Arc::new(cpu_host::Thunks::new()?),
+        Ok(Shared {
+            bus_lock: Arc::new(base::Mutex::new(())),
+            thunks: Arc::new(cpu_host::Thunks::new()?),
             vcpus: Arc::default(),
         })
     }
@@ -295,7 +297,9 @@ impl InterpreterVcpu {
         let block = self.core.goto_block;
         let Some(head) = self.cache.heads.get(block as usize) else { return };
         let version = match self.core.memory_view.memory_page(head.first.physical) {
-            Some((ram, offset, _)) if ram.page(offset) == head.first.page => self.core.watch_code(ram, offset),
+            Some((ram, offset, _)) if ram.page(offset) == head.first.page => {
+                self.core.watch_code(ram, offset)
+            }
             _ => head.first.version.load(std::sync::atomic::Ordering::Acquire),
         };
         let at = (head.rip.wrapping_add(self.core.sc[1].base) & 0xfff) as usize;

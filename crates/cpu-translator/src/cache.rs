@@ -178,6 +178,7 @@ pub struct Cache {
     /// GS bases of all views of all vCPUs, whose branch tables may lead here.
     pub views: Vec<usize>,
     pub statistics: Statistics,
+    perf_map: Option<std::io::BufWriter<std::fs::File>>,
 }
 
 impl Cache {
@@ -194,7 +195,24 @@ impl Cache {
             order: Vec::new(),
             views: Vec::new(),
             statistics: Statistics::default(),
+            perf_map: None,
         })
+    }
+
+    /// From now on the names of blocks go where `perf` looks for those of generated code.
+    pub fn map_for_perf(&mut self) -> base::Result<()> {
+        let name = format!("/tmp/perf-{}.map", std::process::id());
+        // Never through somebody else's link.
+        let _ = std::fs::remove_file(&name);
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).open(&name);
+        let file = file.map_err(|e| base::Failure::os(format!("cannot create '{name}'"), &e))?;
+        self.perf_map = Some(std::io::BufWriter::new(file));
+        Ok(())
+    }
+
+    /// Pages whose code is left to the interpreter.
+    pub fn restless_pages(&self) -> usize {
+        self.pages.values().filter(|page| page.rewrites >= RESTLESS).count()
     }
 
     pub fn host(&self, offset: u32) -> usize {
@@ -223,6 +241,12 @@ impl Cache {
             let page = self.pages.entry(host).or_default();
             page.blocks.push(id);
             page.granules |= granules(block.span_in(host));
+        }
+        if let Some(map) = &mut self.perf_map {
+            use std::io::Write;
+            let (at, len) = (self.area.execute + block.indirect as usize, block.end - block.indirect);
+            // A full disk must not end the guest.
+            let _ = writeln!(map, "{at:x} {len:x} guest:{:#x}", block.key.1).and_then(|()| map.flush());
         }
         self.map.insert(block.key, id);
         self.order.push((block.indirect, id));

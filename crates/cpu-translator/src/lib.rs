@@ -40,14 +40,15 @@ pub struct Options {
     pub cache_size: usize,
     /// Executions before a block is translated.
     pub warm: u32,
+    /// Names of blocks go to `/tmp/perf-PID.map`, where `perf` looks for them.
+    pub perf_map: bool,
     /// Flags are kept even where no guest instruction can see them (lock-step tests).
     pub exact_flags: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        let warm = std::env::var("RYOKAN_WARM").ok().and_then(|v| v.parse().ok()).unwrap_or(WARM);
-        Options { cache_size: CACHE_SIZE, warm, exact_flags: false }
+        Options { cache_size: CACHE_SIZE, warm: WARM, perf_map: false, exact_flags: false }
     }
 }
 
@@ -59,7 +60,8 @@ impl Translator {
     pub fn with(options: Options) -> Result<Translator> {
         check_host()?;
         signals::install()?;
-        let shared = shared::Shared::new(options.cache_size, options.warm.max(1), options.exact_flags)?;
+        check_address_space()?;
+        let shared = shared::Shared::new(options)?;
         Ok(Translator(Arc::new(shared)))
     }
 }
@@ -78,6 +80,12 @@ fn check_host() -> Result<()> {
     Ok(())
 }
 
+/// Whether a vCPU's tables can be reserved (they are not populated). Strict overcommit and
+/// RLIMIT_AS forbid it.
+fn check_address_space() -> Result<()> {
+    tables::Tables::new(0).map(drop)
+}
+
 impl Engine for Translator {
     fn name(&self) -> &'static str {
         "translator"
@@ -88,21 +96,7 @@ impl Engine for Translator {
     }
 
     fn report(&self) -> String {
-        let cache = self.0.cache();
-        let s = cache.statistics;
-        format!(
-            "blocks {} translated, {} ended, {} links, {} flushes\n\
-             guest instructions {}, host bytes {}\n\
-             cache {} of {} bytes used\n",
-            s.translated,
-            s.invalidated,
-            s.links,
-            s.flushes,
-            s.instructions,
-            s.host_bytes,
-            cache.area.used,
-            cache.area.size
-        )
+        self.0.report()
     }
 }
 

@@ -17,6 +17,16 @@ pub struct Peer {
     pub link: Arc<Link>,
     /// Counts entries (odd: translated code is running).
     pub inside: AtomicU64,
+    pub counters: Counters,
+}
+
+/// What a vCPU tells about itself now and then.
+#[derive(Default)]
+pub struct Counters {
+    pub fills: AtomicU64,
+    pub flushes: AtomicU64,
+    pub rounds: AtomicU64,
+    pub entries: AtomicU64,
 }
 
 pub struct Shared {
@@ -41,19 +51,67 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub fn new(size: usize, warm: u32, exact: bool) -> Result<Shared> {
+    pub fn new(options: crate::Options) -> Result<Shared> {
+        let mut cache = Cache::new(Area::new(options.cache_size)?)?;
+        if options.perf_map {
+            cache.map_for_perf()?;
+        }
         Ok(Shared {
             interpreter: cpu_interpreter::Shared::new()?,
-            cache: Mutex::new(Cache::new(Area::new(size)?)?),
+            cache: Mutex::new(cache),
             peers: Mutex::default(),
             writers: Mutex::default(),
             generation: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             revoked: AtomicU64::new(0),
-            warm: AtomicU32::new(warm),
-            exact,
+            warm: AtomicU32::new(options.warm.max(1)),
+            exact: options.exact_flags,
             time: Time::new(),
         })
+    }
+
+    /// For `info jit` and `info accel`.
+    pub fn report(&self) -> String {
+        let cache = self.cache();
+        let s = cache.statistics;
+        let counts: Vec<String> = locked(&self.peers)
+            .iter()
+            .enumerate()
+            .map(|(n, peer)| {
+                let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+                let c = &peer.counters;
+                format!(
+                    "CPU #{n}: table fills {}, table flushes {}, interpreted pieces {}, entries into code {}\n",
+                    of(&c.fills),
+                    of(&c.flushes),
+                    of(&c.rounds),
+                    of(&c.entries)
+                )
+            })
+            .collect();
+        format!(
+            "Translation buffer state:\n\
+             gen code size       {}/{}\n\
+             TB count            {}\n\
+             TB ended            {}\n\
+             TB avg target size  {} max={} instructions\n\
+             TB avg host size    {} bytes\n\
+             direct jump count   {}\n\
+             TB flush count      {}\n\
+             restless pages      {}\n\
+             address translation flat tables\n{}",
+            cache.area.used,
+            cache.area.size,
+            s.translated - s.invalidated,
+            s.invalidated,
+            s.instructions / s.translated.max(1),
+            crate::translate::LONGEST,
+            s.host_bytes / s.translated.max(1),
+            s.links,
+            s.flushes,
+            cache.restless_pages(),
+            counts.concat()
+        )
     }
 
     pub fn cache(&self) -> MutexGuard<'_, Cache> {

@@ -94,7 +94,12 @@ impl TranslatorVcpu {
             cpu_interpreter::View::SupervisorAc,
         ];
         crate::system::prepare(state.get(), &stubs.exits, shared.time.cell());
-        let peer = Arc::new(Peer { gs: views.map(|view| tables.gs(view)), link, inside: Default::default() });
+        let peer = Arc::new(Peer {
+            gs: views.map(|view| tables.gs(view)),
+            link,
+            inside: Default::default(),
+            counters: Default::default(),
+        });
         shared.join(peer.clone());
         let time = shared.clone();
         interpreter.core_mut().counter = Some(Box::new(move || time.time.read()));
@@ -521,11 +526,15 @@ impl TranslatorVcpu {
         if !Core::canonical(linear) {
             return Fill::No;
         }
-        let Ok(mapping) = core.paging.walk(&core.memory_view, linear, core.access(write)) else { return Fill::No };
+        let Ok(mapping) = core.paging.walk(&core.memory_view, linear, core.access(write)) else {
+            return Fill::No;
+        };
         if core.bus.apic_offset(mapping.page).is_some() {
             return Fill::No;
         }
-        let Some((ram, offset, writable)) = core.memory_view.memory_page(mapping.page) else { return Fill::No };
+        let Some((ram, offset, writable)) = core.memory_view.memory_page(mapping.page) else {
+            return Fill::No;
+        };
         let view = core.view;
         let host = ram.page(offset).as_ptr() as usize;
         let watch = ram.watch(offset);
@@ -557,7 +566,9 @@ impl TranslatorVcpu {
     /// A store to a page with code, where no translated code is: made without a table entry.
     /// (With other vCPUs, one of them might be translating what is written.)
     fn once(&mut self, linear: u64, host: usize, ram: RamBlock, offset: u64) -> Fill {
-        if !self.shared.is_alone() || !self.shared.cache().has_code_elsewhere(host | (linear & 0xfff) as usize) {
+        if !self.shared.is_alone()
+            || !self.shared.cache().has_code_elsewhere(host | (linear & 0xfff) as usize)
+        {
             return Fill::No;
         }
         // What the interpreter decoded from the page is void.
@@ -722,6 +733,16 @@ impl TranslatorVcpu {
     }
 }
 
+impl TranslatorVcpu {
+    fn tell_counts(&self) {
+        let counters = &self.peer.counters;
+        counters.fills.store(self.tables.fills, Ordering::Relaxed);
+        counters.flushes.store(self.tables.flushes, Ordering::Relaxed);
+        counters.rounds.store(self.counts.rounds, Ordering::Relaxed);
+        counters.entries.store(self.counts.entries, Ordering::Relaxed);
+    }
+}
+
 impl Vcpu for TranslatorVcpu {
     fn run(&mut self) -> Exit {
         let thread = std::thread::current().id();
@@ -740,6 +761,7 @@ impl Vcpu for TranslatorVcpu {
         let exit = self.run_inner();
         self.shared.time.pause();
         self.interpreter.core_mut().simd.sync();
+        self.tell_counts();
         exit
     }
 

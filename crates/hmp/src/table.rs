@@ -103,6 +103,8 @@ pub(crate) static INFO: &[Command] = commands![
     ["name"], [], "", "name of the machine", info::name;
     ["uuid"], [], "", "UUID of the machine", info::uuid;
     ["kvm"], [], "", "whether KVM is used", info::kvm;
+    ["jit"], [], "", "state of the translator's code cache", info::jit;
+    ["accel"], [], "", "the CPU engine in use", info::accel;
     ["cpus"], [], "", "the CPUs and their threads", info::cpus;
     ["history"], [], "", "lines typed before", info::history;
     ["registers"], [need("a", Kind::Flag), may("vcpu", Kind::Int)], "[-a|vcpu]", "CPU registers (-a: of all CPUs)", registers::info;

@@ -12,19 +12,21 @@ pub const NAMES: &[&str] = &["kvm", "tcg", "translator", "interpreter", "qtest"]
 
 /// Without `-accel`: KVM where it runs operating systems, else software.
 fn default_names() -> Vec<&'static str> {
-    if cpu_kvm::KvmEngine::is_complete() { vec!["kvm", "interpreter"] } else { vec!["interpreter"] }
+    if cpu_kvm::KvmEngine::is_complete() { vec!["kvm", "tcg"] } else { vec!["tcg"] }
 }
 
 /// The first accelerator of the list that works here.
 pub(crate) fn choose(accels: &[Accel]) -> Result<Arc<dyn Engine>> {
-    let names: Vec<&str> = if accels.is_empty() {
-        default_names()
+    let defaults: Vec<Accel> = if accels.is_empty() {
+        let plain = |name: &str| Accel { name: name.into(), options: spec::Tree::new() };
+        default_names().into_iter().map(plain).collect()
     } else {
-        accels.iter().map(|accel| accel.name.as_str()).collect()
+        Vec::new()
     };
     let mut why = None;
-    for name in names {
-        match make(name) {
+    for accel in accels.iter().chain(&defaults) {
+        let options = software_options(accel)?;
+        match make(&accel.name, options) {
             Ok(engine) => return Ok(engine),
             Err(failure) => why = why.or(Some(failure)),
         }
@@ -32,12 +34,43 @@ pub(crate) fn choose(accels: &[Accel]) -> Result<Arc<dyn Engine>> {
     Err(why.unwrap_or_else(|| fail!("no accelerator found")))
 }
 
-fn make(name: &str) -> Result<Arc<dyn Engine>> {
+/// The translator's options; an error for an engine that does not have them.
+fn software_options(accel: &Accel) -> Result<cpu_translator::Options> {
+    let mut options = cpu_translator::Options::default();
+    for (key, value) in &accel.options {
+        let value = value.as_str().unwrap_or_default();
+        let translates = matches!(accel.name.as_str(), "tcg" | "translator");
+        match key.as_str() {
+            "tb-size" if translates => options.cache_size = cache_size(value)?,
+            "perfmap" if translates => options.perf_map = matches!(value, "on" | "yes" | "true" | "y"),
+            "thread" | "split-wx" if translates => {}
+            "kernel-irqchip" if accel.name == "kvm" => {}
+            _ => bail!("Property '{}-accel.{key}' not found", accel.name),
+        }
+    }
+    Ok(options)
+}
+
+/// `tb-size` in MiB; 0 stands for the default.
+fn cache_size(value: &str) -> Result<usize> {
+    match value.parse::<usize>() {
+        Ok(0) => Ok(cpu_translator::Options::default().cache_size),
+        Ok(size @ 1..=1024) => Ok(size << 20),
+        _ => bail!("Parameter 'tb-size' expects a size from 1 to 1024 MiB"),
+    }
+}
+
+fn make(name: &str, options: cpu_translator::Options) -> Result<Arc<dyn Engine>> {
     match name {
         "qtest" => Ok(Arc::new(QtestEngine)),
         "kvm" => Ok(Arc::new(cpu_kvm::KvmEngine::open()?)),
-        "translator" => Ok(Arc::new(cpu_translator::Translator::new()?)),
-        "tcg" | "interpreter" => Ok(Arc::new(cpu_interpreter::Interpreter::new()?)),
+        "translator" => Ok(Arc::new(cpu_translator::Translator::with(options)?)),
+        "interpreter" => Ok(Arc::new(cpu_interpreter::Interpreter::new()?)),
+        // The best software engine that this host allows.
+        "tcg" => match cpu_translator::Translator::with(options) {
+            Ok(translator) => Ok(Arc::new(translator)),
+            Err(_) => Ok(Arc::new(cpu_interpreter::Interpreter::new()?)),
+        },
         _ => {
             let failure = fail!("invalid accelerator {name}");
             match spec::nearest(name, NAMES.iter().copied()) {

@@ -38,6 +38,16 @@ fn cloud_kernel_on_q35_with_qemu64_and_two_cpus() {
 }
 
 #[test]
+fn cloud_kernel_on_the_interpreter() {
+    boots_cleanly(CLOUD, &["-m", "256", "-cpu", "max", "-accel", "interpreter"], "1");
+}
+
+#[test]
+fn cloud_kernel_with_four_cpus() {
+    boots_cleanly(CLOUD, &["-m", "512", "-cpu", "max", "-smp", "4", "-accel", "translator"], "4");
+}
+
+#[test]
 fn distribution_kernel_on_pc() {
     boots_cleanly("linux-image-amd64", &["-m", "512", "-cpu", "max"], "1");
 }

@@ -26,6 +26,7 @@ use cpu_interpreter::Core;
 use iced_x86::{Instruction, InstructionInfoFactory};
 
 pub use class::{Class, classify};
+pub use trace::LONGEST;
 
 /// Bits of a block's mode key beside the interpreter's mode word.
 pub mod key {

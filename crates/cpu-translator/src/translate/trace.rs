@@ -4,7 +4,7 @@ use super::{Builder, Class, Source, Step, classify, flags};
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 /// Most instructions of a block.
-const LONGEST: usize = 96;
+pub const LONGEST: usize = 96;
 /// Most direct jumps that a block follows.
 const JUMPS: usize = 8;
 

@@ -100,6 +100,20 @@ pub async fn memdev(session: Session, _: Args) -> Result<String> {
     Ok(out + "\n")
 }
 
+/// The translator's state; other engines have none.
+pub async fn jit(session: Session, _: Args) -> Result<String> {
+    let engine = &session.machine().engine;
+    if engine.name() != "translator" {
+        return Err(base::fail!("JIT information is only available with accel=tcg"));
+    }
+    Ok(engine.report())
+}
+
+pub async fn accel(session: Session, _: Args) -> Result<String> {
+    let engine = &session.machine().engine;
+    Ok(format!("accelerator {}\n{}", engine.name(), engine.report()))
+}
+
 pub async fn roms(session: Session, _: Args) -> Result<String> {
     let rom = |r: machine::Rom| {
         format!("addr={:016x} size={:#08x} mem=rom name=\"{}\"\n", r.address, r.image.len(), r.name)
