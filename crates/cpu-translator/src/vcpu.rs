@@ -276,7 +276,7 @@ impl TranslatorVcpu {
         let linear = (rip & !0xfff).wrapping_add(4096);
         let (host, ram, offset) = self.code_at(linear)?;
         ram.set_code_observer(self.shared.clone());
-        cpu_interpreter::watch_code(ram, offset);
+        self.interpreter.core().watch_code(ram, offset);
         ram.page(offset).read(0, bytes);
         Some((host, cache.pair(linear, host)))
     }
