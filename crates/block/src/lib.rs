@@ -11,6 +11,7 @@
 
 #![deny(unsafe_code)]
 
+mod aio;
 pub mod backend;
 pub mod bitmap;
 pub mod drive;

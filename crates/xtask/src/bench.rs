@@ -1,5 +1,8 @@
 //! `cargo xtask bench NAME`: our figure, the peer's and the ratio, from one run.
 
+mod block;
+mod nbd;
+
 use crate::run::{Result, root, step};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
@@ -8,7 +11,8 @@ use std::time::{Duration, Instant};
 use testkit::Qmp;
 
 const NAMES: &str = "cpu [OPTION...]   guest code against QEMU's TCG and the host (shared/bench/guest-cpu.py)\n  \
-                     control           start-up, QMP commands per second, memory, binary size";
+                     control           start-up, QMP commands per second, memory, binary size\n  \
+                     block [PART...]   images, exports and jobs against QEMU's tools (requests, nbd, jobs, open)";
 
 pub fn run(args: &[String]) -> Result {
     let Some(name) = args.first() else { return Err(format!("which benchmark?\n  {NAMES}")) };
@@ -16,6 +20,7 @@ pub fn run(args: &[String]) -> Result {
     match name.as_str() {
         "cpu" => cpu(&args[1..]),
         "control" => control(),
+        "block" => block::run(&args[1..]),
         other => Err(format!("no benchmark '{other}'; there are:\n  {NAMES}")),
     }
 }

@@ -19,7 +19,7 @@ cargo xtask COMMAND
   test [FILTER]  everything CI runs: layers, format, clippy, unit and system tests
   layers         check that crates import only downwards and are in ARCHITECTURE.md
   docs           write docs/qmp.md from the schema
-  bench NAME     measure against QEMU and the host (cpu, control)
+  bench NAME     measure against QEMU and the host (cpu, control, block)
   packages       install the Debian packages that the tests and the demo need
 ";
 

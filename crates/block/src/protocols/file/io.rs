@@ -39,6 +39,12 @@ pub(super) fn direct_alignment(fd: &OwnedFd) -> u32 {
     }
 }
 
+impl AsFd for File {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 impl File {
     pub fn new(fd: OwnedFd, set: Option<Arc<()>>, alignment: u32) -> Self {
         File {

@@ -3,6 +3,7 @@
 mod create;
 mod io;
 mod locks;
+mod queued;
 
 use crate::driver::{Driver, Kind, Layer, Open};
 use crate::graph::Settings;
@@ -15,7 +16,7 @@ use io::File;
 use rustix::fs::{Mode, OFlags};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use tokio::runtime::Handle;
 
 pub static FILE: Driver = Driver {
@@ -49,7 +50,9 @@ struct FileLayer {
     filename: String,
     file: ArcSwap<File>,
     size: AtomicU64,
-    limits: Limits,
+    /// Of offsets and lengths, 1 unless O_DIRECT. Bytes.
+    alignment: AtomicU32,
+    aio: Aio,
     pool: Handle,
     lock: Mutex<locks::Locks>,
     fdsets: FdSets,
@@ -131,11 +134,14 @@ impl FileLayer {
         };
         let direct = open.settings.cache.direct;
         let alignment = if direct { io::direct_alignment(&fd) } else { 1 };
+        let aio = open.settings.aio;
+        queued::check(path, aio)?;
         Ok(FileLayer {
             filename: path.to_string(),
             file: ArcSwap::from_pointee(File::new(fd, user, alignment)),
             size: AtomicU64::new(size),
-            limits: Limits { request_alignment: alignment, max_transfer: 1 << 30, ..Limits::default() },
+            alignment: AtomicU32::new(alignment),
+            aio,
             pool: open.graph.main_thread().handle().clone(),
             lock: Mutex::new(locks::Locks::new(locking != Some(false))),
             fdsets: fdsets.clone(),
@@ -168,7 +174,8 @@ impl Layer for FileLayer {
     }
 
     fn limits(&self) -> Limits {
-        self.limits
+        let request_alignment = self.alignment.load(Ordering::Relaxed);
+        Limits { request_alignment, max_transfer: 1 << 30, ..Limits::default() }
     }
 
     fn grows(&self) -> bool {
@@ -181,6 +188,9 @@ impl Layer for FileLayer {
             if done == buf.len() {
                 return Ok(());
             }
+            if self.is_queued() {
+                return self.read_queued(offset + done as u64, &mut buf[done..]).await;
+            }
             let (len, at) = (buf.len() - done, offset + done as u64);
             let data = self.pooled(move |file| file.read(at, len)).await?;
             buf[done..].copy_from_slice(&data);
@@ -191,7 +201,9 @@ impl Layer for FileLayer {
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], _flags: WriteFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
             let inline = self.file.load().try_write(offset, data)?;
-            if !inline {
+            if !inline && self.is_queued() {
+                self.write_queued(offset, data).await?;
+            } else if !inline {
                 let copy = data.to_vec();
                 self.pooled(move |file| file.write(offset, &copy)).await?;
             }
@@ -215,7 +227,12 @@ impl Layer for FileLayer {
     }
 
     fn flush(&self) -> Fut<'_, IoResult> {
-        Box::pin(self.pooled(File::sync))
+        Box::pin(async {
+            match self.is_queued() {
+                true => self.sync_queued().await,
+                false => self.pooled(File::sync).await,
+            }
+        })
     }
 
     fn block_status<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult<Status>> {
@@ -254,6 +271,9 @@ impl Layer for FileLayer {
 
     fn reopen<'a>(&'a self, to: &'a Settings, _options: &'a mut Options) -> Fut<'a, Result<()>> {
         Box::pin(async move {
+            if to.aio != self.aio {
+                bail!("Cannot change the option 'aio'");
+            }
             let opened = open_path(&self.filename, open_flags(to), &self.fdsets);
             let (fd, user) = opened.map_err(|error| open_error(&self.filename, error))?;
             let old = self.file.load_full();
@@ -264,7 +284,8 @@ impl Layer for FileLayer {
                 _ => bail!("Could not open '{}': the file was replaced", self.filename),
             }
             self.lock.lock().move_to(rustix::fd::AsFd::as_fd(&fd), &self.filename)?;
-            let alignment = self.limits.request_alignment;
+            let alignment = if to.cache.direct { io::direct_alignment(&fd) } else { 1 };
+            self.alignment.store(alignment, Ordering::Relaxed);
             self.file.store(Arc::new(File::new(fd, user, alignment)));
             Ok(())
         })
@@ -289,3 +310,6 @@ impl Layer for FileLayer {
         self
     }
 }
+
+#[cfg(test)]
+mod tests;

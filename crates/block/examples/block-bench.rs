@@ -1,0 +1,113 @@
+//! What `qemu-img bench` measures, of this crate: requests on one image from within the process.
+//!
+//!     block-bench FORMAT AIO DIRECT(0|1) read|write SIZE STEP DEPTH COUNT FILE
+//!     block-bench serve FORMAT AIO FILE SOCKET
+//!
+//! The first prints seconds. Requests go to 0, STEP, 2 STEP ..., modulo the size of the image.
+
+#![allow(missing_docs)]
+
+use base::clock::{Clock, Kind};
+use base::notice::Notices;
+use block::export::{ExportSetup, Listen, Server};
+use block::{Backend, Graph, Options, Setup, WriteFlags};
+use serde_json::json;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+fn open(graph: &Arc<Graph>, format: &str, aio: &str, direct: bool, file: &str) -> Backend {
+    let options = json!({
+        "node-name": "n", "driver": format, "cache": {"direct": direct}, "discard": "unmap",
+        "file": {"driver": "file", "filename": file, "aio": aio, "cache": {"direct": direct}},
+    });
+    let at = graph.clone();
+    let node = graph.block_on(async move { at.add(Options::json(options)).await }).expect("the image opens");
+    let backend = Backend::new(graph, Setup { name: "d".into(), ..Setup::default() }).expect("a back end");
+    backend.insert(&node).expect("a medium");
+    backend
+}
+
+struct Load {
+    write: bool,
+    size: usize,
+    step: u64,
+    count: u64,
+    next: AtomicU64,
+}
+
+async fn work(backend: Backend, load: Arc<Load>) {
+    let mut buffer = vec![0x5a; load.size];
+    let places = backend.size() - load.size as u64 + 1;
+    loop {
+        let turn = load.next.fetch_add(1, Ordering::Relaxed);
+        if turn >= load.count {
+            return;
+        }
+        let offset = (turn * load.step) % places / load.size as u64 * load.size as u64;
+        let disk = backend.access(load.write, load.size as u64).await.expect("a medium");
+        match load.write {
+            true => disk.write(offset, &buffer, WriteFlags::empty()).await,
+            false => disk.read(offset, &mut buffer).await,
+        }
+        .expect("no I/O error");
+    }
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let graph = Graph::new(Notices::new(), Clock::new(Kind::Realtime), base::fd::FdSets::new());
+    match args[..] {
+        ["serve", format, aio, file, socket] => serve(&graph, format, aio, file, socket),
+        [format, aio, direct, kind, size, step, depth, count, file] => {
+            let number = |text: &str| text.parse::<u64>().expect("a number");
+            let backend = open(&graph, format, aio, direct == "1", file);
+            let (write, size) = (kind == "write", number(size) as usize);
+            let (step, count) = (number(step), number(count));
+            let load = Arc::new(Load { write, size, step, count, next: AtomicU64::new(0) });
+            let depth = number(depth);
+            let handle = graph.main_thread().handle().clone();
+            let begin = Instant::now();
+            graph.block_on(async move {
+                let tasks: Vec<_> =
+                    (0..depth).map(|_| handle.spawn(work(backend.clone(), load.clone()))).collect();
+                for task in tasks {
+                    task.await.expect("the load ran");
+                }
+            });
+            println!("{:.6}", begin.elapsed().as_secs_f64());
+        }
+        _ => panic!("see the head of block-bench.rs"),
+    }
+    let at = graph.clone();
+    graph.block_on(async move { at.shutdown().await });
+}
+
+fn serve(graph: &Arc<Graph>, format: &str, aio: &str, file: &str, socket: &str) {
+    let backend = open(graph, format, aio, false, file);
+    let (at, path) = (graph.clone(), socket.to_string());
+    graph.block_on(async move {
+        let server = Server::start(&at, Listen::Unix(path), 0).await.expect("the server starts");
+        let setup = ExportSetup {
+            id: "n".into(),
+            name: "n".into(),
+            description: None,
+            backend,
+            writable: true,
+            bitmaps: Vec::new(),
+            depth: false,
+            owns_backend: false,
+        };
+        server.add(setup).expect("the export");
+    });
+    println!("ready");
+    let _ = std::io::stdin().read_line(&mut String::new());
+    let at = graph.clone();
+    graph.block_on(async move {
+        let server = at.exports.server.lock().clone();
+        if let Some(server) = server {
+            server.stop().await;
+        }
+    });
+}

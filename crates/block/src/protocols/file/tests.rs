@@ -1,0 +1,80 @@
+use crate::backend::{Backend, Request, Setup};
+use crate::graph::tests::graph;
+use crate::options::Options;
+use serde_json::json;
+use std::process::Command;
+
+fn disk(graph: &std::sync::Arc<crate::Graph>, path: &std::path::Path, aio: &str, direct: bool) -> Backend {
+    let options = json!({
+        "driver": "file", "node-name": "f", "filename": path, "aio": aio, "cache": {"direct": direct},
+    });
+    let at = graph.clone();
+    let node = graph.block_on(async move { at.add(Options::json(options)).await }).unwrap();
+    let drive = Backend::new(graph, Setup { name: "d".into(), ..Setup::default() }).unwrap();
+    drive.insert(&node).unwrap();
+    drive
+}
+
+/// Every way of doing I/O reads and writes any range, many at once, and qemu-io agrees.
+#[test]
+fn all_engines_read_and_write_any_range() {
+    // Not on tmpfs: there O_DIRECT would show nothing.
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    for (aio, direct) in
+        [("threads", false), ("threads", true), ("io_uring", false), ("io_uring", true), ("native", true)]
+    {
+        let path = dir.path().join(format!("{aio}-{direct}"));
+        std::fs::write(&path, vec![1u8; 4 << 20]).unwrap();
+        let graph = graph();
+        let drive = disk(&graph, &path, aio, direct);
+        drive.write_blocking(0, vec![2; 65536]).unwrap();
+        drive.write_blocking(70_001, vec![3; 3001]).unwrap();
+        drive.write_blocking(1 << 20, vec![4; 3 << 20]).unwrap();
+        let (tx, rx) = std::sync::mpsc::channel();
+        for at in 0..200u64 {
+            let tx = tx.clone();
+            let done = move |result: std::io::Result<Vec<u8>>| tx.send(result.map(drop)).unwrap();
+            let (offset, data) = (200_000 + at * 1000, vec![at as u8; 1000]);
+            drive.submit(Request::Write { offset, data, fua: false }, Box::new(done));
+        }
+        (0..200).for_each(|_| rx.recv().unwrap().unwrap());
+        drive.flush_blocking().unwrap();
+        assert_eq!(drive.read_blocking(70_000, 3003).unwrap()[..2], [1, 3]);
+        for at in 0..200u64 {
+            assert_eq!(drive.read_blocking(200_000 + at * 1000, 1000).unwrap(), vec![at as u8; 1000]);
+        }
+        drive.delete();
+        let mut judge = Command::new("qemu-io");
+        judge.args(["-f", "raw", "-r"]).arg(&path);
+        for command in ["read -P 2 0 65536", "read -P 3 70001 3001", "read -P 4 1M 3M", "read -P 7 207000 1000"]
+        {
+            judge.args(["-c", command]);
+        }
+        let out = judge.output().expect("qemu-io is installed");
+        let text = String::from_utf8_lossy(&out.stdout);
+        assert!(out.status.success() && !text.contains("Pattern verification failed"), "{aio}: {text}");
+    }
+}
+
+/// Direct I/O that is switched on later keeps the alignment then needed.
+#[test]
+fn reopening_with_direct_io_aligns_from_then_on() {
+    let dir = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let path = dir.path().join("a");
+    std::fs::write(&path, vec![1u8; 1 << 20]).unwrap();
+    let graph = graph();
+    let drive = disk(&graph, &path, "threads", false);
+    assert_eq!(drive.node().unwrap().layer().limits().request_alignment, 1);
+    let reopen = |aio: &str| {
+        let cache = json!({"direct": true});
+        let options =
+            json!({"driver": "file", "node-name": "f", "filename": path, "aio": aio, "cache": cache});
+        let at = graph.clone();
+        graph.block_on(async move { at.reopen(Options::json(options)).await })
+    };
+    assert_eq!(reopen("io_uring").unwrap_err().text, "Cannot change the option 'aio'");
+    reopen("threads").unwrap();
+    assert!(drive.node().unwrap().layer().limits().request_alignment >= 512);
+    drive.write_blocking(1001, vec![5; 10]).unwrap();
+    assert_eq!(drive.read_blocking(1000, 12).unwrap(), [1, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 1]);
+}
