@@ -1,8 +1,8 @@
 //! `blkdebug`: injects errors by rules, and stops requests at break points.
 //!
-//! Requests are told apart by what happens on the child (`read_aio`, `write_aio`,
-//! `flush_to_disk`, `none`); events inside of a format are not known to this layer, and
-//! rules for them are accepted but match nothing but `none`.
+//! Events come from the formats above ([`event`]: `l2_load`, `read_aio` ...) and from
+//! requests themselves (`pwritev`, `flush_to_disk` ...). A rule `inject-error` becomes active
+//! when its event happens, and stays so until the event of another one does.
 
 use super::pass;
 use crate::driver::{Driver, Kind, Layer, Open};
@@ -12,7 +12,25 @@ use crate::types::*;
 use base::{Mutex, Result, bail, fail};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
+
+/// Open layers of this kind: events cost nothing while there is none.
+static OPEN: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether events are of interest to anybody.
+pub(crate) fn watching() -> bool {
+    OPEN.load(Ordering::Relaxed) > 0
+}
+
+/// Tells a child that something happens in the format above it.
+pub(crate) async fn event(child: &Child, name: &str) {
+    if watching()
+        && let Some(layer) = crate::driver::layer_of::<BlkDebug>(&child.node())
+    {
+        layer.event(name).await;
+    }
+}
 
 pub static DRIVER: Driver =
     Driver { name: "blkdebug", kind: Kind::Filter, schemes: &["blkdebug"], open, ..Driver::DEFAULT };
@@ -77,6 +95,7 @@ struct Inject {
     sector: i64,
     once: bool,
     iotypes: Vec<String>,
+    active: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -105,9 +124,22 @@ struct Rules {
 /// An open blkdebug layer; the monitor sets break points on it.
 pub struct BlkDebug {
     file: Child,
-    align: u32,
+    bounds: Bounds,
+    take: Perm,
+    unshare: Perm,
     rules: Mutex<Rules>,
     changed: Notify,
+}
+
+/// What requests on the node must keep to, all in bytes; 0 is no bound.
+#[derive(Clone, Copy, Default)]
+struct Bounds {
+    align: u32,
+    max_transfer: u32,
+    opt_write_zero: u32,
+    max_write_zero: u32,
+    opt_discard: u32,
+    max_discard: u32,
 }
 
 /// The first blkdebug node at or below a node.
@@ -145,20 +177,53 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         for value in open.options.take_list("set-state")?.unwrap_or_default() {
             rules.set_state.push(take_set_state(Options::json(value))?);
         }
-        let align = open.options.take_u64("align")?.unwrap_or(1);
-        if !align.is_power_of_two() || align >= 1 << 31 {
-            bail!("Cannot meet constraints with align {align}");
-        }
-        for key in ["max-transfer", "opt-write-zero", "max-write-zero", "opt-discard", "max-discard"] {
-            if open.options.take_u64(key)?.is_some() {
-                bail!("'{key}' is not supported");
-            }
-        }
+        let bounds = take_bounds(&mut open.options)?;
+        let take = take_perms(&mut open.options, "take-child-perms")?;
+        let unshare = take_perms(&mut open.options, "unshare-child-perms")?;
         let name = if open.options.contains("image") { "image" } else { "file" };
         let file = open.child(name, Role::FILTER).await?;
-        let layer = BlkDebug { file, align: align as u32, rules: Mutex::new(rules), changed: Notify::new() };
+        let rules = Mutex::new(rules);
+        OPEN.fetch_add(1, Ordering::Relaxed);
+        let layer = BlkDebug { file, bounds, take, unshare, rules, changed: Notify::new() };
+        layer.event("none").await;
         Ok(Arc::new(layer) as Arc<dyn Layer>)
     })
+}
+
+fn take_bounds(options: &mut Options) -> Result<Bounds> {
+    let align = options.take_u64("align")?.unwrap_or(0);
+    if align >= 1 << 31 || (align > 0 && !align.is_power_of_two()) {
+        bail!("Cannot meet constraints with align {align}");
+    }
+    let unit = align.max(1);
+    // Each must be a multiple of the alignment, and the maximum of its optimum too.
+    let mut bound = |key: &str, unit: u64| -> Result<u32> {
+        let value = options.take_u64(key)?.unwrap_or(0);
+        if value >= 1 << 31 || !value.is_multiple_of(unit) {
+            bail!("Cannot meet constraints with {key} {value}");
+        }
+        Ok(value as u32)
+    };
+    let max_transfer = bound("max-transfer", unit)?;
+    let opt_write_zero = bound("opt-write-zero", unit)?;
+    let max_write_zero = bound("max-write-zero", unit.max(opt_write_zero.into()))?;
+    let opt_discard = bound("opt-discard", unit)?;
+    let max_discard = bound("max-discard", unit.max(opt_discard.into()))?;
+    Ok(Bounds { align: align as u32, max_transfer, opt_write_zero, max_write_zero, opt_discard, max_discard })
+}
+
+fn take_perms(options: &mut Options, key: &str) -> Result<Perm> {
+    let mut perms = Perm::empty();
+    for value in options.take_list(key)?.unwrap_or_default() {
+        perms |= match value.as_str() {
+            Some("consistent-read") => Perm::CONSISTENT_READ,
+            Some("write") => Perm::WRITE,
+            Some("write-unchanged") => Perm::WRITE_UNCHANGED,
+            Some("resize") => Perm::RESIZE,
+            _ => bail!("Parameter '{key}' does not accept value {value}"),
+        };
+    }
+    Ok(perms)
 }
 
 fn take_event(options: &mut Options) -> Result<String> {
@@ -188,13 +253,16 @@ fn take_inject(mut options: Options) -> Result<Inject> {
     let once = options.take_bool("once")?.unwrap_or(false);
     // Completing later or at once is the same to a caller that waits.
     options.take_bool("immediately")?;
+    const KINDS: [&str; 6] = ["read", "write", "write-zeroes", "discard", "flush", "block-status"];
     let iotypes = match options.take_str("iotype")? {
-        Some(kind) => vec![kind],
-        None => ["read", "write", "write-zeroes", "discard", "flush"].map(String::from).to_vec(),
+        Some(kind) if KINDS.contains(&kind.as_str()) => vec![kind],
+        Some(kind) => bail!("Invalid I/O type '{kind}'"),
+        // Status is asked too often to fail unless that is wanted.
+        None => KINDS[..5].iter().map(ToString::to_string).collect(),
     };
     match options.0.keys().next() {
         Some(key) => bail!("Invalid parameter '{key}'"),
-        None => Ok(Inject { event, state, errno: code, sector, once, iotypes }),
+        None => Ok(Inject { event, state, errno: code, sector, once, iotypes, active: false }),
     }
 }
 
@@ -281,12 +349,14 @@ impl BlkDebug {
         let tag = {
             let mut rules = self.rules.lock();
             let state = rules.state;
-            if let Some(rule) = rules
-                .set_state
-                .iter()
-                .find(|rule| rule.event == name && (rule.state == 0 || rule.state == state))
-            {
-                rules.state = rule.new_state;
+            let fits = |event: &str, wanted: i64| event == name && (wanted == 0 || wanted == state);
+            if rules.inject.iter().any(|rule| fits(&rule.event, rule.state)) {
+                rules.inject.iter_mut().for_each(|rule| rule.active = fits(&rule.event, rule.state));
+            }
+            // Of several, the last one counts.
+            let next = rules.set_state.iter().rev().find(|rule| fits(&rule.event, rule.state));
+            if let Some(next) = next.map(|rule| rule.new_state) {
+                rules.state = next;
             }
             let at = rules.breaks.iter().position(|one| one.event == name);
             at.map(|at| {
@@ -306,22 +376,15 @@ impl BlkDebug {
         }
     }
 
-    async fn pass(&self, iotype: &str, events: &[&str], offset: u64, len: u64) -> IoResult {
-        for event in events {
-            self.event(event).await;
-        }
+    /// The error that an active rule has for a request.
+    fn check(&self, iotype: &str, offset: u64, len: u64) -> IoResult {
         let mut rules = self.rules.lock();
-        let state = rules.state;
         let fits = |rule: &Inject| {
             let sector = rule.sector < 0 || {
                 let at = rule.sector as u64 * 512;
-                at < offset + len.max(1) && offset < at + 512
+                at >= offset && at < offset + len
             };
-            let event = rule.event == "none" || events.contains(&rule.event.as_str());
-            event
-                && sector
-                && (rule.state == 0 || rule.state == state)
-                && rule.iotypes.iter().any(|one| one == iotype)
+            rule.active && sector && rule.iotypes.iter().any(|one| one == iotype)
         };
         let Some(at) = rules.inject.iter().position(fits) else { return Ok(()) };
         let code = rules.inject[at].errno;
@@ -332,24 +395,52 @@ impl BlkDebug {
     }
 }
 
+impl Drop for BlkDebug {
+    fn drop(&mut self) {
+        OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The pieces of a range none of which is longer than `max` (0: any).
+fn pieces(offset: u64, len: u64, max: u32) -> impl Iterator<Item = (u64, u64)> {
+    let max = if max == 0 { u64::MAX } else { u64::from(max) };
+    let mut at = offset;
+    std::iter::from_fn(move || {
+        let run = (offset + len - at).min(max);
+        at += run;
+        (run > 0).then_some((at - run, run))
+    })
+}
+
 impl Layer for BlkDebug {
     pass!(size);
-    pass!(status);
 
     fn limits(&self) -> Limits {
-        Limits { request_alignment: self.align, ..self.file.node().layer().limits() }
+        let (below, bounds) = (self.file.node().layer().limits(), self.bounds);
+        let max_transfer = match bounds.max_transfer {
+            0 => below.max_transfer,
+            max => max,
+        };
+        Limits {
+            request_alignment: bounds.align.max(1),
+            max_transfer,
+            zeroes_alignment: bounds.opt_write_zero,
+            discard_alignment: bounds.opt_discard,
+            ..below
+        }
     }
 
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.pass("read", &["read_aio"], offset, buf.len() as u64).await?;
+            self.check("read", offset, buf.len() as u64)?;
             self.file.read(offset, buf).await
         })
     }
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.pass("write", &["pwritev", "write_aio"], offset, data.len() as u64).await?;
+            self.event("pwritev").await;
+            self.check("write", offset, data.len() as u64)?;
             self.file.write(offset, data, flags).await?;
             self.event("pwritev_done").await;
             Ok(())
@@ -358,19 +449,51 @@ impl Layer for BlkDebug {
 
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.pass("write-zeroes", &["pwritev_zero"], offset, len).await?;
-            self.file.write_zeroes(offset, len, flags).await
+            let unit = u64::from(self.bounds.opt_write_zero.max(self.bounds.align));
+            if len < unit || (unit > 0 && !(offset | len).is_multiple_of(unit)) {
+                return Err(errno(libc::ENOTSUP));
+            }
+            for (at, run) in pieces(offset, len, self.bounds.max_write_zero) {
+                self.event("pwritev_zero").await;
+                self.check("write-zeroes", at, run)?;
+                self.file.write_zeroes(at, run, flags).await?;
+            }
+            Ok(())
         })
     }
 
     fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.pass("discard", &[], offset, len).await?;
-            self.file.discard(offset, len).await
+            let unit = u64::from(self.bounds.opt_discard.max(1));
+            let (start, end) = (offset.next_multiple_of(unit), (offset + len) / unit * unit);
+            if start >= end {
+                return Err(errno(libc::ENOTSUP));
+            }
+            for (at, run) in pieces(start, end - start, self.bounds.max_discard) {
+                self.check("discard", at, run)?;
+                self.file.discard(at, run).await?;
+            }
+            Ok(())
         })
     }
 
     fn flush(&self) -> Fut<'_, IoResult> {
-        Box::pin(self.pass("flush", &["flush_to_os", "flush_to_disk"], 0, 0))
+        Box::pin(async {
+            self.event("flush_to_os").await;
+            self.event("flush_to_disk").await;
+            self.check("flush", 0, 0)
+        })
+    }
+
+    fn block_status<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult<Status>> {
+        Box::pin(async move {
+            self.check("block-status", offset, len)?;
+            self.file.block_status(offset, len).await
+        })
+    }
+
+    fn child_perm(&self, role: Role, read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {
+        let (perm, shared) = crate::graph::perm::default_for(role, read_only, perm, shared);
+        (perm | self.take, shared - self.unshare)
     }
 }

@@ -1,10 +1,14 @@
 //! Filters: nodes that show a child's data and do something on the way.
 
 pub mod blkdebug;
+pub mod blkverify;
 pub mod compress;
+pub mod copy_before_write;
 pub mod copy_on_read;
+pub mod preallocate;
 pub mod quorum;
 pub mod throttle;
+pub(crate) mod together;
 
 /// Methods of [`crate::Layer`] that a filter passes to its child `file` unchanged.
 macro_rules! pass {
@@ -37,3 +41,6 @@ macro_rules! pass {
     };
 }
 pub(crate) use pass;
+
+#[cfg(test)]
+mod tests;

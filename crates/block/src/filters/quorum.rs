@@ -1,5 +1,6 @@
 //! `quorum`: several children with the same data; reads are decided by vote.
 
+use super::together::all;
 use crate::driver::{Driver, Kind, Layer, Open};
 use crate::graph::Child;
 use crate::notice::Notice;
@@ -78,7 +79,13 @@ impl Quorum {
 
     fn failure(&self, offset: u64, len: u64) {
         let (sector, sectors) = sectors(offset, len);
-        let reference = self.context.node_name.clone();
+        let node = &self.context.node_name;
+        let graph = self.context.graph.upgrade();
+        let device = graph.and_then(|graph| {
+            let holds = |one: &crate::Backend| one.node().is_some_and(|root| root.name() == node);
+            graph.backends().into_iter().find(holds).map(|one| one.name().to_string())
+        });
+        let reference = device.filter(|name| !name.is_empty()).unwrap_or_else(|| node.clone());
         self.context.notices.send(Notice::QuorumFailure { reference, sector, sectors });
     }
 
@@ -86,10 +93,14 @@ impl Quorum {
         let len = buf.len() as u64;
         let mut good: Vec<(usize, Vec<u8>)> = Vec::new();
         let mut last = None;
-        for (index, child) in self.children.iter().enumerate() {
+        let reads = self.children.iter().map(|child| {
             let mut data = vec![0; buf.len()];
-            match child.read(offset, &mut data).await {
-                Ok(()) => good.push((index, data)),
+            Box::pin(async move { child.read(offset, &mut data).await.map(|()| data) })
+        });
+        let answers = all(reads.collect()).await;
+        for ((index, child), answer) in self.children.iter().enumerate().zip(answers) {
+            match answer {
+                Ok(data) => good.push((index, data)),
                 Err(error) => {
                     self.bad("read", child, Some(&error), (offset, len));
                     last = Some(error);
@@ -176,31 +187,43 @@ impl Layer for Quorum {
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            let mut answers = Vec::new();
-            for child in &self.children {
-                answers.push(child.write(offset, data, flags).await);
-            }
+            let answers = all(self.children.iter().map(|one| one.write(offset, data, flags)).collect()).await;
             self.tally("write", answers, offset, data.len() as u64)
         })
     }
 
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            let mut answers = Vec::new();
-            for child in &self.children {
-                answers.push(child.write_zeroes(offset, len, flags).await);
-            }
+            let answers =
+                all(self.children.iter().map(|one| one.write_zeroes(offset, len, flags)).collect()).await;
             self.tally("write", answers, offset, len)
         })
     }
 
     fn flush(&self) -> Fut<'_, IoResult> {
         Box::pin(async move {
-            let mut answers = Vec::new();
-            for child in &self.children {
-                answers.push(child.flush().await);
-            }
+            let answers = all(self.children.iter().map(Child::flush).collect()).await;
             self.tally("flush", answers, 0, 0)
+        })
+    }
+
+    /// Zeroes where all children say so; the length is that of the shortest answer.
+    fn block_status<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult<Status>> {
+        Box::pin(async move {
+            let (mut zeroes, mut run) = (0, len);
+            for child in &self.children {
+                match child.block_status(offset, run).await {
+                    Ok(status) if status.flags.contains(StatusFlags::ZERO) => {
+                        zeroes += 1;
+                        run = run.min(status.len);
+                    }
+                    Ok(status) => run = run.min(status.len),
+                    Err(error) => self.bad("read", child, Some(&error), (offset, len)),
+                }
+            }
+            let zero = zeroes == self.children.len();
+            let kind = if zero { StatusFlags::ZERO } else { StatusFlags::DATA };
+            Ok(Status { flags: kind | StatusFlags::ALLOCATED, len: run, offset: None })
         })
     }
 

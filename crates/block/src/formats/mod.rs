@@ -16,8 +16,12 @@ pub static DRIVERS: &[&Driver] = &[
     &crate::protocols::null::NULL_CO,
     &crate::protocols::null::NULL_AIO,
     &crate::filters::blkdebug::DRIVER,
+    &crate::filters::blkverify::DRIVER,
     &crate::filters::throttle::DRIVER,
     &crate::filters::copy_on_read::DRIVER,
+    &crate::filters::copy_before_write::DRIVER,
+    &crate::filters::copy_before_write::SNAPSHOT_ACCESS,
+    &crate::filters::preallocate::DRIVER,
     &crate::filters::compress::DRIVER,
     &crate::filters::quorum::DRIVER,
     #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `raw`: the file as it is, or a window of it (`offset`, `size`).
 
 use crate::driver::{Create, CreateOption, Driver, Info, Kind, Layer, Open};
+use crate::filters::blkdebug;
 use crate::graph::Child;
 use crate::types::*;
 use base::{Result, bail};
@@ -109,18 +110,22 @@ impl Layer for Raw {
     }
 
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
-        match self.offset {
-            0 => self.file.read(offset, buf),
-            _ => Box::pin(async move { self.file.read(self.at(offset)?, buf).await }),
+        if self.offset == 0 && !blkdebug::watching() {
+            return self.file.read(offset, buf);
         }
+        Box::pin(async move {
+            blkdebug::event(&self.file, "read_aio").await;
+            self.file.read(self.at(offset)?, buf).await
+        })
     }
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
-        if self.offset == 0 && !self.probed {
+        if self.offset == 0 && !self.probed && !blkdebug::watching() {
             return self.file.write(offset, data, flags);
         }
         Box::pin(async move {
             self.guard(offset, data).await?;
+            blkdebug::event(&self.file, "write_aio").await;
             self.file.write(self.at(offset)?, data, flags).await
         })
     }

@@ -113,17 +113,20 @@ impl Bench {
         Ok(())
     }
 
-    fn servers(&self) -> Result<[Server; 2]> {
-        let (ours, peer) = (ours().display().to_string(), DAEMON.to_string());
-        Ok([Server::start(&ours, false, self.path("ours"))?, Server::start(&peer, true, self.path("peer"))?])
+    /// A fresh server: ours or the peer's. One at a time, as images are locked.
+    fn server(&self, peer: bool) -> Result<Server> {
+        let program = if peer { DAEMON.to_string() } else { ours().display().to_string() };
+        Server::start(&program, peer, self.path("qmp"))
     }
 
-    /// Runs the same on both and prints a row.
+    /// Runs the same on both, in turns, and prints a row.
     fn both(&self, name: &str, high: bool, run: impl Fn(&mut Server) -> Result<f64>) -> Result {
         let mut figures = [Vec::new(), Vec::new()];
         for _ in 0..3 {
-            for (server, figures) in self.servers()?.iter_mut().zip(&mut figures) {
-                figures.push(run(server).map_err(|why| format!("{name}: {why}"))?);
+            for (figures, peer) in figures.iter_mut().zip([false, true]) {
+                let figure = run(&mut self.server(peer)?);
+                let who = if peer { "qemu" } else { "ryokan" };
+                figures.push(figure.map_err(|why| format!("{name} ({who}): {why}"))?);
             }
         }
         row(name, high, median(&figures[0]), median(&figures[1]));
@@ -296,8 +299,7 @@ impl Server {
         let _ = std::fs::remove_file(&socket);
         let addr = json!({"type": "unix", "data": {"path": socket}});
         self.qmp.execute("nbd-server-start", json!({"addr": addr}))?;
-        let export = json!({"type": "nbd", "id": "n", "node-name": "n", "name": "n", "writable": true});
-        self.qmp.execute("block-export-add", export)?;
+        self.qmp.execute("nbd-server-add", json!({"device": "n", "writable": true}))?;
         Ok(socket)
     }
 

@@ -127,6 +127,7 @@ impl Qcow2 {
             self.let_go(at);
             return self.write_guest(at, plain).await;
         };
+        crate::filters::blkdebug::event(&self.file, "write_compressed").await;
         let result = self.file.write(place, packed, WriteFlags::empty()).await;
         let result = match result {
             Ok(()) => {

@@ -2,6 +2,7 @@
 
 use super::Qcow2;
 use super::entry::Kind;
+use crate::filters::blkdebug;
 use crate::types::*;
 
 impl Qcow2 {
@@ -14,10 +15,19 @@ impl Qcow2 {
             let map = self.with(|meta| meta.lookup(at, left)).await?;
             let piece = &mut buf[done..done + map.len.min(left) as usize];
             match (map.kind, map.host) {
-                (Kind::Normal, Some(host)) => self.store().read(host, piece).await?,
-                (Kind::Compressed, _) => self.read_compressed(map.entry, at, piece).await?,
+                (Kind::Normal, Some(host)) => {
+                    blkdebug::event(self.store(), "read_aio").await;
+                    self.store().read(host, piece).await?;
+                }
+                (Kind::Compressed, _) => {
+                    blkdebug::event(&self.file, "read_compressed").await;
+                    self.read_compressed(map.entry, at, piece).await?;
+                }
                 (Kind::Unallocated, _) => match self.backing() {
-                    Some(backing) => backing.read(at, piece).await?,
+                    Some(backing) => {
+                        blkdebug::event(&self.file, "read_backing_aio").await;
+                        backing.read(at, piece).await?;
+                    }
                     None => piece.fill(0),
                 },
                 _ => piece.fill(0),

@@ -12,6 +12,7 @@ use super::Qcow2;
 use super::header::*;
 use super::meta::{Free, Meta};
 use super::refcounts::{Attempt, Miss};
+use crate::filters::blkdebug;
 use crate::types::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -196,12 +197,14 @@ impl Qcow2 {
     async fn write_capture(&self, capture: &Capture) -> IoResult {
         let table = !capture.table.is_empty() || self.header_stale.load(Ordering::Acquire);
         for (.., pieces) in &capture.blocks {
+            blkdebug::event(&self.file, "refblock_update").await;
             self.write_pieces(pieces).await?;
         }
         if table || !capture.l2.is_empty() || !capture.l1.is_empty() {
             self.barrier().await?;
         }
         if table {
+            blkdebug::event(&self.file, "reftable_update").await;
             self.write_pieces(&capture.table).await?;
             self.file.flush().await?;
             if capture.table_moved || self.header_stale.load(Ordering::Acquire) {
@@ -209,10 +212,12 @@ impl Qcow2 {
             }
         }
         for (.., pieces) in &capture.l2 {
+            blkdebug::event(&self.file, "l2_update").await;
             self.write_pieces(pieces).await?;
         }
         if !capture.l1.is_empty() {
             self.file.flush().await?;
+            blkdebug::event(&self.file, "l1_update").await;
             self.write_pieces(&capture.l1).await?;
         }
         Ok(())
@@ -335,6 +340,7 @@ impl Qcow2 {
                     }
                     Err(_) => return Err(errno(libc::EIO)),
                 };
+                blkdebug::event(&self.file, "l2_load").await;
                 let data = self.read_metadata(offset, size).await?;
                 let mut meta = self.meta.lock();
                 if meta.l2_offset(index) == Ok(Some(offset)) {
@@ -349,6 +355,7 @@ impl Qcow2 {
                     self.corrupt("Refblock offset unaligned", offset).await;
                     return Err(errno(libc::EIO));
                 }
+                blkdebug::event(&self.file, "refblock_load").await;
                 let data = self.read_metadata(offset, size).await?;
                 self.meta.lock().refs.loaded(index, data);
                 Ok(())

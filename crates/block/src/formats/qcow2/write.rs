@@ -4,6 +4,7 @@ use super::Qcow2;
 use super::entry::*;
 use super::meta::Meta;
 use super::refcounts::{Attempt, Miss};
+use crate::filters::blkdebug;
 use crate::types::*;
 
 /// Clusters allocated at once for one request.
@@ -50,6 +51,7 @@ impl Qcow2 {
                 Step::Wait => woken.await,
                 Step::InPlace { host, len } => {
                     let piece = &data[done..done + len as usize];
+                    blkdebug::event(self.store(), "write_aio").await;
                     self.store().write(host, piece, WriteFlags::empty()).await?;
                     done += piece.len();
                 }
@@ -67,6 +69,9 @@ impl Qcow2 {
     }
 
     async fn fill(&self, space: Allocation, data: &[u8]) -> IoResult {
+        if space.new {
+            blkdebug::event(&self.file, "cluster_alloc").await;
+        }
         let result = self.fill_space(space, data).await;
         if result.is_err() && space.new && self.data.is_none() {
             // Nothing names the clusters yet.
@@ -80,6 +85,9 @@ impl Qcow2 {
     async fn fill_space(&self, space: Allocation, data: &[u8]) -> IoResult {
         let mut head = vec![0; (space.from - space.copy_from) as usize];
         let mut tail = vec![0; (space.copy_to - space.to) as usize];
+        if !(head.is_empty() && tail.is_empty()) {
+            blkdebug::event(&self.file, "cow_read").await;
+        }
         self.read_guest(space.copy_from, &mut head).await?;
         self.read_guest(space.to, &mut tail).await?;
         let base = space.busy.0;
@@ -89,6 +97,10 @@ impl Qcow2 {
         let keep_head = !head.is_empty() && !(fresh && zero(&head));
         let keep_tail = !tail.is_empty() && !(fresh && zero(&tail));
         let start = if keep_head { space.copy_from } else { space.from };
+        if keep_head || keep_tail {
+            blkdebug::event(&self.file, "cow_write").await;
+        }
+        blkdebug::event(self.store(), "write_aio").await;
         let host = space.host + (start - base);
         if (keep_head || keep_tail) && data.len() + head.len() + tail.len() <= JOIN {
             let mut whole = Vec::with_capacity(head.len() + data.len() + tail.len());

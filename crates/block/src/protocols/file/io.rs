@@ -10,9 +10,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest buffered write done without the pool.
-const INLINE_WRITE: usize = 128 * 1024;
-/// A call that took longer is taken as a sign that the host's cache is busy...
+const INLINE_WRITE: usize = 1 << 20;
+/// A call that took longer, with a part for its length, is taken as a sign that the host's
+/// cache is busy...
 const SLOW: Duration = Duration::from_micros(500);
+const SLOW_KIB: Duration = Duration::from_nanos(1000);
 /// ...and for this long everything goes through the pool.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
@@ -66,10 +68,10 @@ impl File {
             && self.begun.elapsed().as_micros() as u64 >= self.avoid_until.load(Ordering::Relaxed)
     }
 
-    fn timed<T>(&self, work: impl FnOnce() -> T) -> T {
+    fn timed<T>(&self, len: usize, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
-        if start.elapsed() > SLOW {
+        if start.elapsed() > SLOW + SLOW_KIB * (len >> 10) as u32 {
             let until = self.begun.elapsed() + BACK_OFF;
             self.avoid_until.store(until.as_micros() as u64, Ordering::Relaxed);
         }
@@ -95,7 +97,7 @@ impl File {
         if buf.len() > INLINE_WRITE || !self.may_inline() {
             return Ok(0);
         }
-        match self.timed(|| rustix::io::pread(&self.fd, buf, offset)) {
+        match self.timed(buf.len(), || rustix::io::pread(&self.fd, buf, offset)) {
             Ok(done) => Ok(done),
             Err(Errno::INTR) => Ok(0),
             Err(error) => Err(error.into()),
@@ -107,7 +109,7 @@ impl File {
         if data.len() > INLINE_WRITE || !self.may_inline() {
             return Ok(false);
         }
-        self.timed(|| self.write_all(offset, data)).map(|()| true)
+        self.timed(data.len(), || self.write_all(offset, data)).map(|()| true)
     }
 
     /// Reads exactly `len` bytes; past the end of the file they are zeroes.

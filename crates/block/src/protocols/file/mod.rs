@@ -57,6 +57,9 @@ struct FileLayer {
     lock: Mutex<locks::Locks>,
     fdsets: FdSets,
     block_device: bool,
+    /// A range that held data when last looked at: asking the file system is slow where it
+    /// must walk a long extent. Whoever makes a hole forgets it.
+    data: Mutex<std::ops::Range<u64>>,
 }
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
@@ -146,6 +149,7 @@ impl FileLayer {
             lock: Mutex::new(locks::Locks::new(locking != Some(false))),
             fdsets: fdsets.clone(),
             block_device: !kind.is_file(),
+            data: Mutex::new(0..0),
         })
     }
 
@@ -159,6 +163,10 @@ impl FileLayer {
             Ok(result) => result,
             Err(_) => Err(errno(libc::EIO)),
         }
+    }
+
+    fn forget_data(&self) {
+        *self.data.lock() = 0..0;
     }
 
     fn grown(&self, end: u64) {
@@ -214,16 +222,22 @@ impl Layer for FileLayer {
 
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
+            self.forget_data();
             let size = self.size();
             let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
             self.pooled(move |file| file.zero(offset, len, size, unmap)).await?;
+            self.forget_data();
             self.grown(offset + len);
             Ok(())
         })
     }
 
     fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
-        Box::pin(self.pooled(move |file| file.punch(offset, len)))
+        Box::pin(async move {
+            let punched = self.pooled(move |file| file.punch(offset, len)).await;
+            self.forget_data();
+            punched
+        })
     }
 
     fn flush(&self) -> Fut<'_, IoResult> {
@@ -242,7 +256,14 @@ impl Layer for FileLayer {
                 return Ok(Status { flags, len, offset: Some(offset) });
             }
             let size = self.size();
-            let (data, run) = self.pooled(move |file| file.extent(offset, len, size)).await?;
+            let known = self.data.lock().clone();
+            let (data, run) = match known.contains(&offset) {
+                true => (true, known.end - offset),
+                false => self.pooled(move |file| file.extent(offset, len, size)).await?,
+            };
+            if data && !known.contains(&offset) {
+                *self.data.lock() = offset..offset + run;
+            }
             let flags = if data { StatusFlags::DATA } else { StatusFlags::ZERO };
             Ok(Status { flags: flags | StatusFlags::ALLOCATED, len: run.clamp(1, len), offset: Some(offset) })
         })
@@ -259,6 +280,7 @@ impl Layer for FileLayer {
             }
             let work = move |file: &File| Ok(create::resize(file.fd(), old, size, how.preallocation));
             self.pooled(work).await??;
+            self.forget_data();
             self.size.store(size, Ordering::Release);
             Ok(())
         })
