@@ -61,7 +61,14 @@ impl Queue {
     }
 
     fn over(way: Way) -> Queue {
-        Queue { way, calls: Vec::new(), unused: Vec::new(), backlog: VecDeque::new(), flying: 0, stuck: false }
+        Queue {
+            way,
+            calls: Vec::new(),
+            unused: Vec::new(),
+            backlog: VecDeque::new(),
+            flying: 0,
+            stuck: false,
+        }
     }
 
     /// Takes a call; it goes to the kernel in the next [`Queue::turn`].

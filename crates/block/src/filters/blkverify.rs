@@ -65,8 +65,7 @@ impl Layer for Verify {
         Box::pin(async move {
             let mut expected = vec![0; buf.len()];
             let bytes = buf.len() as u64;
-            let (test, raw) =
-                tokio::join!(self.test.read(offset, buf), self.raw.read(offset, &mut expected));
+            let (test, raw) = tokio::join!(self.test.read(offset, buf), self.raw.read(offset, &mut expected));
             agreed("read", offset, bytes, test, raw)?;
             if let Some(at) = buf.iter().zip(&expected).position(|(one, other)| one != other) {
                 let at = offset + at as u64;

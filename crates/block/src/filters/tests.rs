@@ -108,9 +108,7 @@ fn quorum_fails_without_a_majority_and_names_the_device() {
     bench.told();
     assert_eq!(code(drive.read_blocking(0, 512)), libc::EIO);
     let told = bench.told();
-    let failed = |one: &Notice| {
-        matches!(one, Notice::QuorumFailure { reference, sector: 0, sectors: 1 } if reference == "d")
-    };
+    let failed = |one: &Notice| matches!(one, Notice::QuorumFailure { reference, sector: 0, sectors: 1 } if reference == "d");
     assert!(told.iter().any(failed), "{told:?}");
 }
 
@@ -177,7 +175,10 @@ fn blkverify_ends_the_process_at_a_difference() {
     let args = ["--exact", "filters::tests::blkverify_child", "--ignored", "--nocapture"];
     let out = Command::new(me).args(args).output().unwrap();
     let text = String::from_utf8_lossy(&out.stderr);
-    assert!(text.contains("blkverify: read offset=4096 bytes=4096 contents mismatch at offset 5000"), "{text}");
+    assert!(
+        text.contains("blkverify: read offset=4096 bytes=4096 contents mismatch at offset 5000"),
+        "{text}"
+    );
     assert_eq!(out.status.code(), Some(1));
     assert!(!text.contains("was not seen"), "{text}");
 }
@@ -441,7 +442,8 @@ fn compress_needs_a_format_that_can() {
     let path = bench.dir.path().join("c.qcow2");
     let create = ["create", "-q", "-f", "qcow2"];
     assert!(Command::new("qemu-img").args(create).arg(&path).arg("4M").status().unwrap().success());
-    let node = bench.add("c", json!({"driver": "compress", "file": {"driver": "qcow2", "file": plain(&path)}}));
+    let node =
+        bench.add("c", json!({"driver": "compress", "file": {"driver": "qcow2", "file": plain(&path)}}));
     let drive = bench.drive("d", &node);
     drive.write_blocking(0, vec![7; 1 << 20]).unwrap();
     drive.write_blocking(3 << 20, vec![8; 1000]).unwrap();

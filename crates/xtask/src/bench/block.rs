@@ -90,7 +90,8 @@ impl Bench {
     }
 
     fn requests(&self) -> Result {
-        let shapes = [("4 KiB", 4096u64, 1, 60_000), ("4 KiB", 4096, 32, 120_000), ("1 MiB", 1 << 20, 4, 3000)];
+        let shapes =
+            [("4 KiB", 4096u64, 1, 60_000), ("4 KiB", 4096, 32, 120_000), ("1 MiB", 1 << 20, 4, 3000)];
         for format in ["raw", "qcow2"] {
             let file = self.make(&format!("a.{format}"), format, 256 << 20)?;
             for aio in ["threads", "io_uring"] {

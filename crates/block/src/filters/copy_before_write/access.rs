@@ -6,8 +6,7 @@ use crate::types::*;
 use base::{Result, bail};
 use std::sync::Arc;
 
-pub static DRIVER: Driver =
-    Driver { name: "snapshot-access", kind: Kind::Format, open, ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver { name: "snapshot-access", kind: Kind::Format, open, ..Driver::DEFAULT };
 
 struct Access {
     old: Arc<Old>,
@@ -95,7 +94,8 @@ impl Layer for Access {
     fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
         Box::pin(async move {
             let old = &*self.old;
-            let end = if offset + len >= old.size { old.size } else { (offset + len) / old.cluster * old.cluster };
+            let end =
+                if offset + len >= old.size { old.size } else { (offset + len) / old.cluster * old.cluster };
             let start = offset.next_multiple_of(old.cluster);
             if start >= end {
                 return Ok(());

@@ -17,8 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Notify;
 
-pub static DRIVER: Driver =
-    Driver { name: "copy-before-write", kind: Kind::Filter, open, ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver { name: "copy-before-write", kind: Kind::Filter, open, ..Driver::DEFAULT };
 
 /// Smallest unit of copying in bytes.
 const CLUSTER: u64 = 65536;

@@ -63,7 +63,8 @@ impl FileLayer {
             let mut buffer = engine.buffer(piece.len());
             buffer.data_mut().copy_from_slice(piece);
             let at = offset + done as u64;
-            let (buffer, count) = match engine.run(self.file.load_full(), Operation::Write, at, buffer).await {
+            let (buffer, count) = match engine.run(self.file.load_full(), Operation::Write, at, buffer).await
+            {
                 Err(error) if again(&error) => continue,
                 other => other?,
             };

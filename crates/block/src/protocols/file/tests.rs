@@ -46,7 +46,8 @@ fn all_engines_read_and_write_any_range() {
         drive.delete();
         let mut judge = Command::new("qemu-io");
         judge.args(["-f", "raw", "-r"]).arg(&path);
-        for command in ["read -P 2 0 65536", "read -P 3 70001 3001", "read -P 4 1M 3M", "read -P 7 207000 1000"]
+        for command in
+            ["read -P 2 0 65536", "read -P 3 70001 3001", "read -P 4 1M 3M", "read -P 7 207000 1000"]
         {
             judge.args(["-c", command]);
         }
