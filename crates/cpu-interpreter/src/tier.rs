@@ -48,10 +48,12 @@ pub enum Ran {
 }
 
 impl InterpreterVcpu {
+    #[inline]
     pub fn core(&self) -> &Core {
         &self.core
     }
 
+    #[inline]
     pub fn core_mut(&mut self) -> &mut Core {
         &mut self.core
     }
@@ -86,6 +88,7 @@ impl InterpreterVcpu {
 
     /// Whether [`Self::look_up`] would find something to do, or the next instruction must be
     /// executed alone.
+    #[inline]
     pub fn must_look_up(&self) -> bool {
         let core = &self.core;
         core.irq_hint && core.st.rflags & flags::IF != 0

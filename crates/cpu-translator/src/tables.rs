@@ -31,8 +31,6 @@ struct Log {
     /// Code map slots and indirect branches that were set.
     code: Vec<u32>,
     branches: Vec<u32>,
-    /// Linear pages whose code or branches are known.
-    code_pages: Mixed<u64, ()>,
 }
 
 impl Log {
@@ -43,7 +41,6 @@ impl Log {
         for slot in self.branches.drain(..) {
             branch_slot(gs, slot).store(unknown, Ordering::Release);
         }
-        self.code_pages.clear();
     }
 }
 
@@ -54,15 +51,11 @@ impl Space {
     }
 
     /// Forgets the code of `page`, and with it other branches of the same slots.
-    fn forget_code_of(&mut self, page: u64, unknown: u64) {
-        let known =
-            self.logs.iter_mut().fold(false, |known, log| log.code_pages.remove(&page).is_some() | known);
-        if known {
-            code_slot(self.gs, map_slot(page)).store(0, Ordering::Release);
-            let first = page as u32 & 0xf000;
-            for slot in first..first + 0x1000 {
-                branch_slot(self.gs, slot).store(unknown, Ordering::Release);
-            }
+    fn forget_code_of(&self, page: u64, unknown: u64) {
+        code_slot(self.gs, map_slot(page)).store(0, Ordering::Release);
+        let first = page as u32 & 0xf000;
+        for slot in first..first + 0x1000 {
+            branch_slot(self.gs, slot).store(unknown, Ordering::Release);
         }
     }
 }
@@ -78,6 +71,8 @@ pub struct Tables {
     size: usize,
     /// Where indirect branches without an entry go.
     unknown: u64,
+    /// Linear pages whose code or branches are (or were) known in any view.
+    code_pages: Mixed<u64, ()>,
     /// Regions of [`LARGE`] bytes with pieces of large pages.
     large: Mixed<u64, ()>,
     /// Likewise for larger pages.
@@ -115,6 +110,7 @@ impl Tables {
             state,
             size,
             unknown: unknown as u64,
+            code_pages: Mixed::default(),
             large: Mixed::default(),
             huge: Mixed::default(),
             fills: 0,
@@ -189,6 +185,7 @@ impl Tables {
             }
         }
         if globals_too {
+            self.code_pages.clear();
             self.large.clear();
             self.huge.clear();
         }
@@ -202,11 +199,13 @@ impl Tables {
         let large = linear & !(LARGE - 1);
         let (first, count) =
             if self.large.remove(&large).is_some() { (large, LARGE / 4096) } else { (linear & !0xfff, 1) };
-        let unknown = self.unknown;
-        for space in &mut self.spaces {
-            for page in (0..count).map(|n| first + 4096 * n) {
+        for page in (0..count).map(|n| first + 4096 * n) {
+            let has_code = self.code_pages.remove(&page).is_some();
+            for space in &self.spaces {
                 space.forget_page(page);
-                space.forget_code_of(page, unknown);
+                if has_code {
+                    space.forget_code_of(page, self.unknown);
+                }
             }
         }
         self.trim();
@@ -216,6 +215,9 @@ impl Tables {
     fn trim(&mut self) {
         if self.spaces.iter().flat_map(|space| &space.logs).any(|log| log.pages.len() > 1 << 16) {
             self.flush(true);
+        }
+        if self.code_pages.len() > 1 << 14 {
+            self.forget_code();
         }
     }
 
@@ -228,7 +230,7 @@ impl Tables {
         if cell.load(Ordering::Relaxed) != id {
             cell.store(id, Ordering::Release);
             log.code.push(slot);
-            log.code_pages.insert(linear & !0xfff, ());
+            self.code_pages.insert(linear & !0xfff, ());
             tidy(&mut log.code);
         }
     }
@@ -240,12 +242,13 @@ impl Tables {
         let slot = (rip & 0xffff) as u32;
         branch_slot(space.gs, slot).store(host as u64, Ordering::Release);
         log.branches.push(slot);
-        log.code_pages.insert(rip & !0xfff, ());
+        self.code_pages.insert(rip & !0xfff, ());
         tidy(&mut log.branches);
     }
 
     /// Forgets branches and code pages of all views.
     pub fn forget_code(&mut self) {
+        self.code_pages.clear();
         for space in &mut self.spaces {
             for log in &mut space.logs {
                 log.forget_code(space.gs, self.unknown);

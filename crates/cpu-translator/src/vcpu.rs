@@ -316,16 +316,14 @@ impl TranslatorVcpu {
         if flushed.is_empty() {
             return false;
         }
-        let pages = std::mem::take(&mut flushed.pages);
         let (local, global) = (std::mem::take(&mut flushed.local), std::mem::take(&mut flushed.global));
         if local || global {
             self.tables.flush(global);
         }
-        for page in pages {
-            if global {
-                break;
+        for page in flushed.pages.drain(..) {
+            if !global {
+                self.tables.flush_page(page);
             }
-            self.tables.flush_page(page);
         }
         true
     }

@@ -262,13 +262,8 @@ impl Core {
             for (k, byte) in wide.iter_mut().enumerate() {
                 *byte = value[k % size];
             }
-            let (wide, end) = (u64::from_le_bytes(wide), start + bytes);
-            let mut at = start;
-            while at + 8 <= end {
-                page.store(at, wide);
-                at += 8;
-            }
-            page.write(at, &wide.to_le_bytes()[..end - at]);
+            page.fill_words(start, bytes / 8, u64::from_le_bytes(wide));
+            page.write(start + bytes / 8 * 8, &wide[..bytes % 8]);
         }
         self.watch_write(watch, to - back as u64, bytes);
         self.advance(RDI, work, n);
