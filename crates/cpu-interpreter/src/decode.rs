@@ -67,7 +67,8 @@ impl Core {
         }
     }
 
-    fn bitness(&self) -> u32 {
+    /// 16, 32 or 64.
+    pub fn code_bits(&self) -> u32 {
         [16, 32, 64, 64][(self.mode & mode::CODE) as usize]
     }
 }
@@ -148,7 +149,7 @@ pub fn build(core: &mut Core, cache: &mut Cache, rip: u64) -> Result<u32, Fault>
 /// Decodes up to `limit` instructions that lie wholly in `bytes` and end with the first
 /// that ends a block.
 fn decode_bytes(core: &Core, bytes: &[u8], rip: u64, limit: usize) -> Vec<Instruction> {
-    let mut decoder = Decoder::with_ip(core.bitness(), bytes, rip, DecoderOptions::NONE);
+    let mut decoder = Decoder::with_ip(core.code_bits(), bytes, rip, DecoderOptions::NONE);
     let mut insns = Vec::new();
     while insns.len() < limit && decoder.can_decode() {
         let i = decoder.decode();
@@ -301,7 +302,7 @@ pub(crate) fn operands(core: &Core, i: &Instruction, left: usize) -> Op {
                 2 => 2,
                 4 => 4,
                 8 => 8,
-                _ => core.bitness() as usize / 8,
+                _ => core.code_bits() as usize / 8,
             },
             |r| r.size(),
         );
@@ -345,7 +346,7 @@ fn implicit_memory(core: &Core, i: &Instruction, op: &mut Op) {
             OpKind::Register if i.mnemonic() == Monitor && n == 0 => Some(i.op0_register().size()),
             _ => None,
         })
-        .unwrap_or(core.bitness() as usize / 8);
+        .unwrap_or(core.code_bits() as usize / 8);
     op.cut = (64 - 8 * width) as u8;
 }
 

@@ -168,6 +168,10 @@ impl Code {
         self.gs_operand(true, &[opcode], reg, disp);
     }
 
+    pub fn op_gs32(&mut self, opcode: u8, reg: u8, disp: i32) {
+        self.gs_operand(false, &[opcode], reg, disp);
+    }
+
     /// `mov reg, reg`, 64 bits.
     pub fn mov(&mut self, to: u8, from: u8) {
         self.rex(true, from, 0, to);
@@ -195,6 +199,16 @@ impl Code {
             self.raw(&[0xb8 | reg & 7]);
             self.raw(&value.to_le_bytes());
         }
+    }
+
+    /// `lea reg, [base + disp]`, 64 bits or the 32-bit sum.
+    pub fn lea_word(&mut self, wide: bool, reg: u8, base: u8, disp: i32) {
+        self.lea_address(wide, reg, &Address { base: Some(base), index: None, scale: 0, disp });
+    }
+
+    /// JECXZ over the next `over` bytes.
+    pub fn jecxz(&mut self, over: u8) {
+        self.raw(&[0x67, 0xe3, over]);
     }
 
     /// `lea reg, [base + disp]`.
@@ -262,9 +276,9 @@ impl Code {
         self.address_bytes(reg, a);
     }
 
-    /// `mov qword [address], imm32`.
-    pub fn store_imm_at(&mut self, value: i32, a: &Address) {
-        self.op_at(true, 0xc7, 0, a);
+    /// `mov qword/dword [address], imm32`.
+    pub fn store_imm_at(&mut self, wide: bool, value: i32, a: &Address) {
+        self.op_at(wide, 0xc7, 0, a);
         self.imm32(value);
     }
 

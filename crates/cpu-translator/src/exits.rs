@@ -70,7 +70,8 @@ impl Exits {
         let block = &cache.blocks[site.block as usize];
         let from = (site.rip & 0xfff) as usize - usize::from(block.span.0);
         let Some(bytes) = block.bytes.get(from..from + usize::from(site.len)) else { return false };
-        let mut decoder = iced_x86::Decoder::with_ip(64, bytes, site.rip, iced_x86::DecoderOptions::NONE);
+        let mut decoder =
+            iced_x86::Decoder::with_ip(core.code_bits(), bytes, site.rip, iced_x86::DecoderOptions::NONE);
         let instruction = decoder.decode();
         known.single = Some(Single::new(core, &instruction, bytes));
         true

@@ -127,13 +127,22 @@ impl TranslatorVcpu {
     /// The mode key of blocks now; `None`: this code is the interpreter's.
     fn key(&self) -> Option<u32> {
         let core = self.interpreter.core();
-        if core.mode & (mode::CODE | mode::SINGLE | mode::SLOW) != mode::CODE64
-            || self.interpreter.is_stepping()
-        {
+        const FLAT: u32 = mode::CODE32 | mode::FLAT | mode::WIDE_CS | mode::STACK32;
+        let plain = core.mode & (mode::SINGLE | mode::SLOW) == 0;
+        let wide = core.mode & mode::CODE == mode::CODE64;
+        if !plain || !wide && core.mode & (FLAT | mode::CODE) != FLAT || self.interpreter.is_stepping() {
             return None;
         }
         let st = &core.st;
         let mut bits = core.mode & mode::CODE;
+        if !wide {
+            for (n, open) in [(4, key::FS_OPEN), (5, key::GS_OPEN)] {
+                let s = &core.sc[n];
+                if s.low == 0 && s.high >= 0xffff_ffff && s.readable && s.writable {
+                    bits |= open;
+                }
+            }
+        }
         if st.cr0 & (CR0_EM | CR0_TS) == 0 {
             bits |= key::X87;
             if st.cr4 & CR4_OSFXSR != 0 {

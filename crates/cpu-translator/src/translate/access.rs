@@ -68,7 +68,11 @@ impl Builder {
             }
         }
         if let Some(n) = segment {
-            self.code.op_gs(0x03, T0, SEG_BASE + 8 * n);
+            if self.word == 8 {
+                self.code.op_gs(0x03, T0, SEG_BASE + 8 * n);
+            } else {
+                self.code.op_gs32(0x03, T0, SEG_BASE + 8 * n);
+            }
         }
     }
 
@@ -140,8 +144,8 @@ impl Builder {
                 moved.set_memory_displ_size(8);
                 self.address(source, &moved);
             }
-            Where::At(base, disp) if disp + more == 0 => self.code.mov(T0, base),
-            Where::At(base, disp) => self.code.lea(T0, base, disp + more),
+            Where::At(base, disp) if disp + more == 0 && self.word == 8 => self.code.mov(T0, base),
+            Where::At(base, disp) => self.code.lea_word(self.word == 8, T0, base, disp + more),
         }
     }
 
@@ -181,9 +185,9 @@ impl Builder {
             match early.segment {
                 Some(segment) => {
                     self.code.load(T0, SEG_BASE + 8 * i32::from(segment));
-                    self.code.lea(T0, T0, early.at.disp);
+                    self.code.lea_word(self.word == 8, T0, T0, early.at.disp);
                 }
-                None => self.code.lea_address(true, T0, &early.at),
+                None => self.code.lea_address(self.word == 8, T0, &early.at),
             }
             let group = &self.groups[usize::from(early.group)];
             // Not a write yet: the page must be writable without its dirty flag being set now.
@@ -195,6 +199,11 @@ impl Builder {
     /// The address of a group's member, with the look-up in T1.
     fn member_address(&mut self, source: &Source, i: &Instruction, place: Where) -> Address {
         let sum = |base, disp: i32| Address { base: Some(base), index: Some(T1), scale: 0, disp: disp - 1 };
+        if self.word == 4 {
+            // Addresses wrap at 4 GiB.
+            self.address_of(source, i, place, 0);
+            return sum(T0, 0);
+        }
         match place {
             Where::At(base, disp) => sum(base, disp),
             Where::Operand => {

@@ -59,6 +59,8 @@ fn natural_stack(i: &Instruction, bits: u32) -> bool {
     match i.code() {
         Push_r64 | Push_rm64 | Pushq_imm8 | Pushq_imm32 | Pop_r64 | Pop_rm64 | Call_rel32_64 | Call_rm64
         | Jmp_rm64 | Retnq | Retnq_imm16 | Leaveq => bits == 64,
+        Push_r32 | Push_rm32 | Pushd_imm8 | Pushd_imm32 | Pop_r32 | Pop_rm32 | Call_rel32_32 | Call_rm32
+        | Jmp_rm32 | Retnd | Retnd_imm16 | Leaved => bits == 32,
         _ => false,
     }
 }
@@ -72,7 +74,11 @@ pub fn classify(source: &Source, i: &Instruction) -> Class {
     if let Some(class) = super::system::classify(source, i) {
         return class;
     }
+    if bits == 32 && !is_flat(source, i) {
+        return if i.flow_control() == FlowControl::Next { Class::Interpret } else { Class::InterpretEnd };
+    }
     let natural = natural_stack(i, bits);
+    let near = if bits == 64 { OpKind::NearBranch64 } else { OpKind::NearBranch32 };
     match i.mnemonic() {
         Nop | Endbr64 | Endbr32 | Prefetcht0 | Prefetcht1 | Prefetcht2 | Prefetchnta | Prefetchw
         | Prefetch => Class::Nothing,
@@ -80,20 +86,21 @@ pub fn classify(source: &Source, i: &Instruction) -> Class {
         Pop if natural && i.op0_kind() == OpKind::Register => Class::Pop,
         Leave if natural => Class::Leave,
         Jmp => match i.op0_kind() {
-            OpKind::NearBranch64 if bits == 64 => Class::Jump,
+            kind if kind == near => Class::Jump,
             OpKind::Register if natural => Class::JumpIndirect,
             OpKind::Memory if natural => Class::JumpIndirect,
             _ => Class::InterpretEnd,
         },
         Call => match i.op0_kind() {
-            OpKind::NearBranch64 if natural => Class::Call,
+            kind if natural && kind == near => Class::Call,
             OpKind::Register | OpKind::Memory if natural => Class::CallIndirect,
             _ => Class::InterpretEnd,
         },
         Ret if natural => Class::Return,
-        Loop if i.code() == Code::Loop_rel8_64_RCX => Class::Loop,
+        Loop if matches!(i.code(), Code::Loop_rel8_64_RCX | Code::Loop_rel8_32_ECX) => Class::Loop,
         Jrcxz if i.code() == Code::Jrcxz_rel8_64 => Class::CountZero,
-        _ if i.is_jcc_short_or_near() && i.op0_kind() == OpKind::NearBranch64 => Class::Branch,
+        Jecxz if i.code() == Code::Jecxz_rel8_32 => Class::CountZero,
+        _ if i.is_jcc_short_or_near() && i.op0_kind() == near => Class::Branch,
         _ if i.flow_control() != FlowControl::Next => Class::InterpretEnd,
         Hlt | Mwait => Class::InterpretEnd,
         _ if is_native(source, i) => Class::Native,
@@ -101,9 +108,27 @@ pub fn classify(source: &Source, i: &Instruction) -> Class {
     }
 }
 
+/// 32-bit code: whether the memory operand, if there is one, has a 32-bit address in a segment
+/// that is open.
+fn is_flat(source: &Source, i: &Instruction) -> bool {
+    let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
+    if !memory {
+        return true;
+    }
+    let narrow = |r: Register| r == Register::None || r.is_gpr32();
+    let open = match i.memory_segment() {
+        Register::FS => source.key & key::FS_OPEN != 0,
+        Register::GS => source.key & key::GS_OPEN != 0,
+        // Flat, but not writable.
+        Register::CS => false,
+        _ => true,
+    };
+    open && narrow(i.memory_base()) && narrow(i.memory_index()) && i.memory_displ_size() != 2
+}
+
 fn stack_operand(i: &Instruction) -> bool {
     match i.op0_kind() {
-        OpKind::Register => i.op0_register().is_gpr64(),
+        OpKind::Register => i.op0_register().is_gpr64() || i.op0_register().is_gpr32(),
         _ => true,
     }
 }
@@ -270,13 +295,14 @@ fn is_native(source: &Source, i: &Instruction) -> bool {
         return false;
     }
     if is_plain(i.mnemonic()) {
-        return plain_memory(i) && !needs_other_encoding(source, i);
+        return plain_memory(i);
     }
     if uses_x87(i) {
         return source.key & key::X87 != 0 && is_plain_x87(i);
     }
     if matches!(i.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
-        return source.key & key::AVX != 0;
+        // Outside of 64-bit mode they leave the upper eight registers alone.
+        return source.key & key::AVX != 0 && source.bits() == 64;
     }
     vector && is_vector(source, i)
 }
@@ -329,11 +355,6 @@ fn plain_memory(i: &Instruction) -> bool {
     !(matches!(i.mnemonic(), Bt | Bts | Btr | Btc)
         && i.op0_kind() == OpKind::Memory
         && i.op1_kind() == OpKind::Register)
-}
-
-/// The host in 64-bit mode has other encodings for some 32-bit code.
-fn needs_other_encoding(source: &Source, _i: &Instruction) -> bool {
-    source.bits() != 64
 }
 
 fn is_vector(source: &Source, i: &Instruction) -> bool {

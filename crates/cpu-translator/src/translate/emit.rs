@@ -150,6 +150,13 @@ impl Builder {
 
     /// The guest's bytes as they are.
     fn copy(&mut self, source: &Source, i: &Instruction) {
+        if self.word == 4 {
+            // Some bytes mean other things in 64-bit mode.
+            if !self.code.encode(&in_64bit(i)) {
+                self.code.raw(&[0x0f, 0x0b]);
+            }
+            return;
+        }
         let at = usize::from(self.steps[self.k].at);
         let bytes = &source.bytes[at..at + i.len()];
         self.code.raw(bytes);
@@ -190,9 +197,10 @@ impl Builder {
         plain.set_segment_prefix(Register::None);
         let r = i.op0_register();
         let n = r.full_register().number() as u8;
-        let addressed = [i.memory_base(), i.memory_index()]
-            .iter()
-            .any(|r| matches!(r.full_register(), Register::R10 | Register::R11) || r.is_ip());
+        let addressed = self.word == 4
+            || [i.memory_base(), i.memory_index()]
+                .iter()
+                .any(|r| matches!(r.full_register(), Register::R10 | Register::R11) || r.is_ip());
         if !addressed && n != T0 && n != T1 {
             return self.copy(source, i);
         }
@@ -272,13 +280,14 @@ impl Builder {
     // ---- the stack ----
 
     fn push(&mut self, source: &Source, i: &Instruction) {
+        let (word, wide) = (u32::from(self.word), self.word == 8);
         if i.op0_kind() == OpKind::Memory {
             let retry = self.here();
-            let first = self.reach(source, i, Where::Operand, (8, 1, false));
+            let first = self.reach(source, i, Where::Operand, (word, 1, false));
             self.accesses(&first);
-            self.code.op_at(true, 0x8b, T0, &first.at);
+            self.code.op_at(wide, 0x8b, T0, &first.at);
             self.code.store(SPARE, T0);
-            let second = self.reach(source, i, Where::At(RSP, -8), (8, 1, true));
+            let second = self.reach(source, i, Where::At(RSP, -(word as i32)), (word, 1, true));
             if let Some(site) = second.site {
                 // A retry begins with the first access: its value may be stale.
                 self.site_mut(site).retry = retry;
@@ -286,56 +295,60 @@ impl Builder {
             let at = self.free_t1(&second);
             self.code.load(T1, SPARE);
             self.accesses(&second);
-            self.code.store_at(T0, at.disp, T1);
-            self.code.lea(RSP, RSP, -8);
+            self.code.op_at(wide, 0x89, T1, &at);
+            self.code.lea_word(wide, RSP, RSP, -(word as i32));
             self.accessed(&second);
             return self.accessed(&first);
         }
-        let reached = self.reach(source, i, Where::At(RSP, -8), (8, 1, true));
+        let reached = self.reach(source, i, Where::At(RSP, -(word as i32)), (word, 1, true));
         if i.op0_kind() == OpKind::Register {
-            let n = i.op0_register().number() as u8;
+            let n = i.op0_register().full_register().number() as u8;
             if n == T0 || n == T1 {
                 let at = self.free_t1(&reached);
                 self.code.load(T1, slot(n));
                 self.accesses(&reached);
-                self.code.store_at(T0, at.disp, T1);
+                self.code.op_at(wide, 0x89, T1, &at);
             } else {
                 self.accesses(&reached);
-                self.code.op_at(true, 0x89, n, &reached.at);
+                self.code.op_at(wide, 0x89, n, &reached.at);
             }
         } else {
             let value = match i.op0_kind() {
                 OpKind::Immediate8to64 => i.immediate8to64() as i32,
+                OpKind::Immediate8to32 => i.immediate8to32(),
+                OpKind::Immediate32 => i.immediate32() as i32,
                 _ => i.immediate32to64() as i32,
             };
             self.accesses(&reached);
-            self.code.store_imm_at(value, &reached.at);
+            self.code.store_imm_at(wide, value, &reached.at);
         }
-        self.code.lea(RSP, RSP, -8);
+        self.code.lea_word(wide, RSP, RSP, -(word as i32));
         self.accessed(&reached);
     }
 
     fn pop(&mut self, source: &Source, i: &Instruction) {
-        let n = i.op0_register().number() as u8;
-        let reached = self.reach(source, i, Where::At(RSP, 0), (8, 1, false));
+        let (word, wide) = (u32::from(self.word), self.word == 8);
+        let n = i.op0_register().full_register().number() as u8;
+        let reached = self.reach(source, i, Where::At(RSP, 0), (word, 1, false));
         self.accesses(&reached);
         if n == T0 || n == T1 {
-            self.code.op_at(true, 0x8b, T0, &reached.at);
+            self.code.op_at(wide, 0x8b, T0, &reached.at);
             self.code.store(slot(n), T0);
         } else {
-            self.code.op_at(true, 0x8b, n, &reached.at);
+            self.code.op_at(wide, 0x8b, n, &reached.at);
         }
         if n != RSP {
-            self.code.lea(RSP, RSP, 8);
+            self.code.lea_word(wide, RSP, RSP, word as i32);
         }
         self.accessed(&reached);
     }
 
     fn leave(&mut self, source: &Source, i: &Instruction) {
-        let reached = self.reach(source, i, Where::At(RBP, 0), (8, 1, false));
+        let (word, wide) = (u32::from(self.word), self.word == 8);
+        let reached = self.reach(source, i, Where::At(RBP, 0), (word, 1, false));
         self.accesses(&reached);
-        self.code.op_at(true, 0x8b, T0, &reached.at);
-        self.code.lea(RSP, RBP, 8);
+        self.code.op_at(wide, 0x8b, T0, &reached.at);
+        self.code.lea_word(wide, RSP, RBP, word as i32);
         self.code.mov(RBP, T0);
         self.accessed(&reached);
     }
@@ -424,4 +437,17 @@ fn host_form(i: &Instruction, at: &Address) -> Instruction {
     });
     host.set_segment_prefix(Register::None);
     host
+}
+
+/// 32-bit code's short INC and DEC in their longer form.
+fn in_64bit(i: &Instruction) -> Instruction {
+    let mut wide = *i;
+    wide.set_code(match i.code() {
+        Op::Inc_r16 => Op::Inc_rm16,
+        Op::Inc_r32 => Op::Inc_rm32,
+        Op::Dec_r16 => Op::Dec_rm16,
+        Op::Dec_r32 => Op::Dec_rm32,
+        code => code,
+    });
+    wide
 }

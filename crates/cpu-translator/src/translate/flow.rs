@@ -96,12 +96,12 @@ impl Builder {
         self.want_flags(self.steps[self.k].live_after != 0);
         let skip = self.code.label();
         if self.steps[self.k].class == Class::Loop {
-            self.code.lea(RCX, RCX, -1);
-            self.code.jrcxz(2);
+            self.code.lea_word(self.word == 8, RCX, RCX, -1);
+            self.count_zero(2);
             self.code.raw(&[0xeb, 5]); // over the way out of the loop
             self.code.jmp(skip);
         } else {
-            self.code.jrcxz(5);
+            self.count_zero(5);
             self.code.jmp(skip);
         }
         self.align_patch(1);
@@ -110,20 +110,31 @@ impl Builder {
         self.code.bind(skip);
     }
 
+    /// Over the next `over` bytes if the count is zero.
+    fn count_zero(&mut self, over: u8) {
+        if self.word == 8 {
+            self.code.jrcxz(over);
+        } else {
+            self.code.jecxz(over);
+        }
+    }
+
     /// Pushes the return address of `i`. Returns the site, if the access has one.
     fn push_return(&mut self, source: &Source, i: &Instruction) -> Option<u32> {
-        let reached = self.reach(source, i, Where::At(RSP, -8), (8, 1, true));
+        let (word, wide) = (i32::from(self.word), self.word == 8);
+        let reached = self.reach(source, i, Where::At(RSP, -word), (word as u32, 1, true));
         let next = i.next_ip();
-        if let Ok(short) = i32::try_from(next as i64) {
+        let short = if wide { i32::try_from(next as i64) } else { Ok(next as u32 as i32) };
+        if let Ok(short) = short {
             self.accesses(&reached);
-            self.code.store_imm_at(short, &reached.at);
+            self.code.store_imm_at(wide, short, &reached.at);
         } else {
             self.free_t1(&reached);
             self.code.constant(T1, next);
             self.accesses(&reached);
             self.code.store_at(T0, 0, T1);
         }
-        self.code.lea(RSP, RSP, -8);
+        self.code.lea_word(wide, RSP, RSP, -word);
         reached.site
     }
 
@@ -149,11 +160,12 @@ impl Builder {
         if memory {
             self.code.load(T0, SPARE);
         } else {
-            let n = i.op0_register().number() as u8;
+            let n = i.op0_register().full_register().number() as u8;
             match n {
                 T0 | T1 => self.code.load(T0, slot(n)),
                 // The return address was pushed already.
-                RSP => self.code.lea(T0, RSP, 8),
+                RSP => self.code.lea_word(self.word == 8, T0, RSP, i32::from(self.word)),
+                _ if self.word == 4 => self.code.mov32(T0, n),
                 _ => self.code.mov(T0, n),
             }
         }
@@ -163,26 +175,29 @@ impl Builder {
     /// The target of an indirect branch to T0.
     fn target_of(&mut self, source: &Source, i: &Instruction) {
         if i.op0_kind() == OpKind::Register {
-            let n = i.op0_register().number() as u8;
+            let n = i.op0_register().full_register().number() as u8;
             if n == T0 || n == T1 {
                 self.code.load(T0, slot(n));
+            } else if self.word == 4 {
+                self.code.mov32(T0, n);
             } else {
                 self.code.mov(T0, n);
             }
             return;
         }
-        let reached = self.reach(source, i, Where::Operand, (8, 1, false));
+        let reached = self.reach(source, i, Where::Operand, (u32::from(self.word), 1, false));
         self.accesses(&reached);
-        self.code.op_at(true, 0x8b, T0, &reached.at);
+        self.code.op_at(self.word == 8, 0x8b, T0, &reached.at);
         self.t1 = None;
     }
 
     fn ret(&mut self, source: &Source, i: &Instruction) {
-        let reached = self.reach(source, i, Where::At(RSP, 0), (8, 1, false));
+        let (word, wide) = (i32::from(self.word), self.word == 8);
+        let reached = self.reach(source, i, Where::At(RSP, 0), (word as u32, 1, false));
         self.accesses(&reached);
-        self.code.op_at(true, 0x8b, T0, &reached.at);
+        self.code.op_at(wide, 0x8b, T0, &reached.at);
         let more = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
-        self.code.lea(RSP, RSP, 8 + more);
+        self.code.lea_word(wide, RSP, RSP, word + more);
         self.indirect();
     }
 

@@ -6,7 +6,7 @@
 //! the page is no plain memory, a variant of the block without groups takes over at the first
 //! access.
 
-use super::{Builder, Class, Source, flags};
+use super::{Builder, Class, flags};
 use crate::asm::Address;
 use crate::layout::SHARED;
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
@@ -119,7 +119,7 @@ impl Values {
 
 impl Builder {
     /// Finds the groups; fills in each step's part.
-    pub(super) fn find_groups(&mut self, source: &Source) {
+    pub(super) fn find_groups(&mut self) {
         self.groups.clear();
         let mut values = Values::new();
         let mut open: Vec<(Base, u16)> = Vec::new();
@@ -132,7 +132,7 @@ impl Builder {
                 open.clear();
                 continue;
             }
-            if let Some(access) = self.groupable(source, &i, class) {
+            if let Some(access) = self.groupable(&i, class) {
                 self.join(&mut open, &values, k, &access);
                 history[k].access = Some(access);
             }
@@ -252,7 +252,7 @@ impl Builder {
         let mut disp = access.disp - i64::from(offset);
         for (r, scale) in [(access.base, 1), (access.index, i64::from(access.scale))] {
             if r != Register::None {
-                let n = r.number();
+                let n = r.full_register().number();
                 let (then, now) = (history[step].values[n], history[k].values[n]);
                 if then.id != now.id {
                     return None;
@@ -260,7 +260,7 @@ impl Builder {
                 disp += (now.offset - then.offset) * scale;
             }
         }
-        let register = |r: Register| (r != Register::None).then(|| r.number() as u8);
+        let register = |r: Register| (r != Register::None).then(|| r.full_register().number() as u8);
         let at = Address {
             base: register(access.base),
             index: register(access.index),
@@ -276,7 +276,8 @@ impl Builder {
     }
 
     /// The access of a step, if a group can take it.
-    fn groupable(&mut self, source: &Source, i: &Instruction, class: Class) -> Option<Access> {
+    fn groupable(&mut self, i: &Instruction, class: Class) -> Option<Access> {
+        let word = i64::from(self.word);
         let stack = |base, disp, write| {
             Some(Access {
                 base,
@@ -284,17 +285,19 @@ impl Builder {
                 scale: 1,
                 segment: Register::None,
                 disp,
-                size: 8,
+                size: word as u32,
                 write,
             })
         };
         match class {
-            Class::Push if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -8, true),
+            Class::Push if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -word, true),
             Class::Pop | Class::Return => stack(Register::RSP, 0, false),
             Class::Leave => stack(Register::RBP, 0, false),
-            Class::Call => stack(Register::RSP, -8, true),
-            Class::CallIndirect if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -8, true),
-            Class::JumpIndirect if i.op0_kind() == OpKind::Memory => self.memory_access(source, i, 8, false),
+            Class::Call => stack(Register::RSP, -word, true),
+            Class::CallIndirect if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -word, true),
+            Class::JumpIndirect if i.op0_kind() == OpKind::Memory => {
+                self.memory_access(i, word as u32, false)
+            }
             Class::Native if i.mnemonic() != Mnemonic::Lea => {
                 let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
                 let size = i.memory_size().size() as u32;
@@ -302,16 +305,16 @@ impl Builder {
                     return None;
                 }
                 let write = self.writes_memory(i);
-                self.memory_access(source, i, size, write)
+                self.memory_access(i, size, write)
             }
             _ => None,
         }
     }
 
-    fn memory_access(&self, source: &Source, i: &Instruction, size: u32, write: bool) -> Option<Access> {
+    fn memory_access(&self, i: &Instruction, size: u32, write: bool) -> Option<Access> {
         let (base, index) = (i.memory_base(), i.memory_index());
-        let wide = |r: Register| r == Register::None || r.is_gpr64();
-        if source.bits() != 64 || !wide(base) || !wide(index) || is_scratch(index) || i.has_lock_prefix() {
+        let wide = |r: Register| r == Register::None || self.is_word(r);
+        if !wide(base) || !wide(index) || is_scratch(index) || i.has_lock_prefix() {
             return None;
         }
         let segment = match i.memory_segment() {
@@ -319,7 +322,10 @@ impl Builder {
             _ => Register::None,
         };
         if segment != Register::None {
-            if base != Register::None || index != Register::None || i.memory_displ_size() == 4 {
+            if base != Register::None
+                || index != Register::None
+                || i.memory_displ_size() == 4 && self.word == 8
+            {
                 return None;
             }
         } else if base == Register::None || is_scratch(base) && index != Register::None {
@@ -336,6 +342,11 @@ impl Builder {
         })
     }
 
+    /// Whether `r` is a register of the size of addresses.
+    fn is_word(&self, r: Register) -> bool {
+        if self.word == 8 { r.is_gpr64() } else { r.is_gpr32() }
+    }
+
     pub(super) fn writes_memory(&mut self, i: &Instruction) -> bool {
         let info = self.info.info(i);
         let n = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
@@ -348,16 +359,17 @@ impl Builder {
     /// What the step does to the registers.
     fn follow(&mut self, values: &mut Values, i: &Instruction, class: Class) {
         const RSP: usize = 4;
+        let word = i64::from(self.word);
         let rsp = values.values[RSP];
         match class {
             Class::Nothing | Class::Jump | Class::Branch | Class::CountZero => return,
-            Class::Push => return values.set(RSP, rsp, -8),
+            Class::Push => return values.set(RSP, rsp, -word),
             Class::Pop => {
-                values.set(RSP, rsp, 8);
-                return values.fresh(i.op0_register().number());
+                values.set(RSP, rsp, word);
+                return values.fresh(i.op0_register().full_register().number());
             }
             Class::Leave => {
-                values.set(RSP, values.values[5], 8);
+                values.set(RSP, values.values[5], word);
                 return values.fresh(5);
             }
             Class::Loop => return values.fresh(1),
@@ -365,22 +377,29 @@ impl Builder {
             _ => return values.forget(),
         }
         let target = i.op0_register();
-        if i.op_count() >= 1 && i.op0_kind() == OpKind::Register && target.is_gpr64() {
-            let n = target.number();
+        if i.op_count() >= 1 && i.op0_kind() == OpKind::Register && self.is_word(target) {
+            let n = target.full_register().number();
             let old = values.values[n];
-            let immediate =
-                i.op_count() == 2 && matches!(i.op_kind(1), OpKind::Immediate8to64 | OpKind::Immediate32to64);
+            let immediate = i.op_count() == 2
+                && matches!(
+                    i.op_kind(1),
+                    OpKind::Immediate8to64
+                        | OpKind::Immediate32to64
+                        | OpKind::Immediate8to32
+                        | OpKind::Immediate32
+                );
+            let constant = || i64::from(i.immediate(1) as i32);
             match i.mnemonic() {
-                Mnemonic::Add if immediate => return values.set(n, old, i.immediate(1) as i64),
+                Mnemonic::Add if immediate => return values.set(n, old, constant()),
                 Mnemonic::Sub if immediate => {
-                    return values.set(n, old, (i.immediate(1) as i64).wrapping_neg());
+                    return values.set(n, old, -constant());
                 }
                 Mnemonic::Inc => return values.set(n, old, 1),
                 Mnemonic::Dec => return values.set(n, old, -1),
-                Mnemonic::Mov if i.op1_kind() == OpKind::Register && i.op1_register().is_gpr64() => {
+                Mnemonic::Mov if i.op1_kind() == OpKind::Register && self.is_word(i.op1_register()) => {
                     return values.set(n, values.get(i.op1_register()), 0);
                 }
-                Mnemonic::Lea if i.memory_index() == Register::None && i.memory_base().is_gpr64() => {
+                Mnemonic::Lea if i.memory_index() == Register::None && self.is_word(i.memory_base()) => {
                     let disp = i64::from(i.memory_displacement64() as i32);
                     return values.set(n, values.get(i.memory_base()), disp);
                 }

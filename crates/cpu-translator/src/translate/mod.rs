@@ -36,6 +36,9 @@ pub mod key {
     pub const AVX: u32 = 1 << 17;
     /// x87 and MMX instructions execute.
     pub const X87: u32 = 1 << 18;
+    /// 32-bit code: FS (GS) has no limit and is readable and writable.
+    pub const FS_OPEN: u32 = 1 << 24;
+    pub const GS_OPEN: u32 = 1 << 25;
     /// A variant whose accesses do not share look-ups.
     pub const PLAIN: u32 = 1 << 20;
     /// CPL 0.
@@ -113,6 +116,8 @@ pub struct Builder {
     early: Vec<groups::Early>,
     /// The group whose look-up is in T1.
     t1: Option<u16>,
+    /// Bytes of a stack item and of an address: 8 or 4.
+    word: u8,
     /// Offset of the block in the area, number of its first site, its own number.
     base: u32,
     first_site: u32,
@@ -136,6 +141,7 @@ impl Default for Builder {
             groups: Vec::new(),
             early: Vec::new(),
             t1: None,
+            word: 8,
             base: 0,
             first_site: 0,
             block: 0,
@@ -153,10 +159,11 @@ impl Builder {
     /// to the interpreter.
     pub fn build(&mut self, source: &Source, cache: &mut Cache) -> Option<u32> {
         self.reset(cache);
+        self.word = (source.bits() / 8) as u8;
         let (first, last) = self.trace(source)?;
         self.liveness(source);
         if source.key & key::PLAIN == 0 {
-            self.find_groups(source);
+            self.find_groups();
         }
         let (poll, body) = self.head(source);
         for k in 0..self.steps.len() {
