@@ -366,11 +366,9 @@ impl Cache {
         empty
     }
 
-    /// Whether the page of `host` has translated code, but not in the 32 bytes at `host`.
-    pub fn has_code_elsewhere(&self, host: usize) -> bool {
-        let Some(page) = self.pages.get(&(host & !0xfff)) else { return false };
-        let (first, last) = ((host & 0xfff) / 64, ((host & 0xfff) + 31).min(4095) / 64);
-        page.granules != 0 && page.granules >> first & 1 == 0 && page.granules >> last & 1 == 0
+    /// Granules of 64 bytes of the page of `host` that blocks were made from; 0: none.
+    pub fn granules(&self, host: usize) -> u64 {
+        self.pages.get(&(host & !0xfff)).map_or(0, |page| page.granules)
     }
 
     /// The block whose code holds the host address.

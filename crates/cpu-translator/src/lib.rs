@@ -8,6 +8,7 @@
 
 mod area;
 mod asm;
+mod beside;
 mod cache;
 mod exits;
 mod layout;

@@ -79,6 +79,8 @@ pub struct Tables {
     huge: Mixed<u64, ()>,
     pub fills: u64,
     pub flushes: u64,
+    /// Counts flushes of any kind.
+    pub epoch: u64,
 }
 
 impl Tables {
@@ -115,6 +117,7 @@ impl Tables {
             huge: Mixed::default(),
             fills: 0,
             flushes: 0,
+            epoch: 0,
         };
         tables.forget_code_everywhere();
         Ok(tables)
@@ -174,6 +177,7 @@ impl Tables {
     /// Drops everything, or everything but global pages.
     pub fn flush(&mut self, globals_too: bool) {
         self.flushes += 1;
+        self.epoch += 1;
         for space in &mut self.spaces {
             let gs = space.gs;
             for log in &mut space.logs[..1 + usize::from(globals_too)] {
@@ -193,6 +197,7 @@ impl Tables {
 
     /// INVLPG.
     pub fn flush_page(&mut self, linear: u64) {
+        self.epoch += 1;
         if self.huge.contains_key(&(linear & !(HUGE - 1))) {
             return self.flush(true);
         }

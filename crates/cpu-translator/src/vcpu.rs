@@ -1,5 +1,6 @@
 //! One vCPU: translated code where it is warm, the interpreter everywhere else.
 
+use crate::beside::{Beside, Stamp};
 use crate::cache::{Cache, Kind, NONE};
 use crate::exits::Exits;
 use crate::layout::{MASK, reason};
@@ -46,6 +47,9 @@ pub struct TranslatorVcpu {
     generation: u64,
     /// [`Shared::revoked`] when the present block was entered.
     revoked: u64,
+    beside: Option<Beside>,
+    /// Blocks that this vCPU made.
+    made: u64,
     /// The last key of each view.
     keys: [u32; 3],
     enter: usize,
@@ -116,6 +120,8 @@ impl TranslatorVcpu {
             unknown: stubs.exits[reason::INDIRECT as usize],
             area,
             revoked: 0,
+            beside: None,
+            made: 0,
             keys: [0; 3],
             enter: stubs.enter,
             thread: None,
@@ -259,6 +265,7 @@ impl TranslatorVcpu {
         rip: u64,
         key: u32,
     ) -> Option<u32> {
+        self.made += 1;
         ram.set_code_observer(self.shared.clone());
         self.interpreter.core().watch_code(ram, offset);
         let mut bytes = [0u8; 4096 + TAIL];
@@ -471,7 +478,16 @@ impl TranslatorVcpu {
         *rip = site.rip;
         let Kind::Access { write, table } = site.kind else { return self.interpret_at(place, alive, key) };
         let address = self.state.get().s0;
-        let filled = self.fill(address, write, table);
+        let view = self.interpreter.core().view as usize;
+        let known = if write && site.once != 0 && self.shared.is_alone() {
+            self.beside.as_ref().and_then(|beside| beside.entry(view, address, self.stamp()))
+        } else {
+            None
+        };
+        let filled = match known {
+            Some(entry) => Fill::Once(entry),
+            None => self.fill(address, write, table),
+        };
         if let Fill::Once(entry) = filled
             && site.once != 0
             && !self.is_revoked()
@@ -570,17 +586,22 @@ impl TranslatorVcpu {
         Fill::Done
     }
 
-    /// A store to a page with code, where no translated code is: made without a table entry.
-    /// (With other vCPUs, one of them might be translating what is written.)
+    /// A store to a page with code: whether it can be made beside the code.
     fn once(&mut self, linear: u64, host: usize, ram: RamBlock, offset: u64) -> Fill {
-        if !self.shared.is_alone()
-            || !self.shared.cache().has_code_elsewhere(host | (linear & 0xfff) as usize)
-        {
+        let granules = self.shared.cache().granules(host);
+        // Without code on the page its watch is better dropped, by a store that is noted.
+        if !self.shared.is_alone() || granules == 0 {
             return Fill::No;
         }
-        // What the interpreter decoded from the page is void.
-        ram.code_version_cell(offset).fetch_add(1, Ordering::SeqCst);
-        Fill::Once((host as u64).wrapping_sub(linear & !0xfff).wrapping_add(1))
+        let (view, stamp) = (self.interpreter.core().view as usize, self.stamp());
+        let beside = Beside::new(view, linear, ram, offset, granules, stamp);
+        let entry = beside.entry(view, linear, stamp);
+        self.beside = Some(beside);
+        entry.map_or(Fill::No, Fill::Once)
+    }
+
+    fn stamp(&self) -> Stamp {
+        (self.tables.epoch, self.shared.ended.load(Ordering::SeqCst), self.made)
     }
 
     /// The instruction of a site is executed by the interpreter.

@@ -95,6 +95,7 @@ impl AddressSpace {
             ranges: flatten(&map.mappings, self.kind),
             unassigned: self.view.load().unassigned,
             generation,
+            hint: Default::default(),
         });
         self.view.store(view.clone());
         self.generation.store(generation, Ordering::Release);

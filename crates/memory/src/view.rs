@@ -1,5 +1,6 @@
 use crate::{Gpa, Handler, HostPage, PAGE_SIZE, RamBlock};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What answers a range of addresses.
 #[derive(Clone)]
@@ -45,6 +46,8 @@ pub struct FlatView {
     pub(crate) unassigned: u64,
     /// Counts publications; an engine that sees another number drops what it derived.
     pub generation: u64,
+    /// Index of the RAM range that was found last.
+    pub(crate) hint: AtomicUsize,
 }
 
 impl FlatView {
@@ -55,8 +58,23 @@ impl FlatView {
     /// The range that holds `address`.
     #[inline]
     pub fn find(&self, address: Gpa) -> Option<&FlatRange> {
+        let hint = self.hint.load(Ordering::Relaxed);
+        if let Some(range) =
+            self.ranges.get(hint).filter(|range| range.start <= address && address <= range.last)
+        {
+            return Some(range);
+        }
+        self.search(address)
+    }
+
+    #[inline(never)]
+    fn search(&self, address: Gpa) -> Option<&FlatRange> {
         let at = self.ranges.partition_point(|range| range.last < address);
-        self.ranges.get(at).filter(|range| range.start <= address)
+        let found = self.ranges.get(at).filter(|range| range.start <= address)?;
+        if matches!(found.target, Target::Ram { .. }) {
+            self.hint.store(at, Ordering::Relaxed);
+        }
+        Some(found)
     }
 
     /// The RAM page around `address` as (block, page-aligned offset in it), if all of the

@@ -328,7 +328,9 @@ impl Builder {
             {
                 return None;
             }
-        } else if base == Register::None || is_scratch(base) && index != Register::None {
+        } else if base == Register::None && index == Register::None
+            || is_scratch(base) && index != Register::None
+        {
             return None;
         }
         Some(Access {
