@@ -2,7 +2,7 @@ use crate::{HostPage, PAGE_SIZE};
 use base::{Result, bail};
 use bitflags::bitflags;
 use rustix::mm::{MapFlags, ProtFlags};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
@@ -39,9 +39,8 @@ struct Inner {
     name: String,
     len: u64,
     host: usize,
-    memfd: OwnedFd,
-    /// The memory file has a life outside this process: it is never punched.
-    foreign: bool,
+    /// The file that the memory lies in; it has a life outside of this process.
+    file: Option<OwnedFd>,
     watch: Vec<AtomicU8>,
     code_version: Vec<AtomicU32>,
     dirty_migration: Vec<AtomicU64>,
@@ -49,10 +48,31 @@ struct Inner {
     observer: OnceLock<Arc<dyn CodeObserver>>,
 }
 
-/// How the mapping goes with the file under it.
-struct Backing {
-    shared: bool,
-    foreign: bool,
+/// Size and alignment of the host's huge pages.
+const HUGE: usize = 2 << 20;
+
+/// Zeroed, lazily populated memory, in huge pages where the host has them.
+fn anonymous(len: usize) -> rustix::io::Result<usize> {
+    let spare = if len >= HUGE { HUGE } else { 0 };
+    let (access, flags) = (ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE | MapFlags::NORESERVE);
+    // SAFETY: a new mapping at an address of the kernel's choice; what is cut off before and
+    // behind the aligned part belongs to nobody yet. The advice keeps contents.
+    unsafe {
+        let start = rustix::mm::mmap_anonymous(std::ptr::null_mut(), len + spare, access, flags)? as usize;
+        if spare == 0 {
+            return Ok(start);
+        }
+        let host = start.next_multiple_of(HUGE);
+        if host > start {
+            rustix::mm::munmap(start as *mut _, host - start)?;
+        }
+        let end = (start + len + spare) - (host + len);
+        if end > 0 {
+            rustix::mm::munmap((host + len) as *mut _, end)?;
+        }
+        let _ = rustix::mm::madvise(host as *mut _, len, rustix::mm::Advice::LinuxHugepage);
+        Ok(host)
+    }
 }
 
 fn zeroed<T: Default>(count: usize) -> Vec<T> {
@@ -69,9 +89,8 @@ impl RamBlock {
         let cannot = |e: rustix::io::Errno| {
             base::Failure::os(format!("cannot set up guest memory '{name}'"), &e.into())
         };
-        let memfd = rustix::fs::memfd_create(name, rustix::fs::MemfdFlags::CLOEXEC).map_err(cannot)?;
-        rustix::fs::ftruncate(&memfd, len).map_err(cannot)?;
-        Self::map(name, len, memfd, Backing { shared: true, foreign: false })
+        let host = anonymous(len as usize).map_err(cannot)?;
+        Ok(Self::leak(name, len, host, None))
     }
 
     /// Maps the first `len` bytes (whole pages) of a file that is at least so long. Not shared:
@@ -80,14 +99,10 @@ impl RamBlock {
         if len == 0 || len >= 1 << 46 || !len.is_multiple_of(PAGE_SIZE) {
             bail!("cannot set up guest memory '{name}': invalid size {len}");
         }
-        Self::map(name, len, file, Backing { shared, foreign: true })
-    }
-
-    fn map(name: &str, len: u64, memfd: OwnedFd, backing: Backing) -> Result<RamBlock> {
         let cannot = |e: rustix::io::Errno| {
             base::Failure::os(format!("cannot set up guest memory '{name}'"), &e.into())
         };
-        let share = if backing.shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
+        let share = if shared { MapFlags::SHARED } else { MapFlags::PRIVATE };
         // SAFETY: a new mapping at an address of the kernel's choice.
         let host = unsafe {
             rustix::mm::mmap(
@@ -95,24 +110,27 @@ impl RamBlock {
                 len as usize,
                 ProtFlags::READ | ProtFlags::WRITE,
                 share | MapFlags::NORESERVE,
-                &memfd,
+                &file,
                 0,
             )
         }
         .map_err(cannot)? as usize;
+        Ok(Self::leak(name, len, host, Some(file)))
+    }
+
+    fn leak(name: &str, len: u64, host: usize, file: Option<OwnedFd>) -> RamBlock {
         let pages = (len / PAGE_SIZE) as usize;
-        Ok(RamBlock(Box::leak(Box::new(Inner {
+        RamBlock(Box::leak(Box::new(Inner {
             name: name.to_string(),
             len,
             host,
-            memfd,
-            foreign: backing.foreign,
+            file,
             watch: zeroed(pages),
             code_version: zeroed(pages),
             dirty_migration: zeroed(pages.div_ceil(64)),
             dirty_display: zeroed(pages.div_ceil(64)),
             observer: OnceLock::new(),
-        }))))
+        })))
     }
 
     pub fn name(self) -> &'static str {
@@ -127,12 +145,7 @@ impl RamBlock {
 
     /// Whether the memory lies in a file that others know.
     pub fn is_foreign(self) -> bool {
-        self.0.foreign
-    }
-
-    /// The memory file, to share with another process.
-    pub fn memfd(self) -> BorrowedFd<'static> {
-        self.0.memfd.as_fd()
+        self.0.file.is_some()
     }
 
     /// Host address of the first byte (for KVM slots and code generators).
@@ -288,16 +301,23 @@ impl RamBlock {
         {
             bail!("cannot discard {len} bytes at {offset} of '{}'", self.0.name);
         }
-        if self.0.foreign {
+        if self.0.file.is_some() {
             let zeroes = [0; PAGE_SIZE as usize];
             for page in (offset..offset + len).step_by(PAGE_SIZE as usize) {
                 self.write(page, &zeroes);
             }
             return Ok(());
         }
-        let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-        rustix::fs::fallocate(&self.0.memfd, flags, offset, len)
-            .map_err(|e| base::Failure::from(std::io::Error::from(e)))?;
+        // SAFETY: whole pages of a private mapping that is never removed; they read as zero
+        // afterwards, like memory that anybody wrote to.
+        unsafe {
+            rustix::mm::madvise(
+                (self.0.host + offset as usize) as *mut _,
+                len as usize,
+                rustix::mm::Advice::LinuxDontNeed,
+            )
+        }
+        .map_err(|e| base::Failure::from(std::io::Error::from(e)))?;
         self.note_write(offset, len);
         Ok(())
     }
