@@ -14,6 +14,7 @@
 mod aio;
 pub mod backend;
 pub mod bitmap;
+mod buffers;
 pub mod drive;
 pub mod driver;
 pub mod export;

@@ -68,7 +68,7 @@ impl CopyOnRead {
         if zero {
             node.zero_unchanged(at, run).await?;
         } else {
-            let mut data = vec![0; run as usize];
+            let mut data = crate::buffers::take(run as usize);
             node.read(at, &mut data).await?;
             node.write_unchanged(at, &data).await?;
         }

@@ -159,7 +159,7 @@ pub(super) async fn copy(
             let flags = if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
             to.write_zeroes(at, run, flags).await.map_err(Failed::Target)?;
         } else {
-            let mut data = vec![0; run as usize];
+            let mut data = crate::buffers::take(run as usize);
             from.read(at, &mut data).await.map_err(Failed::Source)?;
             to.write(at, &data, WriteFlags::empty()).await.map_err(Failed::Target)?;
         }

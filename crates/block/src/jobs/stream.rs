@@ -126,7 +126,7 @@ impl Stream {
         if zero {
             top.zero_unchanged(at, run).await?;
         } else {
-            let mut data = vec![0; run as usize];
+            let mut data = crate::buffers::take(run as usize);
             top.read(at, &mut data).await?;
             top.write_unchanged(at, &data).await?;
         }

@@ -175,7 +175,7 @@ impl Old {
             if zero {
                 self.target.write_zeroes(at, run, ZeroFlags::MAY_UNMAP).await?;
             } else {
-                let mut data = vec![0; run as usize];
+                let mut data = crate::buffers::take(run as usize);
                 self.file.read(at, &mut data).await?;
                 self.target.write(at, &data, WriteFlags::empty()).await?;
             }

@@ -79,3 +79,36 @@ fn reopening_with_direct_io_aligns_from_then_on() {
     drive.write_blocking(1001, vec![5; 10]).unwrap();
     assert_eq!(drive.read_blocking(1000, 12).unwrap(), [1, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 1]);
 }
+
+/// Long transfers are shared between threads: all is there, also where the file ends within.
+#[test]
+fn long_transfers_are_whole() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("a");
+    std::fs::write(&path, [0; 0]).unwrap();
+    let graph = graph();
+    let drive = disk(&graph, &path, "threads", false);
+    let node = drive.node().unwrap();
+    let data: Vec<u8> = (0..5_000_001u32).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    graph.block_on(async move {
+        for (at, piece) in data.chunks(1 << 20).enumerate() {
+            let offset = (at << 20) as u64 + 3;
+            node.write(offset, piece, crate::WriteFlags::empty()).await.unwrap();
+        }
+        let mut back = vec![9; 6 << 20];
+        node.read(3, &mut back).await.unwrap();
+        assert!(back[..data.len()] == data[..] && back[data.len()..].iter().all(|byte| *byte == 0));
+        // The node does not know that its file was cut.
+        std::fs::File::options().write(true).open(path).unwrap().set_len(1_000_000).unwrap();
+        node.read(3, &mut back).await.unwrap();
+        assert!(back[..999_997] == data[..999_997] && back[999_997..].iter().all(|byte| *byte == 0));
+    });
+    let (tx, rx) = std::sync::mpsc::channel();
+    for at in 0..32u64 {
+        let tx = tx.clone();
+        let request = Request::Write { offset: at << 17, data: vec![at as u8; 1 << 19], fua: false };
+        drive.submit(request, Box::new(move |result| tx.send(result.map(drop)).unwrap()));
+    }
+    (0..32).for_each(|_| rx.recv().unwrap().unwrap());
+    assert_eq!(drive.read_blocking(31 << 17, 1 << 19).unwrap(), vec![31; 1 << 19]);
+}

@@ -1,0 +1,66 @@
+//! Buffers for copying, kept for the next piece: fresh memory costs more than the copy.
+
+use base::Mutex;
+use std::ops::{Deref, DerefMut};
+
+/// Bytes kept at most, and in the longest buffer that is kept.
+const KEEP: usize = 8 << 20;
+const LONGEST: usize = 2 << 20;
+
+static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+/// A buffer with any content; goes back when dropped.
+pub(crate) struct Lent {
+    store: Vec<u8>,
+    len: usize,
+}
+
+pub(crate) fn take(len: usize) -> Lent {
+    let mut spare = SPARE.lock();
+    let fits = spare.iter().position(|store| store.len() >= len && store.len() <= len.max(65536) * 4);
+    let store = fits.map(|at| spare.swap_remove(at));
+    drop(spare);
+    Lent { store: store.unwrap_or_else(|| vec![0; len]), len }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        let store = std::mem::take(&mut self.store);
+        let mut spare = SPARE.lock();
+        let kept: usize = spare.iter().map(Vec::len).sum();
+        if store.len() <= LONGEST && kept + store.len() <= KEEP {
+            spare.push(store);
+        }
+    }
+}
+
+impl Deref for Lent {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &self.store[..self.len]
+    }
+}
+
+impl DerefMut for Lent {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        &mut self.store[..self.len]
+    }
+}
+
+impl From<Vec<u8>> for Lent {
+    fn from(store: Vec<u8>) -> Self {
+        Lent { len: store.len(), store }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn buffers_have_the_length_asked_for_whatever_is_spare() {
+        for len in [1, 65536, 1_234_567, 1_000_000, 3 << 20, 100, 0, 70_000] {
+            let mut buffer = super::take(len);
+            assert_eq!(buffer.len(), len);
+            buffer.fill(7);
+        }
+    }
+}
