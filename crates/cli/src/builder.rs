@@ -314,6 +314,22 @@ impl Builder {
         overcommit.mem_lock = params.flag("mem-lock").unwrap_or(overcommit.mem_lock);
         Ok(())
     }
+
+    pub fn sandbox(&mut self, text: &str) -> Result<()> {
+        let params = Params::parse(text, &k::SANDBOX)?;
+        let is = |key: &str, value: &str| params.get(key) == Some(value);
+        self.inv.sandbox = params.flag("enable").unwrap_or(false).then(|| spec::Sandbox {
+            obsolete_allowed: is("obsolete", "allow"),
+            elevate: match params.get("elevateprivileges") {
+                Some("deny") => spec::Elevate::Deny,
+                Some("children") => spec::Elevate::Children,
+                _ => spec::Elevate::Allow,
+            },
+            spawn_denied: is("spawn", "deny"),
+            resources_denied: is("resourcecontrol", "deny"),
+        });
+        Ok(())
+    }
 }
 
 fn left_has_comma(text: &str) -> bool {

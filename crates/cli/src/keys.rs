@@ -292,7 +292,13 @@ pub static SANDBOX: Group = Group {
     name: "sandbox",
     implied: Some("enable"),
     open: false,
-    keys: &[only("enable", Kind::Bool, "system call filter", OFF)],
+    keys: &[
+        b("enable", "system call filter"),
+        only("obsolete", Kind::String, "obsolete system calls", &["allow", "deny"]),
+        only("elevateprivileges", Kind::String, "gaining privileges", &["allow", "deny", "children"]),
+        only("spawn", Kind::String, "starting programs", &["allow", "deny"]),
+        only("resourcecontrol", Kind::String, "changing scheduling and limits", &["allow", "deny"]),
+    ],
 };
 
 pub static RUN_WITH: Group = Group {
@@ -332,6 +338,7 @@ pub static LISTED: &[&Group] = &[
     &FW_CFG,
     &SMBIOS,
     &OVERCOMMIT,
+    &SANDBOX,
     &BLOCKDEV,
     &RUN_WITH,
 ];

@@ -263,9 +263,13 @@ static PROCESS: &[Opt] = &[
     keyed("overcommit", "[mem-lock=on|off]", "lock the process's memory", &k::OVERCOMMIT, |b, v| {
         b.overcommit(v)
     }),
-    keyed("sandbox", "off", "no system call filter (there is none yet)", &k::SANDBOX, |_, v| {
-        crate::params::Params::parse(v, &k::SANDBOX).map(drop)
-    }),
+    keyed(
+        "sandbox",
+        "on|off[,obsolete=][,elevateprivileges=][,spawn=][,resourcecontrol=allow|deny]",
+        "system call filter",
+        &k::SANDBOX,
+        |b, v| b.sandbox(v),
+    ),
     keyed("run-with", "async-teardown=off", "how the process runs", &k::RUN_WITH, |_, v| {
         crate::params::Params::parse(v, &k::RUN_WITH).map(drop)
     }),

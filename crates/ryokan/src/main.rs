@@ -4,6 +4,7 @@
 
 mod daemon;
 mod process;
+mod sandbox;
 mod session;
 mod show;
 
@@ -35,6 +36,12 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    if let Some(sandbox) = &invocation.sandbox
+        && let Err(failure) = sandbox::enter(sandbox)
+    {
+        eprintln!("{program}: -sandbox on: {failure}");
+        return ExitCode::FAILURE;
+    }
     let inherited = Arc::new(Inherited::at_start());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,

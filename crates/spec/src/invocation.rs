@@ -23,11 +23,34 @@ pub struct Invocation {
     /// Introduces the commands of multiplexers; Ctrl-A is 1.
     pub escape: u8,
     pub overcommit: Overcommit,
+    /// `-sandbox on`.
+    pub sandbox: Option<Sandbox>,
     /// `-name process=`.
     pub process_name: Option<String>,
     /// `-name debug-threads=on`.
     pub debug_threads: bool,
     pub places: Places,
+}
+
+/// Which system calls the process gives up, beside those that it never needs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sandbox {
+    pub obsolete_allowed: bool,
+    pub elevate: Elevate,
+    /// No new programs and processes.
+    pub spawn_denied: bool,
+    /// No change of scheduling and limits.
+    pub resources_denied: bool,
+}
+
+/// Whether the process may gain privileges.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Elevate {
+    #[default]
+    Allow,
+    Deny,
+    /// Only programs that it starts may not.
+    Children,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ pub mod socket;
 
 pub use chardev::{Chardev, ChardevKind};
 pub use id::{id_wellformed, nearest};
-pub use invocation::Invocation;
+pub use invocation::{Elevate, Invocation, Sandbox};
 pub use machine::{Accel, MachineKind, MachineSpec};
 pub use socket::SocketAddress;
 
