@@ -33,6 +33,8 @@ pub struct State {
     pub host_rsp: u64,
     /// Address of the guest's YMM registers.
     pub ymm: u64,
+    /// Not zero: an upper half of these may be other than zero.
+    pub upper: u64,
     pub mxcsr: u32,
     pub host_mxcsr: u32,
     /// Host address of an instruction that faulted on the host.
@@ -98,6 +100,7 @@ pub const SEG_BASE: i32 = offset_of!(State, seg_base) as i32;
 pub const SITE: i32 = offset_of!(State, site) as i32;
 pub const REASON: i32 = offset_of!(State, reason) as i32;
 pub const HOST_RSP: i32 = offset_of!(State, host_rsp) as i32;
+pub const UPPER: i32 = offset_of!(State, upper) as i32;
 pub const YMM: i32 = offset_of!(State, ymm) as i32;
 pub const MXCSR: i32 = offset_of!(State, mxcsr) as i32;
 pub const HOST_MXCSR: i32 = offset_of!(State, host_mxcsr) as i32;

@@ -67,6 +67,27 @@ fn vector(code: &mut Code, n: u8, store: bool) {
     code.raw(&(32 * i32::from(n)).to_le_bytes());
 }
 
+/// `movups xmm, [rax + 32 * n]`.
+fn lower(code: &mut Code, n: u8) {
+    if n >= 8 {
+        code.raw(&[0x44]);
+    }
+    code.raw(&[0x0f, 0x10, 0x80 | (n & 7) << 3]);
+    code.raw(&(32 * i32::from(n)).to_le_bytes());
+}
+
+/// Notes whether the upper halves are in use, as far as the host can tell.
+fn note_upper(code: &mut Code) {
+    if cpu_host::knows_state_in_use() {
+        code.constant(RCX, 1);
+        code.raw(&[0x0f, 0x01, 0xd0]); // xgetbv
+        code.group32(4, RAX, 4);
+        code.store32(UPPER, RAX);
+    } else {
+        code.store_imm32(UPPER, 4);
+    }
+}
+
 fn enter(code: &mut Code) {
     for reg in SAVED {
         if reg >= 8 {
@@ -84,10 +105,22 @@ fn enter(code: &mut Code) {
     code.jcc(4, same);
     mxcsr(code, 2, MXCSR);
     code.bind(same);
+    // Upper halves that were written, if only with zeroes, make each SSE instruction depend on
+    // its target's old value.
+    let (narrow, loaded) = (code.label(), code.label());
     code.load(RAX, YMM);
+    code.cmp32_gs(UPPER, 0);
+    code.jcc(4, narrow);
     for n in 0..16 {
         vector(code, n, false);
     }
+    code.jmp(loaded);
+    code.bind(narrow);
+    code.raw(&[0xc5, 0xf8, 0x77]); // vzeroupper
+    for n in 0..16 {
+        lower(code, n);
+    }
+    code.bind(loaded);
     for reg in GUEST {
         code.load(reg, GPR + 8 * i32::from(reg));
     }
@@ -118,6 +151,7 @@ fn leave(code: &mut Code) {
     for n in 0..16 {
         vector(code, n, true);
     }
+    note_upper(code);
     code.raw(&[0xc5, 0xf8, 0x77]); // vzeroupper
     mxcsr(code, 3, MXCSR);
     let plain = code.label();

@@ -355,6 +355,8 @@ impl TranslatorVcpu {
         state.flags = (arith & CF_TO_SF) << 8 | (arith >> 11 & 1);
         state.seg_base = [core.sc[4].base, core.sc[5].base];
         state.ymm = core.simd.ymm.as_ptr() as u64;
+        state.upper = core.simd.ymm.iter().fold(0, |all, r| all | r[2] | r[3]);
+        state.upper = u64::from(state.upper != 0);
         state.mxcsr = core.simd.mxcsr();
         state.x87 = u32::from(core.simd.is_live() && core.simd.fcw() & 0x3f == 0x3f);
         state.fip = core.simd.fip;
