@@ -106,7 +106,12 @@ impl Builder {
                 let retry = self.here();
                 self.address_of(source, i, place, -member.offset);
                 let site = self.lead(member.group, (span, write, table), retry, free);
-                let at = self.member_address(source, i, place);
+                // T0 is the start of the span: an address that takes code is not made again.
+                let at = if self.is_plain_base(i, place) {
+                    self.member_address(source, i, place)
+                } else {
+                    Address { base: Some(T0), index: Some(T1), scale: 0, disp: member.offset - 1 }
+                };
                 return Reached { at, site: Some(site), resumes: false };
             }
             if self.t1 == Some(member.group) || group.kept {
@@ -159,7 +164,14 @@ impl Builder {
         (at.retry, at.plain) = (retry, plain);
         let other = self.code.label();
         let miss = self.code.label();
-        self.crossing(span, other, free);
+        if matches!(span, 2 | 4 | 8) {
+            let (label, back) = (self.code.label(), self.code.label());
+            self.low_bits(span, label, free);
+            self.code.bind(back);
+            self.cold.push(Cold::Unaligned { label, back, slow: other, size: span, free });
+        } else {
+            self.crossing(span, other, free);
+        }
         self.index(table, miss, free);
         if self.groups[usize::from(group)].kept {
             self.code.store(SHARED_AT + 8 * i32::from(group), T1);
@@ -194,6 +206,15 @@ impl Builder {
             let what = (group.span, false, group.write);
             self.lead(early.group, what, retry, false);
         }
+    }
+
+    /// Whether the address is one register, as it is, plus a constant.
+    fn is_plain_base(&self, i: &Instruction, place: Where) -> bool {
+        self.word == 8
+            && (place != Where::Operand
+                || i.memory_index() == Register::None
+                    && !is_scratch(i.memory_base())
+                    && !matches!(i.memory_segment(), Register::FS | Register::GS))
     }
 
     /// The address of a group's member, with the look-up in T1.
