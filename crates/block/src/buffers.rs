@@ -12,7 +12,16 @@ static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
 /// A buffer with any content; goes back when dropped.
 pub(crate) struct Lent {
     store: Vec<u8>,
+    start: usize,
     len: usize,
+}
+
+impl Lent {
+    /// Leaves `len` bytes from `start` on.
+    pub fn cut(&mut self, start: usize, len: usize) {
+        self.start = (self.start + start).min(self.store.len());
+        self.len = len.min(self.store.len() - self.start);
+    }
 }
 
 pub(crate) fn take(len: usize) -> Lent {
@@ -20,7 +29,7 @@ pub(crate) fn take(len: usize) -> Lent {
     let fits = spare.iter().position(|store| store.len() >= len && store.len() <= len.max(65536) * 4);
     let store = fits.map(|at| spare.swap_remove(at));
     drop(spare);
-    Lent { store: store.unwrap_or_else(|| vec![0; len]), len }
+    Lent { store: store.unwrap_or_else(|| vec![0; len]), start: 0, len }
 }
 
 impl Drop for Lent {
@@ -37,19 +46,19 @@ impl Drop for Lent {
 impl Deref for Lent {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
-        &self.store[..self.len]
+        &self.store[self.start..self.start + self.len]
     }
 }
 
 impl DerefMut for Lent {
     fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.store[..self.len]
+        &mut self.store[self.start..self.start + self.len]
     }
 }
 
 impl From<Vec<u8>> for Lent {
     fn from(store: Vec<u8>) -> Self {
-        Lent { len: store.len(), store }
+        Lent { start: 0, len: store.len(), store }
     }
 }
 

@@ -15,6 +15,8 @@ pub(super) type Stream = Box<dyn Duplex>;
 
 /// Requests of one client that are worked on at once.
 const PARALLEL: u32 = 16;
+/// Bytes of requests read at once.
+const READ_AHEAD: usize = 64 << 10;
 /// Extents told in one block status.
 const MAX_EXTENTS: usize = 1024;
 const NEGOTIATION: std::time::Duration = std::time::Duration::from_secs(10);
@@ -286,9 +288,11 @@ struct Request {
 impl Session {
     async fn requests(
         self: &Arc<Self>,
-        mut reader: tokio::io::ReadHalf<Stream>,
+        reader: tokio::io::ReadHalf<Stream>,
         slots: &Arc<Semaphore>,
     ) -> io::Result<()> {
+        // Small requests that came together are taken by one system call.
+        let mut reader = tokio::io::BufReader::with_capacity(READ_AHEAD, reader);
         loop {
             let mut head = [0; 28];
             reader.read_exact(&mut head).await?;

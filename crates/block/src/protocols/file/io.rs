@@ -1,18 +1,20 @@
 //! System calls on a file. What is certain not to wait is done on the calling thread,
 //! the rest on the pool.
 
+use crate::buffers::{self, Lent};
 use crate::types::*;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Longest buffered write done without the pool.
 const INLINE_WRITE: usize = 1 << 20;
-/// A call that took longer, with a part for its length, is taken as a sign that the host's
-/// cache is busy...
+/// Calls that took longer, with a part for their length, are taken as a sign that the host's
+/// cache is busy, if so many come in a row (one alone may be for want of a processor)...
+const IN_A_ROW: u32 = 3;
 const SLOW: Duration = Duration::from_micros(500);
 const SLOW_KIB: Duration = Duration::from_nanos(1000);
 /// ...and for this long everything goes through the pool.
@@ -27,6 +29,7 @@ pub(super) struct File {
     begun: Instant,
     /// Microseconds after `begun` until which inline calls are not tried.
     avoid_until: AtomicU64,
+    slow_calls: AtomicU32,
 }
 
 /// Alignment of offsets and lengths for O_DIRECT in bytes.
@@ -56,6 +59,7 @@ impl File {
             nowait: AtomicBool::new(true),
             begun: Instant::now(),
             avoid_until: AtomicU64::new(0),
+            slow_calls: AtomicU32::new(0),
         }
     }
 
@@ -71,7 +75,11 @@ impl File {
     fn timed<T>(&self, len: usize, work: impl FnOnce() -> T) -> T {
         let start = Instant::now();
         let result = work();
-        if start.elapsed() > SLOW + SLOW_KIB * (len >> 10) as u32 {
+        if start.elapsed() <= SLOW + SLOW_KIB * (len >> 10) as u32 {
+            if self.slow_calls.load(Ordering::Relaxed) > 0 {
+                self.slow_calls.store(0, Ordering::Relaxed);
+            }
+        } else if self.slow_calls.fetch_add(1, Ordering::Relaxed) + 1 >= IN_A_ROW {
             let until = self.begun.elapsed() + BACK_OFF;
             self.avoid_until.store(until.as_micros() as u64, Ordering::Relaxed);
         }
@@ -83,7 +91,8 @@ impl File {
         if self.alignment > 1 {
             return Ok(0);
         }
-        if buf.len() >= super::split::WORTHWHILE && self.nowait.load(Ordering::Relaxed) {
+        let quick = self.nowait.load(Ordering::Relaxed) || self.may_inline();
+        if buf.len() >= super::split::WORTHWHILE && quick {
             return super::split::read(self, offset, buf);
         }
         self.read_cached(offset, buf)
@@ -124,8 +133,11 @@ impl File {
     }
 
     /// Reads exactly `len` bytes; past the end of the file they are zeroes.
-    pub fn read(&self, offset: u64, len: usize) -> IoResult<Vec<u8>> {
-        let (mut store, start) = self.buffer(len);
+    pub fn read(&self, offset: u64, len: usize) -> IoResult<Lent> {
+        let (mut store, start) = match self.alignment {
+            1 => (buffers::take(len), 0),
+            _ => self.buffer(len),
+        };
         let mut done = 0;
         while done < len {
             let end = start + len;
@@ -139,10 +151,7 @@ impl File {
                 break; // the unaligned end of the file
             }
         }
-        if start > 0 {
-            store.drain(..start);
-        }
-        store.truncate(len);
+        store.cut(start, len);
         store[done..].fill(0);
         Ok(store)
     }
@@ -157,12 +166,9 @@ impl File {
     }
 
     /// Room for `len` bytes that begins at an address direct I/O accepts.
-    fn buffer(&self, len: usize) -> (Vec<u8>, usize) {
-        if self.alignment == 1 {
-            return (vec![0; len], 0);
-        }
+    fn buffer(&self, len: usize) -> (Lent, usize) {
         let align = (self.alignment as usize).max(4096);
-        let store = vec![0; len + align];
+        let store = buffers::take(len + align);
         let start = store.as_ptr().align_offset(align).min(align);
         (store, start)
     }

@@ -213,7 +213,8 @@ impl Layer for FileLayer {
             if !inline && self.is_queued() {
                 self.write_queued(offset, data).await?;
             } else if !inline {
-                let copy = data.to_vec();
+                let mut copy = crate::buffers::take(data.len());
+                copy.copy_from_slice(data);
                 self.pooled(move |file| file.write(offset, &copy)).await?;
             }
             self.grown(offset + data.len() as u64);
