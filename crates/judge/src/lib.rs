@@ -14,6 +14,7 @@
 mod case;
 mod compare;
 mod generate;
+pub mod lockstep;
 mod native;
 mod rig;
 mod rng;

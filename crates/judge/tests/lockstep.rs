@@ -1,0 +1,78 @@
+//! Linux on two engines in lock step. `RYOKAN_LOCKSTEP_INSTRUCTIONS` says how far (0: not at all), and
+//! `RYOKAN_LOCKSTEP_ENGINES` on what (`interpreter,interpreter`).
+
+use judge::lockstep::{Outcome, Setup, narrow, run};
+use std::path::{Path, PathBuf};
+use testkit::{foreign, guests};
+
+/// What the guest does once it is up: work of many kinds, without end.
+const WORK: &str = "mount -t proc proc /proc 2>/dev/null; n=0; while :; do n=$((n+1)); echo ROUND $n
+md5sum /bin/busybox; gzip -c /bin/busybox | sha256sum; ls -lR /sys 2>/dev/null | wc; awk 'BEGIN { for (i = 1; i < 20000; i++) s += \
+sqrt(i) / 3; print s }'; seq 1 3000 | sort -r | tail -1; dd if=/dev/zero bs=64k count=32 2>/dev/null | cksum; cat /proc/interrupts \
+>/dev/null; (sleep 0.05 & wait); done";
+
+fn boot(kernel: &Path, initrd: &Path, instructions: u64) {
+    let engines = std::env::var("RYOKAN_LOCKSTEP_ENGINES").unwrap_or("interpreter,interpreter".into());
+    let (first, second) = engines.split_once(',').expect("two engines");
+    let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
+    let line = "console=ttyS0 panic=-1 nokaslr";
+    let arguments = ["-m", "128", "-cpu", "max,-rdrand,-rdseed", "-kernel", &kernel, "-initrd", &initrd];
+    let mut arguments = arguments.map(String::from).to_vec();
+    arguments.extend(["-append".into(), line.into()]);
+    let setup = Setup { arguments, pace: 2, longest: 4000, seed: 1 };
+    let mut due = 0;
+    let (progress, outcome) = run(&setup, [first, second], instructions, |progress| {
+        if progress.instructions >= due {
+            due = progress.instructions + 100_000_000;
+            println!(
+                "{} million instructions, {} windows",
+                progress.instructions / 1_000_000,
+                progress.windows
+            );
+        }
+    })
+    .unwrap();
+    println!("{}", progress.console);
+    println!(
+        "{} instructions, {} windows, {} halts",
+        progress.instructions, progress.windows, progress.halts
+    );
+    match outcome {
+        Outcome::Agreed => {}
+        Outcome::Ended(how) => panic!("the guest ended: {how:?}"),
+        Outcome::Diverged(found) => {
+            println!("window {}: {}", found.window, found.text);
+            panic!("{}", narrow(&setup, [first, second], &found).unwrap());
+        }
+    }
+}
+
+fn initrd(name: &str) -> PathBuf {
+    guests::initramfs_file(name, WORK, &[]).unwrap()
+}
+
+fn instructions(default: u64) -> u64 {
+    std::env::var("RYOKAN_LOCKSTEP_INSTRUCTIONS").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+#[test]
+#[ignore = "long: two billion instructions; cargo xtask lockstep"]
+fn cloud_kernel() {
+    boot(
+        &guests::kernel("linux-image-cloud-amd64").unwrap(),
+        &initrd("lockstep"),
+        instructions(2_000_000_000),
+    );
+}
+
+#[test]
+#[ignore = "long: two billion instructions; cargo xtask lockstep"]
+fn i386_kernel_with_pae() {
+    boot(&foreign::kernel_i386().unwrap(), &initrd("lockstep-i386"), instructions(2_000_000_000));
+}
+
+#[test]
+fn the_first_instructions_of_the_cloud_kernel() {
+    let kernel = guests::kernel("linux-image-cloud-amd64").unwrap();
+    boot(&kernel, &initrd("lockstep-short"), instructions(30_000_000).min(30_000_000));
+}
