@@ -43,32 +43,46 @@ pub fn host_mxcsr() -> u32 {
 /// Installs the SIGFPE handler, once in a process: the disposition of a signal is the
 /// process's, not ours.
 pub fn install() -> Result<()> {
-    static DONE: OnceLock<Result<(), i32>> = OnceLock::new();
-    let done = DONE.get_or_init(|| {
+    let done = BEFORE.get_or_init(|| {
         // SAFETY: sigaction with a valid, zero-initialised structure and a handler of the
         // SA_SIGINFO signature.
         unsafe {
             let mut action: libc::sigaction = std::mem::zeroed();
+            let mut old: libc::sigaction = std::mem::zeroed();
             action.sa_sigaction = on_sigfpe as *const () as usize;
             action.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
-            if libc::sigaction(libc::SIGFPE, &action, std::ptr::null_mut()) != 0 {
+            if libc::sigaction(libc::SIGFPE, &action, &mut old) != 0 {
                 return Err(*libc::__errno_location());
             }
+            Ok(old)
         }
-        Ok(())
     });
-    done.map_err(|errno| Failure::os("cannot handle SIGFPE", &std::io::Error::from_raw_os_error(errno)))
+    match done {
+        Ok(_) => Ok(()),
+        Err(errno) => Err(Failure::os("cannot handle SIGFPE", &std::io::Error::from_raw_os_error(*errno))),
+    }
 }
 
-extern "C" fn on_sigfpe(signal: libc::c_int, _info: *mut libc::siginfo_t, context: *mut c_void) {
+/// The handler that was there before: the translator's, if it was installed first.
+static BEFORE: OnceLock<Result<libc::sigaction, i32>> = OnceLock::new();
+
+extern "C" fn on_sigfpe(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     let recovery = RECOVERY.get();
+    let before = BEFORE.get().and_then(|before| before.as_ref().ok());
     // SAFETY: the kernel passes a valid ucontext to an SA_SIGINFO handler. Without a thunk
-    // under way the default action is restored, which ends the process when the instruction
-    // is executed again.
+    // under way the handler before is called as the kernel would; or the default action is
+    // restored, which ends the process when the instruction is executed again.
     unsafe {
         if recovery != 0 {
             let context = context.cast::<libc::ucontext_t>();
             (*context).uc_mcontext.gregs[libc::REG_RIP as usize] = recovery as i64;
+        } else if let Some(action) = before
+            && action.sa_flags & libc::SA_SIGINFO != 0
+            && action.sa_sigaction != libc::SIG_DFL
+        {
+            let handler: extern "C" fn(libc::c_int, *mut libc::siginfo_t, *mut c_void) =
+                std::mem::transmute(action.sa_sigaction);
+            handler(signal, info, context);
         } else {
             libc::signal(signal, libc::SIG_DFL);
         }

@@ -25,6 +25,6 @@ pub mod testing;
 mod tests;
 
 pub use core::{Core, Counter, FlushLog, mode};
-pub use tier::{Ran, Single};
+pub use tier::{Pause, Ran, Single};
 pub use tlb::View;
 pub use vcpu::{Interpreter, InterpreterVcpu, Shared};

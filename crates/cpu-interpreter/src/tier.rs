@@ -47,6 +47,16 @@ pub enum Ran {
     Elsewhere,
 }
 
+/// Why [`InterpreterVcpu::interpret_within`] returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pause {
+    /// The block at `rip` has become warm.
+    Warm,
+    /// The block at `rip` may be longer than what is left.
+    Short,
+    Other,
+}
+
 impl InterpreterVcpu {
     #[inline]
     pub fn core(&self) -> &Core {
@@ -68,10 +78,40 @@ impl InterpreterVcpu {
         self.attend()
     }
 
+    /// The first half of [`Self::look_up`].
+    pub fn look_up_requests(&mut self) -> Option<Exit> {
+        self.attend_requests()
+    }
+
+    /// The second half of [`Self::look_up`].
+    pub fn look_up_events(&mut self) -> Option<Exit> {
+        self.attend_events()
+    }
+
     /// Interprets from `rip` until something else is needed; `Ok(true)`: the block at `rip`
     /// has become warm.
     pub fn interpret(&mut self) -> Result<bool, Exit> {
-        Ok(self.round(self.stepping(), BUDGET)? == Stop::Warm)
+        Ok(self.interpret_within(u64::MAX)? == Pause::Warm)
+    }
+
+    /// The same, at most `left` instructions.
+    pub fn interpret_within(&mut self, left: u64) -> Result<Pause, Exit> {
+        let limit = i64::try_from(left).map_or(BUDGET, |left| left.min(BUDGET));
+        let stop = self.round(self.stepping(), limit)?;
+        let asked = !self.core.bus.link.requests().is_empty();
+        Ok(match stop {
+            Stop::Warm => Pause::Warm,
+            Stop::Poll if limit < BUDGET && !asked => Pause::Short,
+            _ => Pause::Other,
+        })
+    }
+
+    /// The last `left` instructions of a window, one block or instruction after the other.
+    pub fn finish_window(&mut self, left: u64) -> Option<Exit> {
+        let heat_limit = std::mem::take(&mut self.core.heat_limit);
+        let exit = self.go_to(self.core.retired.wrapping_add(left));
+        self.core.heat_limit = heat_limit;
+        exit
     }
 
     /// The warm block that was just reported will not be reported again.
@@ -104,6 +144,8 @@ impl InterpreterVcpu {
     pub fn run_single(&mut self, single: &Single) -> Result<Ran, Exit> {
         let core = &mut self.core;
         core.st.interrupt_shadow = false;
+        let resume = core.st.rflags & flags::RF;
+        core.st.rflags &= !resume;
         core.budget = 1;
         core.settle_flags();
         core.retired = core.retired.wrapping_add(1);
@@ -135,8 +177,8 @@ impl InterpreterVcpu {
                 Stop::Fault
             }
         };
-        if stop != Stop::Fault {
-            core.st.rflags &= !flags::RF;
+        if stop == Stop::Fault {
+            core.st.rflags |= resume;
         }
         match self.settle(stop, false) {
             Some(exit) => Err(exit),

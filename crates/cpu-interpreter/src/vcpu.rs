@@ -142,9 +142,11 @@ impl InterpreterVcpu {
 
     /// [`Vcpu::run_exactly`] until `goal` instructions have been retired.
     fn run_window(&mut self, goal: u64) -> Option<Exit> {
-        if let Some(exit) = self.attend_requests() {
-            return Some(exit);
-        }
+        self.attend_requests().or_else(|| self.go_to(goal))
+    }
+
+    /// On until `goal` instructions have been retired; requests wait.
+    pub(crate) fn go_to(&mut self, goal: u64) -> Option<Exit> {
         let mut later = Request::empty();
         let mut short = false;
         let exit = loop {
@@ -173,7 +175,7 @@ impl InterpreterVcpu {
     }
 
     /// Takes requests that came in during a window; returns those to be met after it.
-    fn postpone(&mut self) -> Request {
+    pub fn postpone(&mut self) -> Request {
         if self.core.bus.link.requests().is_empty() {
             return Request::empty();
         }

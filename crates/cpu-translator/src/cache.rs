@@ -39,6 +39,8 @@ pub struct Site {
     /// The instruction, and its place among the block's.
     pub rip: u64,
     pub index: u16,
+    /// Instructions of the block from this one on.
+    pub left: u16,
     pub len: u8,
     /// Where the access is tried again.
     pub retry: u32,

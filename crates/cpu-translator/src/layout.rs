@@ -52,7 +52,7 @@ pub struct State {
     /// At an indirect branch: the flags are in `saved_flags`, not the host's.
     pub flags_away: u64,
     /// Constants for PEXT; see [`MASK`].
-    pub masks: [u64; 8],
+    pub masks: [u64; 9],
     /// Look-ups that several accesses of a block share.
     pub shared: [u64; SHARED],
     pub system: System,
@@ -116,10 +116,11 @@ pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
 pub const SHARED: usize = 64;
 
 /// What [`State::masks`] holds: a page's index, an offset in a page, the bit after it, and
-/// the low 1 to 5 bits.
-pub const MASK: [u64; 8] = [0xffff_ffff_f000, 0xfff, 0x1000, 1, 3, 7, 15, 31];
+/// the low 1 to 5 bits, the sign.
+pub const MASK: [u64; 9] = [0xffff_ffff_f000, 0xfff, 0x1000, 1, 3, 7, 15, 31, 1 << 63];
 pub const MASK_INDEX: i32 = MASKS;
 pub const MASK_OFFSET: i32 = MASKS + 8;
+pub const MASK_SIGN: i32 = MASKS + 8 * 8;
 pub const MASK_NEXT: i32 = MASKS + 16;
 
 /// The mask of the bits below `align` (2 to 32).

@@ -10,6 +10,7 @@ mod area;
 mod asm;
 mod beside;
 mod cache;
+mod counted;
 mod exits;
 mod layout;
 mod shared;

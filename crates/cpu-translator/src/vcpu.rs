@@ -2,6 +2,7 @@
 
 use crate::beside::{Beside, Stamp};
 use crate::cache::{Cache, Kind, NONE};
+use crate::counted::Counting;
 use crate::exits::Exits;
 use crate::layout::{MASK, reason};
 use crate::shared::{Peer, Shared, StatePage};
@@ -13,7 +14,7 @@ use crate::translate::{Builder, LARGEST, Source, TAIL, key};
 use base::Result;
 use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
-use cpu::{CpuState, Exit, Vcpu, VcpuConfig};
+use cpu::{CpuState, Exit, Vcpu, VcpuConfig, Window};
 use cpu_interpreter::{Core, InterpreterVcpu, Ran, mode};
 use memory::{RamBlock, Watch};
 use std::sync::Arc;
@@ -29,16 +30,17 @@ pub struct Counts {
     pub links: u64,
     pub indirect: u64,
     pub polls: u64,
+    pub budgets: u64,
     pub faults: u64,
     pub rounds: u64,
 }
 
 pub struct TranslatorVcpu {
-    interpreter: InterpreterVcpu,
+    pub(crate) interpreter: InterpreterVcpu,
     shared: Arc<Shared>,
     peer: Arc<Peer>,
     tables: Tables,
-    state: StatePage,
+    pub(crate) state: StatePage,
     builder: Builder,
     exits: Exits,
     /// Where branches go whose target is not known, and the start of translated code.
@@ -57,6 +59,7 @@ pub struct TranslatorVcpu {
     gs: usize,
     /// The last block for a fast way back to it: (address of the first byte, ...).
     pub counts: Counts,
+    pub(crate) counting: Counting,
 }
 
 /// What became of a look-up.
@@ -127,11 +130,12 @@ impl TranslatorVcpu {
             thread: None,
             gs: 0,
             counts: Counts::default(),
+            counting: Counting::default(),
         })
     }
 
     /// The mode key of blocks now; `None`: this code is the interpreter's.
-    fn key(&self) -> Option<u32> {
+    pub(crate) fn key(&self) -> Option<u32> {
         let core = self.interpreter.core();
         const FLAT: u32 = mode::CODE32 | mode::FLAT | mode::WIDE_CS | mode::STACK32;
         let plain = core.mode & (mode::SINGLE | mode::SLOW) == 0;
@@ -164,7 +168,9 @@ impl TranslatorVcpu {
         if st.cr4 & CR4_FSGSBASE != 0 {
             bits |= key::BASES;
         }
-        if system::may_count(core) && self.shared.time.line().is_some() {
+        if self.counting.on {
+            bits |= key::COUNTED;
+        } else if system::may_count(core) && self.shared.time.line().is_some() {
             bits |= key::COUNTER;
         }
         Some(bits)
@@ -240,7 +246,7 @@ impl TranslatorVcpu {
     }
 
     /// The entry (with a poll) of the block at `rip`; translated now if `warm`.
-    fn find(&mut self, rip: u64, key: u32, warm: bool) -> Option<usize> {
+    pub(crate) fn find(&mut self, rip: u64, key: u32, warm: bool) -> Option<usize> {
         let (host, ram, offset) = self.code_at(rip)?;
         let shared = self.shared.clone();
         let mut cache = shared.cache();
@@ -282,7 +288,7 @@ impl TranslatorVcpu {
             host: host & !0xfff,
             rip,
             key,
-            exact: self.shared.exact,
+            exact: self.shared.exact || key & key::COUNTED != 0,
         };
         self.builder.build(&source, cache)
     }
@@ -420,8 +426,10 @@ impl TranslatorVcpu {
     }
 
     /// Runs translated code until the run loop is needed.
-    fn execute(&mut self, mut host: usize, mut key: u32) -> Result<(), Exit> {
-        self.shared.time.steer(&self.interpreter.core().bus);
+    pub(crate) fn execute(&mut self, mut host: usize, mut key: u32) -> Result<(), Exit> {
+        if !self.counting.on {
+            self.shared.time.steer(&self.interpreter.core().bus);
+        }
         self.note_key(key);
         self.load_state(true);
         self.counts.entries += 1;
@@ -430,6 +438,7 @@ impl TranslatorVcpu {
         loop {
             if !self.enter(host) {
                 // Nothing ran since `rip` was noted.
+                self.give_back(self.counting.owed);
                 self.store_state(rip);
                 return Ok(());
             }
@@ -441,13 +450,25 @@ impl TranslatorVcpu {
                     let (place, alive) = self.site();
                     rip = self.exits.get(place).site.rip;
                     match self.exits.get(place).site.kind {
-                        Kind::Crossing => self.check_crossing(place, alive),
+                        Kind::Crossing => {
+                            self.give_back(self.exits.get(place).site.left);
+                            self.check_crossing(place, alive)
+                        }
                         _ => self.interpret_at(place, alive, key)?,
                     }
                 }
                 reason::LINK => self.linked(&mut rip, key),
                 reason::INDIRECT => self.branched(&mut rip, key),
                 reason::FAULT => self.faulted(&mut rip)?,
+                reason::BUDGET => {
+                    self.counts.budgets += 1;
+                    let place = self.site().0;
+                    let site = self.exits.get(place).site;
+                    rip = site.rip;
+                    self.leave_at(&site);
+                    self.store_state(rip);
+                    Next::Loop
+                }
                 _ => {
                     self.counts.polls += 1;
                     let place = self.site().0;
@@ -496,16 +517,20 @@ impl TranslatorVcpu {
         {
             let state = self.state.get();
             (state.s0, state.s1) = (address, entry);
+            self.counting.owed = site.left;
             return Ok(Next::Host(self.host(site.once)));
         }
         if filled == Fill::Done {
             if self.is_revoked() {
+                self.leave_at(&site);
                 self.store_state(site.rip);
                 return Ok(Next::Loop);
             }
+            self.counting.owed = site.left;
             return Ok(Next::Host(self.host(site.retry)));
         }
         if site.plain != NONE {
+            self.leave_at(&site);
             return Ok(match self.plain(site.rip, key) {
                 Some((_, host)) => Next::Host(host),
                 None => {
@@ -608,6 +633,18 @@ impl TranslatorVcpu {
 
     /// The instruction of a site is executed by the interpreter.
     fn interpret_at(&mut self, place: usize, alive: bool, key: u32) -> Result<Next, Exit> {
+        let left = self.exits.get(place).site.left;
+        let before = self.interpreter.core().retired;
+        let next = self.interpret_site(place, alive, key);
+        let done = self.interpreter.core().retired.wrapping_sub(before) as u16;
+        match next {
+            Ok(Next::Host(_)) => self.counting.owed = left - 1,
+            _ => self.give_back(left - done),
+        }
+        next
+    }
+
+    fn interpret_site(&mut self, place: usize, alive: bool, key: u32) -> Result<Next, Exit> {
         let site = self.exits.get(place).site;
         self.store_state(site.rip);
         if !alive || !self.exits.decode(place, &self.shared, self.interpreter.core()) {
@@ -660,6 +697,7 @@ impl TranslatorVcpu {
 
     fn linked(&mut self, rip: &mut u64, key: u32) -> Next {
         self.counts.links += 1;
+        self.counting.owed = 0;
         let number = self.state.get().site;
         let (site, alive) = {
             let cache = self.shared.cache();
@@ -719,6 +757,7 @@ impl TranslatorVcpu {
 
     fn branched(&mut self, rip: &mut u64, key: u32) -> Next {
         self.counts.indirect += 1;
+        self.counting.owed = 0;
         let target = self.state.get().s0;
         *rip = target;
         match self.branch(target, key) {
@@ -755,6 +794,7 @@ impl TranslatorVcpu {
         match cache.fault_site(at).map(|site| cache.sites[site as usize]) {
             Some(site) => {
                 *rip = site.rip;
+                self.counting.owed = site.left;
                 // Its stub brings saved flags back and comes here again.
                 Ok(Next::Host(cache.host(site.stub)))
             }
@@ -771,21 +811,29 @@ impl TranslatorVcpu {
         counters.rounds.store(self.counts.rounds, Ordering::Relaxed);
         counters.entries.store(self.counts.entries, Ordering::Relaxed);
     }
-}
 
-impl Vcpu for TranslatorVcpu {
-    fn run(&mut self) -> Exit {
+    /// Makes the present thread ready to run translated code.
+    pub(crate) fn settle_thread(&mut self) -> Result<(), Exit> {
         let thread = std::thread::current().id();
         if self.thread != Some(thread) {
             let cache = self.shared.cache();
             let (area, exit) = (&cache.area, cache.stubs.exits[reason::FAULT as usize]);
             if let Err(failure) = signals::prepare_thread(area.execute, area.size, exit) {
-                return Exit::Broken(failure.to_string());
+                return Err(Exit::Broken(failure.to_string()));
             }
             drop(cache);
             self.thread = Some(thread);
             self.gs = 0;
             self.interpreter.begin();
+        }
+        Ok(())
+    }
+}
+
+impl Vcpu for TranslatorVcpu {
+    fn run(&mut self) -> Exit {
+        if let Err(exit) = self.settle_thread() {
+            return exit;
         }
         self.shared.time.resume(&self.interpreter.core().bus);
         let exit = self.run_inner();
@@ -810,6 +858,10 @@ impl Vcpu for TranslatorVcpu {
 
     fn set_debug(&mut self, plan: &DebugPlan) -> Result<()> {
         self.interpreter.set_debug(plan)
+    }
+
+    fn run_exactly(&mut self, instructions: u64) -> Result<Window> {
+        self.run_window(instructions)
     }
 }
 

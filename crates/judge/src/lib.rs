@@ -26,7 +26,7 @@ pub use generate::{Family, Generator};
 pub use native::{DIED, Native, TIMED_OUT};
 pub use rig::{NullApic, Rig};
 pub use rng::Rng;
-pub use run::{Report, judge, listing};
+pub use run::{Report, Subject, judge, listing};
 
 #[cfg(test)]
 mod tests;

@@ -71,13 +71,17 @@ pub struct Rig {
     template: [u8; layout::DATA_SIZE as usize],
     /// Offset and length of the last case's code.
     dirty: (usize, usize),
+    /// How often each case is run; the last time counts.
+    times: u32,
     /// The data pages hold the template but for these (offset, length) and what was run.
     _memory: Arc<AddressSpace>,
 }
 
 impl Rig {
+    /// Each case is run `times` times over, as engines that translate warm code need it.
     pub fn new(
         engine: &dyn Engine,
+        times: u32,
         template: &[u8; layout::DATA_SIZE as usize],
         read_only: &[u8; layout::PAGE as usize],
     ) -> Result<Rig> {
@@ -107,11 +111,11 @@ impl Rig {
         let model = cpu::models::Request::parse("max")?.resolve(&offer)?;
         let cpuid = Arc::new(model.table(&cpu::models::Topology::default(), 0));
         let vcpu = engine.vcpu(VcpuConfig { index: 0, bus, cpuid })?;
-        Ok(Rig { vcpu, ram, start: start_state(), template: *template, dirty: (0, 0), _memory: space })
+        Ok(Rig { vcpu, ram, start: start_state(), template: *template, dirty: (0, 0), times, _memory: space })
     }
 
     pub fn run(&mut self, case: &Case) -> Result<Box<Outcome>> {
-        self.place(case);
+        self.place_code(case);
         let mut state = self.start.clone();
         let r = &case.registers;
         state.gpr = r.gpr;
@@ -130,19 +134,26 @@ impl Rig {
             state.seg[seg::CS] =
                 Segment { selector: layout::USER_CS32, base: 0, limit: 0xffff_ffff, access: 0xc0fb };
         }
-        self.vcpu.load(&state)?;
-        match self.vcpu.run() {
-            Exit::Halted => self.outcome(case),
-            exit => bail!("the engine stopped with {exit:?}"),
+        for _ in 0..self.times.max(1) {
+            self.place_data(case);
+            self.vcpu.load(&state)?;
+            match self.vcpu.run() {
+                Exit::Halted => {}
+                exit => bail!("the engine stopped with {exit:?}"),
+            }
         }
+        self.outcome(case)
     }
 
-    fn place(&mut self, case: &Case) {
+    fn place_code(&mut self, case: &Case) {
         let (offset, len) = self.dirty;
         self.ram.write(physical::CODE + offset as u64, &[0xcc; crate::case::MAX_CODE][..len]);
         let (offset, bytes) = case.placed();
         self.ram.write(physical::CODE + offset as u64, bytes);
         self.dirty = (offset, bytes.len());
+    }
+
+    fn place_data(&self, case: &Case) {
         self.ram.write(physical::DATA, &self.template);
         for patch in &case.patches {
             self.ram.write(physical::DATA + u64::from(patch.offset), &patch.bytes[..patch.len as usize]);

@@ -7,9 +7,9 @@ use testkit::{foreign, guests};
 
 /// What the guest does once it is up: work of many kinds, without end.
 const WORK: &str = "mount -t proc proc /proc 2>/dev/null; n=0; while :; do n=$((n+1)); echo ROUND $n
-md5sum /bin/busybox; gzip -c /bin/busybox | sha256sum; ls -lR /sys 2>/dev/null | wc; awk 'BEGIN { for (i = 1; i < 20000; i++) s += \
+(sleep 0.05 & wait); md5sum /bin/busybox; gzip -c /bin/busybox | sha256sum; ls -lR /sys 2>/dev/null | wc; awk 'BEGIN { for (i = 1; i < 20000; i++) s += \
 sqrt(i) / 3; print s }'; seq 1 3000 | sort -r | tail -1; dd if=/dev/zero bs=64k count=32 2>/dev/null | cksum; cat /proc/interrupts \
->/dev/null; (sleep 0.05 & wait); done";
+>/dev/null; done";
 
 fn boot(kernel: &Path, initrd: &Path, instructions: u64) {
     let engines = std::env::var("RYOKAN_LOCKSTEP_ENGINES").unwrap_or("interpreter,interpreter".into());

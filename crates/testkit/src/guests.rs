@@ -116,12 +116,21 @@ pub const SHELL: &str = "exec setsid sh -c 'exec sh </dev/ttyS0 >/dev/ttyS0 2>&1
 /// A busybox initramfs whose init mounts the pseudo file systems, says `GUEST-UP` on the
 /// console and runs `script`. Further files are put in as (name, contents).
 pub fn initramfs(script: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
+    let mut archive = base_archive(script)?;
+    for (name, data) in files {
+        archive.file(name, data);
+    }
+    Ok(archive.finish())
+}
+
+/// The archive of [`initramfs`], to be added to.
+pub(crate) fn base_archive(script: &str) -> Result<Archive> {
     let busybox = fs::read("/bin/busybox").map_err(|e| format!("busybox-static is needed: {e}"))?;
     let init = format!(
         "#!/bin/busybox sh\n\
          /bin/busybox mount -t proc proc /proc\n/bin/busybox mount -t sysfs sysfs /sys\n\
          /bin/busybox mount -t devtmpfs dev /dev\n/bin/busybox mount -t tmpfs tmpfs /tmp\n\
-         /bin/busybox --install -s /bin\nexport PATH=/bin\necho GUEST-UP\n{script}\n"
+         /bin/busybox --install -s /bin\nexport PATH=/bin:/usr/bin:/sbin:/usr/sbin\necho GUEST-UP\n{script}\n"
     );
     let mut archive = Archive::new();
     for dir in ["bin", "dev", "proc", "sys", "tmp", "mnt", "lib"] {
@@ -129,15 +138,16 @@ pub fn initramfs(script: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
     }
     archive.char_device("dev/console", 5, 1);
     archive.file("bin/busybox", &busybox).symlink("bin/sh", "busybox").file("init", init.as_bytes());
-    for (name, data) in files {
-        archive.file(name, data);
-    }
-    Ok(archive.finish())
+    Ok(archive)
 }
 
 /// [`initramfs`] as a file named after `name` in the cache.
 pub fn initramfs_file(name: &str, script: &str, files: &[(&str, &[u8])]) -> Result<PathBuf> {
-    let bytes = initramfs(script, files)?;
+    write_cache(name, &initramfs(script, files)?)
+}
+
+/// A file in the cache, named after `name` and this process.
+pub(crate) fn write_cache(name: &str, bytes: &[u8]) -> Result<PathBuf> {
     fs::create_dir_all(cache()).map_err(|e| e.to_string())?;
     let path = cache().join(format!("{name}-{}.cpio", std::process::id()));
     fs::write(&path, bytes).map_err(|e| format!("{}: {e}", path.display()))?;

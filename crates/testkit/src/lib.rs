@@ -8,6 +8,7 @@ pub mod disk;
 pub mod foreign;
 pub mod guests;
 pub mod linux;
+pub mod loads;
 pub mod qmp;
 pub mod vm;
 

@@ -178,7 +178,7 @@ impl Builder {
         }
         self.t1 = Some(group);
         self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
-        self.cold.push(Cold::Plain { label: other, site: plain, restore });
+        self.cold.push(Cold::Plain { label: other, site: plain, restore, counted: self.counted });
         let slow = self.code.label();
         self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
         site

@@ -44,6 +44,9 @@ impl Builder {
             self.code.jcc(5, pending);
         }
         let body = self.code.at();
+        if self.counted {
+            self.count_down(site);
+        }
         self.check_second(source, live);
         self.cold.push(Cold::Away { label: other });
         self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
@@ -393,8 +396,12 @@ impl Builder {
                     self.code.store_imm32(SITE, site);
                     self.jump_out(cache, cache.stubs.exits[reason::MISS as usize]);
                 }
-                Cold::Plain { label, site, restore } => self.cold_plain(cache, label, site, restore),
-                Cold::Link { label, site, live } => self.cold_link(cache, label, site, live),
+                Cold::Plain { label, site, restore, counted } => {
+                    self.cold_plain(cache, (label, site), restore, counted);
+                }
+                Cold::Link { label, site, live, counted } => {
+                    self.cold_link(cache, (label, site), live, counted);
+                }
             }
         }
     }

@@ -67,11 +67,12 @@ impl Builder {
     /// The rel32 of a jump to `target`, whose opcode has just been emitted.
     fn linked(&mut self, source: &Source, target: u64, live: bool) {
         let near = source.offset(target).is_some();
-        let patch = if near { self.here() } else { 0 };
+        let counted = self.leaves_early();
+        let patch = if near && !counted { self.here() } else { 0 };
         let site = self.site(Kind::Link { target, patch, id: 0, negated: false });
         let label = self.code.label();
         self.code.rel32(label);
-        self.cold.push(Cold::Link { label, site, live });
+        self.cold.push(Cold::Link { label, site, live, counted });
     }
 
     /// Padding, so that the four bytes after the next `opcode` ones can be replaced at once.
@@ -211,10 +212,20 @@ impl Builder {
     }
 
     /// The way out of a group whose span is no plain piece of one page.
-    pub(super) fn cold_plain(&mut self, cache: &Cache, label: Label, site: u32, restore: bool) {
+    pub(super) fn cold_plain(
+        &mut self,
+        cache: &Cache,
+        (label, site): (Label, u32),
+        restore: bool,
+        counted: bool,
+    ) {
         self.code.bind(label);
         if restore {
             self.code.restore_flags();
+        }
+        if counted {
+            let left = self.site_mut(site).left;
+            self.give_back(left);
         }
         self.align_patch(1);
         self.code.raw(&[0xe9]);
@@ -231,13 +242,23 @@ impl Builder {
     }
 
     /// The way out of a link: at first to the run loop.
-    pub(super) fn cold_link(&mut self, cache: &Cache, label: Label, site: u32, live: bool) {
+    pub(super) fn cold_link(
+        &mut self,
+        cache: &Cache,
+        (label, site): (Label, u32),
+        live: bool,
+        counted: bool,
+    ) {
         let Kind::Link { target, mut patch, mut id, .. } = self.site_mut(site).kind else { return };
+        let behind = self.site_mut(site).left - 1;
         if patch == 0 {
             let away = self.code.label();
             if live {
                 // T1 = id of the present page - id of the linked one, without flags.
                 self.code.bind(label);
+                if counted {
+                    self.give_back(behind);
+                }
                 self.code.load32(T1, CODE_MAP + 4 * map_slot(target) as i32);
                 while (self.here() + 3) & 7 > 4 {
                     self.code.raw(&[0x90]);
@@ -247,6 +268,9 @@ impl Builder {
                 self.zero_test(T1, away);
             } else {
                 self.code.bind(label);
+                if counted {
+                    self.give_back(behind);
+                }
                 while (self.here() + 9) & 7 > 4 {
                     self.code.raw(&[0x90]);
                 }

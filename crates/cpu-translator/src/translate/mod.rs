@@ -12,6 +12,7 @@
 
 mod access;
 mod class;
+mod counted;
 mod emit;
 mod flags;
 mod flow;
@@ -39,6 +40,8 @@ pub mod key {
     /// 32-bit code: FS (GS) has no limit and is readable and writable.
     pub const FS_OPEN: u32 = 1 << 24;
     pub const GS_OPEN: u32 = 1 << 25;
+    /// Instructions are counted; see [`super::counted`].
+    pub const COUNTED: u32 = 1 << 26;
     /// A variant whose accesses do not share look-ups.
     pub const PLAIN: u32 = 1 << 20;
     /// CPL 0.
@@ -97,11 +100,11 @@ enum Cold {
     /// An indirect branch left the flags in the state page.
     Flags { label: Label, back: Label },
     /// A way out to another block.
-    Link { label: Label, site: u32, live: bool },
+    Link { label: Label, site: u32, live: bool, counted: bool },
     /// The page of a known address has no entry.
     Miss { label: Label, site: u32, restore: bool, address: u64 },
     /// On in the variant without groups.
-    Plain { label: Label, site: u32, restore: bool },
+    Plain { label: Label, site: u32, restore: bool, counted: bool },
 }
 
 pub struct Builder {
@@ -126,6 +129,8 @@ pub struct Builder {
     k: usize,
     /// The x87 state was found in the host's registers.
     x87_ready: bool,
+    /// [`key::COUNTED`].
+    counted: bool,
 }
 
 impl Default for Builder {
@@ -147,6 +152,7 @@ impl Default for Builder {
             block: 0,
             k: 0,
             x87_ready: false,
+            counted: false,
         }
     }
 }
@@ -160,6 +166,7 @@ impl Builder {
     pub fn build(&mut self, source: &Source, cache: &mut Cache) -> Option<u32> {
         self.reset(cache);
         self.word = (source.bits() / 8) as u8;
+        self.counted = source.key & key::COUNTED != 0;
         let (first, last) = self.trace(source)?;
         self.liveness(source);
         if source.key & key::PLAIN == 0 {
@@ -217,6 +224,7 @@ impl Builder {
             block: self.block,
             rip: step.i.ip(),
             index: self.k as u16,
+            left: (self.steps.len() - self.k) as u16,
             len: step.i.len() as u8,
             retry: 0,
             next: if matches!(kind, Kind::Link { .. } | Kind::Plain { .. }) { NONE } else { 0 },

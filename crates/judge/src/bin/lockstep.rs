@@ -45,7 +45,8 @@ fn judge_pair(setup: &Setup, engines: [&str; 2], instructions: u64) -> base::Res
         shown = progress.console.len();
         if progress.instructions >= due {
             due = progress.instructions + 100_000_000;
-            eprintln!("lockstep: {} million instructions", progress.instructions / 1_000_000);
+            let (millions, rip) = (progress.instructions / 1_000_000, progress.rip);
+            eprintln!("lockstep: {millions} million instructions, at {rip:#x}");
         }
         let _ = std::io::stdout().flush();
     })?;

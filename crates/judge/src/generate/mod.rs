@@ -1,6 +1,7 @@
 //! Making cases: random instructions over every encoding, biased to what breaks engines.
 
 mod catalog;
+mod flow;
 mod operands;
 mod state;
 
@@ -58,6 +59,16 @@ impl Generator {
     pub fn snippet(&mut self, max: usize) -> Case {
         for _ in 0..32 {
             if let Some(case) = self.try_snippet(max) {
+                return case;
+            }
+        }
+        self.fallback()
+    }
+
+    /// A loop of a snippet's kind of instructions with branches over some of them: RCX rounds.
+    pub fn looped(&mut self, max: usize, rounds: u64) -> Case {
+        for _ in 0..32 {
+            if let Some(case) = flow::looped(self, max, rounds) {
                 return case;
             }
         }

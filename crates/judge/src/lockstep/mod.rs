@@ -28,6 +28,8 @@ pub struct Progress {
     pub halts: u64,
     /// Comparisons of all guest memory.
     pub memories: u64,
+    /// Where the guest is.
+    pub rip: u64,
     /// What the guest wrote to its first serial port.
     pub console: String,
 }
@@ -71,6 +73,7 @@ pub fn run(
         }
         progress.windows += left.windows.len() as u64;
         progress.instructions += left.windows.iter().map(|w| w.retired).sum::<u64>();
+        progress.rip = left.windows.last().map_or(0, |w| w.state.rip);
         progress.halts += left.windows.iter().filter(|w| w.halted).count() as u64;
         let (mine, yours) = (a.console()?, b.console()?);
         if mine != yours {
