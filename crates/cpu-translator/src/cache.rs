@@ -36,9 +36,8 @@ pub enum Kind {
 pub struct Site {
     pub kind: Kind,
     pub block: u32,
-    /// The instruction, and its place among the block's.
+    /// The instruction.
     pub rip: u64,
-    pub index: u16,
     /// Instructions of the block from this one on.
     pub left: u16,
     pub len: u8,

@@ -7,6 +7,9 @@
 //! architecture leaves undefined. [`Generator`] makes cases: single instructions over every
 //! encoding, or snippets of several.
 //!
+//! Engines are also judged by each other: [`Pair`] runs any bytes as guest code in two of them,
+//! [`lockstep`] two whole machines.
+//!
 //! Every case ends in an exception: its code is followed by INT3 wherever it may run on, and
 //! faults end it early. Address space, selectors and flags are those of a Linux process, so
 //! that even error codes and fault addresses agree.
@@ -16,6 +19,7 @@ mod compare;
 mod generate;
 pub mod lockstep;
 mod native;
+mod pair;
 mod rig;
 mod rng;
 mod run;
@@ -24,6 +28,7 @@ pub use case::{Case, Outcome, Patch, layout};
 pub use compare::{Difference, compare};
 pub use generate::{Family, Generator};
 pub use native::{DIED, Native, TIMED_OUT};
+pub use pair::Pair;
 pub use rig::{NullApic, Rig};
 pub use rng::Rng;
 pub use run::{Report, Subject, judge, listing};

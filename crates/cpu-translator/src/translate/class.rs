@@ -71,6 +71,9 @@ pub fn classify(source: &Source, i: &Instruction) -> Class {
         return Class::InterpretEnd;
     }
     let bits = source.bits();
+    if source.key & super::key::COUNTED != 0 && super::counted::has_open_flags(i) {
+        return Class::Interpret;
+    }
     if let Some(class) = super::system::classify(source, i) {
         return class;
     }

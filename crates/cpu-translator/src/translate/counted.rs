@@ -8,6 +8,35 @@
 use super::{Builder, Cold};
 use crate::asm::*;
 use crate::layout::*;
+use iced_x86::{Instruction, Mnemonic};
+
+/// Whether the flags that `i` leaves undefined differ between processors and the interpreter.
+/// Counted runs are compared to the bit with the interpreter's: it executes these.
+pub fn has_open_flags(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        i.mnemonic(),
+        Shl | Sal
+            | Shr
+            | Sar
+            | Shld
+            | Shrd
+            | Imul
+            | Mul
+            | Div
+            | Idiv
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Andn
+            | Bextr
+            | Blsi
+            | Blsmsk
+            | Blsr
+            | Bzhi
+    )
+}
 
 impl Builder {
     /// Takes the block's instructions from the budget; leaves through the head's `site` if

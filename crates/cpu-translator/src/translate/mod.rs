@@ -223,7 +223,6 @@ impl Builder {
             kind,
             block: self.block,
             rip: step.i.ip(),
-            index: self.k as u16,
             left: (self.steps.len() - self.k) as u16,
             len: step.i.len() as u8,
             retry: 0,

@@ -1,0 +1,63 @@
+//! Random programs on the interpreter and the translator. `RYOKAN_JUDGE_CASES` asks for more,
+//! `RYOKAN_JUDGE_SEED` for others. The fuzz target `engines` runs the same with inputs of its own.
+
+use cpu_interpreter::Interpreter;
+use cpu_translator::{Options, Translator};
+use judge::{Case, Family, Generator, Pair, Rng};
+
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Runs `count` inputs; fails at the end if any was told apart.
+fn accept(count: u64, mut next: impl FnMut(&mut Rng) -> Vec<u8>) {
+    let interpreter = Interpreter::new().unwrap();
+    let translator = Translator::with(Options { warm: 1, ..Options::default() }).unwrap();
+    let mut pair = Pair::new([&interpreter, &translator]).unwrap();
+    let mut rng = Rng::new(number("RYOKAN_JUDGE_SEED", 7));
+    let mut wrong = 0;
+    for _ in 0..count {
+        let input = next(&mut rng);
+        if let Some(text) = pair.run(&input).unwrap() {
+            wrong += 1;
+            if wrong <= number("RYOKAN_JUDGE_SHOW", 12) {
+                println!("{input:02x?}\n{text}");
+            }
+        }
+    }
+    assert_eq!(wrong, 0, "of {count} programs");
+}
+
+fn head(rng: &mut Rng) -> Vec<u8> {
+    let mut input = vec![rng.word() as u8];
+    input.extend((0..16).map(|_| rng.word() as u8));
+    input
+}
+
+#[test]
+fn random_bytes() {
+    accept(number("RYOKAN_JUDGE_CASES", 3_000), |rng| {
+        let mut input = head(rng);
+        let len = 1 + rng.below(40);
+        input.extend((0..len).map(|_| rng.word() as u8));
+        input
+    });
+}
+
+/// Real instructions with the registers' addresses as they come, in a loop.
+#[test]
+fn random_instructions() {
+    let mut generator = Generator::new(11, &[Family::Integer, Family::String, Family::Sse, Family::Vex]);
+    accept(number("RYOKAN_JUDGE_CASES", 3_000), |rng| {
+        let mut input = head(rng);
+        // 64-bit code only.
+        input[0] &= !2;
+        let case: Case = if rng.one_in(2) { generator.looped(10, 8) } else { generator.snippet(10) };
+        input.extend_from_slice(case.code());
+        // Once more, or an endless loop.
+        if rng.one_in(2) {
+            input.extend([0xeb, (case.code().len() as i8).wrapping_add(2).wrapping_neg() as u8]);
+        }
+        input
+    });
+}
