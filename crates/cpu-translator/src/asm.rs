@@ -168,10 +168,6 @@ impl Code {
         self.gs_operand(true, &[opcode], reg, disp);
     }
 
-    pub fn op_gs32(&mut self, opcode: u8, reg: u8, disp: i32) {
-        self.gs_operand(false, &[opcode], reg, disp);
-    }
-
     /// `mov reg, reg`, 64 bits.
     pub fn mov(&mut self, to: u8, from: u8) {
         self.rex(true, from, 0, to);

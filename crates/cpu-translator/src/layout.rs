@@ -55,6 +55,8 @@ pub struct State {
     pub masks: [u64; 9],
     /// Look-ups that several accesses of a block share.
     pub shared: [u64; SHARED],
+    /// T1, while an address takes it.
+    pub t1_saved: u64,
     pub system: System,
 }
 
@@ -111,6 +113,7 @@ pub const FDP: i32 = offset_of!(State, fdp) as i32;
 pub const FOP: i32 = offset_of!(State, fop) as i32;
 pub const FLAGS_AWAY: i32 = offset_of!(State, flags_away) as i32;
 pub const MASKS: i32 = offset_of!(State, masks) as i32;
+pub const T1_SAVED: i32 = offset_of!(State, t1_saved) as i32;
 pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
 /// Shared look-ups that a block may hold at a time.
 pub const SHARED: usize = 64;

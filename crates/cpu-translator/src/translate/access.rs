@@ -33,8 +33,8 @@ pub fn slot(n: u8) -> i32 {
 }
 
 impl Builder {
-    /// The linear address of the memory operand of `i` to T0. Changes flags only where FS or
-    /// GS is added.
+    /// The linear address of the memory operand of `i` to T0. Flags stay; T1 changes unless a
+    /// group's look-up is in it.
     pub(super) fn address(&mut self, source: &Source, i: &Instruction) {
         let base = i.memory_base();
         let index = i.memory_index();
@@ -68,10 +68,15 @@ impl Builder {
             }
         }
         if let Some(n) = segment {
-            if self.word == 8 {
-                self.code.op_gs(0x03, T0, SEG_BASE + 8 * n);
-            } else {
-                self.code.op_gs32(0x03, T0, SEG_BASE + 8 * n);
+            let kept = self.t1.is_some();
+            if kept {
+                self.code.store(T1_SAVED, T1);
+            }
+            self.code.load(T1, SEG_BASE + 8 * n);
+            let sum = Address { base: Some(T0), index: Some(T1), scale: 0, disp: 0 };
+            self.code.lea_address(self.word == 8, T0, &sum);
+            if kept {
+                self.code.load(T1, T1_SAVED);
             }
         }
     }

@@ -1,7 +1,7 @@
 //! How each instruction is translated.
 
 use super::{Source, key};
-use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeTableKind, OpKind, Register};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -77,7 +77,9 @@ pub fn classify(source: &Source, i: &Instruction) -> Class {
     if let Some(class) = super::system::classify(source, i) {
         return class;
     }
-    if bits == 32 && !is_flat(source, i) {
+    // Opcode 82 is not there in 64-bit code, whose bytes are copied.
+    let alias = bits == 32 && i.op_code().table() == OpCodeTableKind::Normal && i.op_code().op_code() == 0x82;
+    if alias || bits == 32 && !is_flat(source, i) {
         return if i.flow_control() == FlowControl::Next { Class::Interpret } else { Class::InterpretEnd };
     }
     let natural = natural_stack(i, bits);
