@@ -404,3 +404,20 @@ fn a_window_takes_requests_at_its_start_and_leaves_later_ones() {
     poster.join().unwrap();
     assert!(done > 0);
 }
+
+#[test]
+fn a_return_that_is_stepped_over_traps_like_any_other_instruction() {
+    use cpu::engine::DebugPlan;
+    // call f; hlt; f: ret - several times, so that all blocks are known.
+    let mut guest = Guest::long(&[0xe8, 1, 0, 0, 0, 0xf4, 0xc3]);
+    let start = guest.stepper.state();
+    let plan = DebugPlan { single_step: true, ..DebugPlan::default() };
+    for _ in 0..3 {
+        guest.stepper.vcpu().set_debug(&plan).unwrap();
+        guest.stepper.load(&start).unwrap();
+        for rip in [CODE + 6, CODE + 5] {
+            assert_eq!(guest.stepper.vcpu().run(), Exit::Debug);
+            assert_eq!(guest.stepper.state().rip, rip);
+        }
+    }
+}

@@ -242,7 +242,10 @@ impl InterpreterVcpu {
                 Stop::Fault
             }
         };
-        core.retired = core.retired.wrapping_add((start - core.budget - core.slack) as u64);
+        let ran = start - core.budget - core.slack;
+        core.retired = core.retired.wrapping_add(ran as u64);
+        // A branch that was executed alone goes as far as the head of the next block.
+        let stop = if single && ran != 0 && stop.is_early() { Stop::Resolve } else { stop };
         if single {
             core.mode_changed();
             core.heat_limit = heat_limit;
