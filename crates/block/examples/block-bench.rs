@@ -1,15 +1,13 @@
 //! What `qemu-img bench` measures, of this crate: requests on one image from within the process.
 //!
 //!     block-bench FORMAT AIO DIRECT(0|1) read|write SIZE STEP DEPTH COUNT FILE
-//!     block-bench serve FORMAT AIO FILE SOCKET
 //!
-//! The first prints seconds. Requests go to 0, STEP, 2 STEP ..., modulo the size of the image.
+//! Prints seconds. Requests go to 0, STEP, 2 STEP ..., modulo the size of the image.
 
 #![allow(missing_docs)]
 
 use base::clock::{Clock, Kind};
 use base::notice::Notices;
-use block::export::{ExportSetup, Listen, Server};
 use block::{Backend, Graph, Options, Setup, WriteFlags};
 use serde_json::json;
 use std::sync::Arc;
@@ -59,7 +57,6 @@ fn main() {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let graph = Graph::new(Notices::new(), Clock::new(Kind::Realtime), base::fd::FdSets::new());
     match args[..] {
-        ["serve", format, aio, file, socket] => serve(&graph, format, aio, file, socket),
         [format, aio, direct, kind, size, step, depth, count, file] => {
             let number = |text: &str| text.parse::<u64>().expect("a number");
             let backend = open(&graph, format, aio, direct == "1", file);
@@ -82,32 +79,4 @@ fn main() {
     }
     let at = graph.clone();
     graph.block_on(async move { at.shutdown().await });
-}
-
-fn serve(graph: &Arc<Graph>, format: &str, aio: &str, file: &str, socket: &str) {
-    let backend = open(graph, format, aio, false, file);
-    let (at, path) = (graph.clone(), socket.to_string());
-    graph.block_on(async move {
-        let server = Server::start(&at, Listen::Unix(path), 0).await.expect("the server starts");
-        let setup = ExportSetup {
-            id: "n".into(),
-            name: "n".into(),
-            description: None,
-            backend,
-            writable: true,
-            bitmaps: Vec::new(),
-            depth: false,
-            owns_backend: false,
-        };
-        server.add(setup).expect("the export");
-    });
-    println!("ready");
-    let _ = std::io::stdin().read_line(&mut String::new());
-    let at = graph.clone();
-    graph.block_on(async move {
-        let server = at.exports.server.lock().clone();
-        if let Some(server) = server {
-            server.stop().await;
-        }
-    });
 }
