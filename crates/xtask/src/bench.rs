@@ -46,7 +46,9 @@ fn cpu(options: &[String]) -> Result {
     }
     let ours = ours().display().to_string();
     let script = script.display().to_string();
-    let peer = peer().map(|path| path.display().to_string());
+    // `PEER` may carry arguments, as the script's own do.
+    let named = std::env::var("PEER").ok();
+    let peer = named.or_else(|| peer().map(|path| path.display().to_string()));
     let mut args = vec![script.as_str(), ours.as_str()];
     match &peer {
         Some(peer) => args.push(peer),
