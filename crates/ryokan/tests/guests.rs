@@ -107,14 +107,12 @@ fn memtest_boots_from_cd() {
     }
 }
 
-/// Unpacking and running the installer takes minutes: `cargo test -- --ignored` runs it.
 #[test]
-#[ignore = "takes several minutes of interpreter time"]
 fn installer_asks_for_a_language() {
     let (kernel, initrd) = guests::installer().unwrap();
     let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
     let line = "console=ttyS0 TERM=vt100 priority=low cryptomgr.notests";
-    let args = ["-m", "512", "-kernel", &kernel, "-initrd", &initrd, "-append", line];
+    let args = ["-m", "1024", "-cpu", "max", "-kernel", &kernel, "-initrd", &initrd, "-append", line];
     let mut vm = Vm::start(&args).unwrap();
     vm.expect("language", BOOT * 2).unwrap();
 }
