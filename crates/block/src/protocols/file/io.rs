@@ -87,18 +87,10 @@ impl File {
     }
 
     /// Reads what can be had without waiting; returns how many bytes.
-    pub fn try_read(self: &Arc<Self>, offset: u64, buf: &mut [u8]) -> IoResult<usize> {
+    pub fn try_read(&self, offset: u64, buf: &mut [u8]) -> IoResult<usize> {
         if self.alignment > 1 {
             return Ok(0);
         }
-        let quick = self.nowait.load(Ordering::Relaxed) || self.may_inline();
-        if buf.len() >= super::split::WORTHWHILE && quick {
-            return super::split::read(self, offset, buf);
-        }
-        self.read_cached(offset, buf)
-    }
-
-    pub(super) fn read_cached(&self, offset: u64, buf: &mut [u8]) -> IoResult<usize> {
         if self.nowait.load(Ordering::Relaxed) {
             let mut slices = [std::io::IoSliceMut::new(buf)];
             match rustix::io::preadv2(&self.fd, &mut slices, offset, ReadWriteFlags::NOWAIT) {
@@ -121,15 +113,11 @@ impl File {
     }
 
     /// Writes on this thread if that is unlikely to wait. False: nothing was done.
-    pub fn try_write(self: &Arc<Self>, offset: u64, data: &[u8]) -> IoResult<bool> {
+    pub fn try_write(&self, offset: u64, data: &[u8]) -> IoResult<bool> {
         if data.len() > INLINE_WRITE || !self.may_inline() {
             return Ok(false);
         }
-        let write = || match data.len() >= super::split::WORTHWHILE {
-            true => super::split::write(self, offset, data),
-            false => self.write_all(offset, data),
-        };
-        self.timed(data.len(), write).map(|()| true)
+        self.timed(data.len(), || self.write_all(offset, data)).map(|()| true)
     }
 
     /// Reads exactly `len` bytes; past the end of the file they are zeroes.
@@ -173,7 +161,7 @@ impl File {
         (store, start)
     }
 
-    pub(super) fn write_all(&self, mut offset: u64, mut data: &[u8]) -> IoResult {
+    fn write_all(&self, mut offset: u64, mut data: &[u8]) -> IoResult {
         while !data.is_empty() {
             match rustix::io::pwrite(&self.fd, data, offset) {
                 Ok(0) => return Err(errno(libc::ENOSPC)),

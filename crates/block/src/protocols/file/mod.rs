@@ -4,7 +4,6 @@ mod create;
 mod io;
 mod locks;
 mod queued;
-mod split;
 
 use crate::driver::{Driver, Kind, Layer, Open};
 use crate::graph::Settings;

@@ -80,7 +80,7 @@ fn reopening_with_direct_io_aligns_from_then_on() {
     assert_eq!(drive.read_blocking(1000, 12).unwrap(), [1, 5, 5, 5, 5, 5, 5, 5, 5, 5, 5, 1]);
 }
 
-/// Long transfers are shared between threads: all is there, also where the file ends within.
+/// Long transfers are whole, also where the file ends within.
 #[test]
 fn long_transfers_are_whole() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
