@@ -4,7 +4,7 @@ use crate::backend::medium::Habit;
 use crate::backend::{Backend, OnError, Setup};
 use crate::graph::{Graph, Settings, take_settings};
 use crate::options::Options;
-use crate::throttle::{Bucket, Config};
+use crate::throttle::Config;
 use base::{Result, bail, fail};
 use serde_json::{Map, Value};
 
@@ -204,7 +204,7 @@ fn take_drive(id: &str, options: &mut Options) -> Result<Drive> {
     setup.read_only = read_only;
     setup.account_invalid = options.take_bool("stats-account-invalid")?;
     setup.account_failed = options.take_bool("stats-account-failed")?;
-    options.take_list("stats-intervals")?;
+    setup.intervals = take_intervals(options)?;
     let mut write_cache = true;
     if let Some(Value::Object(cache)) = options.0.get("cache") {
         write_cache = Options(cache.clone()).take_bool("writeback")?.unwrap_or(true);
@@ -222,7 +222,9 @@ fn take_drive(id: &str, options: &mut Options) -> Result<Drive> {
         None => None,
         Some(mut table) => {
             let group = table.take_str("group")?.unwrap_or_else(|| id.to_string());
-            let config = take_limits(&mut table)?;
+            let mut config = Config::default();
+            config.take(&mut table, "")?;
+            config.check()?;
             if let Some(key) = table.0.keys().next() {
                 bail!("Invalid parameter 'throttling.{key}'");
             }
@@ -235,23 +237,20 @@ fn take_drive(id: &str, options: &mut Options) -> Result<Drive> {
     Ok(Drive { setup, write_cache, on_error: (read, write), throttle, copy_on_read, snapshot, settings })
 }
 
-/// Takes limits by their modern names (`bps-total`, `iops-read-max`,
-/// `bps-write-max-length`, `iops-size`).
-pub fn take_limits(options: &mut Options) -> Result<Config> {
-    let mut config = Config::default();
-    for (unit, buckets) in [("bps", &mut config.bps), ("iops", &mut config.iops)] {
-        for (kind, bucket) in ["total", "read", "write"].iter().zip(buckets) {
-            let key = format!("{unit}-{kind}");
-            *bucket = Bucket {
-                avg: options.take_u64(&key)?.unwrap_or(0),
-                max: options.take_u64(&format!("{key}-max"))?.unwrap_or(0),
-                burst_length: options.take_u64(&format!("{key}-max-length"))?.unwrap_or(1),
-            };
-        }
-    }
-    config.iops_size = options.take_u64("iops-size")?.unwrap_or(0);
-    config.check()?;
-    Ok(config)
+/// Seconds; one number, or several.
+fn take_intervals(options: &mut Options) -> Result<Vec<u32>> {
+    let given = match options.take("stats-intervals") {
+        None => return Ok(Vec::new()),
+        Some(Value::Array(list)) => list,
+        Some(Value::Object(_)) => bail!("The specification of stats-intervals is invalid"),
+        Some(one) => vec![one],
+    };
+    let seconds = |value: Value| {
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
+        let number = text.parse::<u32>().ok().filter(|number| *number > 0);
+        number.ok_or_else(|| fail!("Invalid interval length: '{text}'"))
+    };
+    given.into_iter().map(seconds).collect()
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What `query-block`, `query-named-block-nodes` and `query-blockstats` tell, as plain data.
 
+pub use crate::backend::stats::TimedStats;
 use crate::backend::stats::{Counters, Kind};
 use crate::backend::{Backend, IoStatus};
 use crate::driver::{Info, Snapshot};
@@ -105,6 +106,7 @@ pub struct DeviceStats {
     pub idle_ns: Option<u64>,
     pub account_invalid: bool,
     pub account_failed: bool,
+    pub timed: Vec<TimedStats>,
     pub node: Option<NodeStats>,
 }
 
@@ -299,6 +301,7 @@ fn device_stats(backend: &Backend) -> DeviceStats {
         idle_ns: stats.idle(),
         account_invalid: stats.account_invalid,
         account_failed: stats.account_failed,
+        timed: stats.timed(),
         node: backend.node().map(|node| node_stats(&node)),
     }
 }

@@ -32,19 +32,16 @@ impl chardev::Host for NoHost {
 }
 
 pub fn control() -> Control {
-    let tree = Arc::new(qom::Tree::new());
     let notices = Notices::new();
     let clocks = machine::clocks(false);
     let (fdsets, inherited) = (FdSets::new(), Arc::new(Inherited::default()));
     let chardev_host = Arc::new(NoHost(fdsets.clone(), inherited.clone()));
-    let host = Host {
-        notices: notices.clone(),
-        objects: Arc::new(Objects::new(tree.clone())),
-        tree,
-        chardevs: chardev::Chardevs::new(tokio::runtime::Handle::current(), chardev_host),
-        graph: block::Graph::new(notices, machine::block_clock(&clocks), fdsets.clone()),
+    let host = Host::new(
+        notices,
+        chardev::Chardevs::new(tokio::runtime::Handle::current(), chardev_host),
+        fdsets.clone(),
         clocks,
-    };
+    );
     let spec = spec::MachineSpec {
         kind: spec::MachineKind::None,
         type_name: "none".into(),

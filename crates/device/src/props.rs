@@ -26,6 +26,8 @@ pub enum PropertyKind {
     /// `slot[.function]` in hex.
     PciAddress,
     Mac,
+    /// Values by name, checked by the owner.
+    Table(&'static str),
 }
 
 /// One row of a model's property table.
@@ -68,7 +70,7 @@ impl Property {
             PropertyKind::PciAddress => "int32".into(),
             PropertyKind::Link(to) => format!("link<{to}>"),
             PropertyKind::OnOffAuto => "OnOffAuto".into(),
-            PropertyKind::Enum(name, _) => name.into(),
+            PropertyKind::Enum(name, _) | PropertyKind::Table(name) => name.into(),
         }
     }
 
@@ -107,6 +109,9 @@ impl Property {
                     }
                     _ => Err(bad()),
                 };
+            }
+            PropertyKind::Table(_) => {
+                return if value.is_object() { Ok(value.clone()) } else { Err(bad()) };
             }
             PropertyKind::Enum(_, choices) => {
                 let text = value.as_str().ok_or_else(bad)?;

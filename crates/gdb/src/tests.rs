@@ -95,17 +95,14 @@ fn with_debugger(test: impl FnOnce(&mut Gdb) + Send + 'static) {
         test(&mut Gdb(stream));
     });
     runtime.block_on(async {
-        let tree = Arc::new(qom::Tree::new());
         let clocks = clocks(false);
         let notices = base::notice::Notices::new();
-        let host = Host {
-            notices: notices.clone(),
-            objects: Arc::new(Objects::new(tree.clone())),
-            tree,
-            chardevs: chardev::Chardevs::new(tokio::runtime::Handle::current(), Arc::new(NoHost)),
-            graph: block::Graph::new(notices, block_clock(&clocks), base::fd::FdSets::default()),
+        let host = Host::new(
+            notices,
+            chardev::Chardevs::new(tokio::runtime::Handle::current(), Arc::new(NoHost)),
+            base::fd::FdSets::default(),
             clocks,
-        };
+        );
         let spec = spec::MachineSpec {
             accels: vec![spec::machine::Accel { name: "interpreter".into(), options: Default::default() }],
             ..Default::default()

@@ -26,17 +26,14 @@ impl chardev::Host for NoHost {
 }
 
 fn control(kind: spec::MachineKind, bios: Option<String>) -> Control {
-    let tree = Arc::new(qom::Tree::new());
     let notices = Notices::new();
     let clocks = machine::clocks(false);
-    let host = Host {
-        notices: notices.clone(),
-        objects: Arc::new(Objects::new(tree.clone())),
-        tree,
-        chardevs: chardev::Chardevs::new(tokio::runtime::Handle::current(), Arc::new(NoHost)),
-        graph: block::Graph::new(notices, machine::block_clock(&clocks), FdSets::new()),
+    let host = Host::new(
+        notices,
+        chardev::Chardevs::new(tokio::runtime::Handle::current(), Arc::new(NoHost)),
+        FdSets::new(),
         clocks,
-    };
+    );
     let mut spec = spec::MachineSpec {
         kind,
         name: Some("inn".into()),

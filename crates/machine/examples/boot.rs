@@ -61,20 +61,12 @@ async fn run() -> base::Result<()> {
     }
     spec.accels = vec![Accel { name: accel, options: spec::Tree::new() }];
     spec.serials = vec![Some("serial0".into())];
-    let tree = Arc::new(qom::Tree::new());
     let notices = base::notice::Notices::new();
     let clocks = clocks(false);
     let chardevs = chardev::Chardevs::new(tokio::runtime::Handle::current(), Arc::new(Plain));
     let stdio = spec::Chardev::new("serial0", spec::ChardevKind::Stdio { signal: true });
     chardevs.add(&stdio).await?;
-    let host = Host {
-        notices: notices.clone(),
-        objects: Arc::new(Objects::new(tree.clone())),
-        tree,
-        chardevs,
-        graph: block::Graph::new(notices.clone(), block_clock(&clocks), base::fd::FdSets::default()),
-        clocks,
-    };
+    let host = Host::new(notices.clone(), chardevs, base::fd::FdSets::default(), clocks);
     let machine = build(spec, &host)?;
     let wall = Instant::now();
     let _unused: Clock = Clock::new(Kind::Manual);

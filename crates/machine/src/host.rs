@@ -39,6 +39,21 @@ pub fn block_clock(clocks: &Clocks) -> Clock {
     }
 }
 
+impl Host {
+    /// Empty: no objects, character devices as given, no block nodes.
+    pub fn new(
+        notices: Notices,
+        chardevs: chardev::Chardevs,
+        fdsets: base::fd::FdSets,
+        clocks: Clocks,
+    ) -> Self {
+        let tree = Arc::new(Tree::new());
+        let graph = block::Graph::new(notices.clone(), block_clock(&clocks), fdsets);
+        let objects = Arc::new(Objects::new(tree.clone(), graph.clone()));
+        Host { notices, tree, objects, chardevs, graph, clocks }
+    }
+}
+
 impl device::Backends for Host {
     fn chardev(&self, name: &str) -> Result<chardev::Port> {
         self.chardevs.claim(name)

@@ -13,6 +13,7 @@ mod iothread;
 mod memory_backend;
 mod rng;
 mod secret;
+mod throttle_group;
 
 pub use memory_backend::MemoryBackend;
 pub use secret::Secret;
@@ -22,7 +23,7 @@ pub struct ObjectType {
     pub name: &'static str,
     pub parent: &'static str,
     pub properties: &'static [Property],
-    create: fn(&str, &Map<String, Value>) -> Result<Arc<dyn UserObject>>,
+    create: fn(&str, &Map<String, Value>, &Objects) -> Result<Arc<dyn UserObject>>,
 }
 
 /// An instance. `payload` is what devices and back ends downcast.
@@ -31,6 +32,14 @@ pub trait UserObject: Send + Sync {
     /// Whether someone uses it (then it may not be deleted).
     fn in_use(&self) -> bool {
         false
+    }
+    /// The present value of a property that is not as it was given.
+    fn property(&self, _name: &str) -> Option<Value> {
+        None
+    }
+    /// Gives a property another value; `None`: it stays as it was made.
+    fn set_property(&self, _name: &str, _value: &Value) -> Option<Result<()>> {
+        None
     }
 }
 
@@ -42,6 +51,7 @@ static TYPES: &[&ObjectType] = &[
     &rng::BUILTIN,
     &rng::RANDOM,
     &secret::SECRET,
+    &throttle_group::THROTTLE_GROUP,
 ];
 
 const COMMON: &[Property] = &[
@@ -57,12 +67,13 @@ struct Entry {
 /// The objects of one process.
 pub struct Objects {
     tree: Arc<Tree>,
+    graph: Arc<block::Graph>,
     all: Mutex<BTreeMap<String, Arc<Entry>>>,
 }
 
 impl Objects {
-    pub fn new(tree: Arc<Tree>) -> Self {
-        Objects { tree, all: Mutex::default() }
+    pub fn new(tree: Arc<Tree>, graph: Arc<block::Graph>) -> Self {
+        Objects { tree, graph, all: Mutex::default() }
     }
 
     /// The types that can be created.
@@ -72,6 +83,8 @@ impl Objects {
 
     /// Creates an object from `qom-type`, `id` and the type's properties.
     pub fn add(&self, asked: &Map<String, Value>) -> Result<()> {
+        // Keys with dots are members of tables.
+        let asked = &block::Options::crumple(asked.clone())?.0;
         let text = |name: &str| asked.get(name).and_then(Value::as_str);
         let kind = text("qom-type").ok_or_else(|| fail!("Parameter 'qom-type' is missing"))?;
         let id = text("id").ok_or_else(|| fail!("Parameter 'id' is missing"))?;
@@ -99,7 +112,7 @@ impl Objects {
             let property = property.ok_or_else(|| fail!("Property '{}.{name}' not found", kind.name))?;
             checked.insert(name.clone(), property.canonical(value, kind.name)?);
         }
-        let object = (kind.create)(id, &checked)?;
+        let object = (kind.create)(id, &checked, self)?;
         let entry = Arc::new(Entry { kind, object });
         self.tree
             .insert(&format!("/objects/{id}"), Arc::new(Shown { entry: entry.clone(), values: checked }));
@@ -155,6 +168,16 @@ impl Object for Shown {
         }
         let property = self.entry.kind.properties.iter().find(|property| property.name == name);
         property.ok_or_else(|| Tree::no_property(name))?;
+        if let Some(value) = self.entry.object.property(name) {
+            return Ok(value);
+        }
         Ok(self.values.get(name).cloned().unwrap_or_else(|| "".into()))
+    }
+
+    fn set(&self, name: &str, value: &Value) -> Result<()> {
+        if !self.entry.kind.properties.iter().any(|property| property.name == name) {
+            return Err(Tree::no_property(name));
+        }
+        self.entry.object.set_property(name, value).unwrap_or_else(|| Err(Tree::not_permitted()))
     }
 }

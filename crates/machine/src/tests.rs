@@ -25,18 +25,15 @@ impl chardev::Host for NoHost {
 }
 
 fn host() -> Host {
-    let tree = Arc::new(qom::Tree::new());
     let notices = Notices::new();
     let clocks = clocks(false);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    Host {
-        notices: notices.clone(),
-        objects: Arc::new(Objects::new(tree.clone())),
-        tree,
-        chardevs: chardev::Chardevs::new(runtime.handle().clone(), Arc::new(NoHost)),
-        graph: block::Graph::new(notices, block_clock(&clocks), base::fd::FdSets::default()),
+    Host::new(
+        notices,
+        chardev::Chardevs::new(runtime.handle().clone(), Arc::new(NoHost)),
+        base::fd::FdSets::default(),
         clocks,
-    }
+    )
 }
 
 fn seen(machine: &Machine) -> Vec<Notice> {

@@ -53,17 +53,14 @@ fn with_client(test: impl FnOnce(&mut Client) + Send + 'static) {
         test(&mut Client { stream, lines });
     });
     runtime.block_on(async {
-        let tree = Arc::new(qom::Tree::new());
         let notices = ::base::notice::Notices::new();
         let clocks = clocks(true);
-        let host = Host {
-            notices: notices.clone(),
-            objects: Arc::new(Objects::new(tree.clone())),
-            tree,
-            chardevs: chardev::Chardevs::new(tokio::runtime::Handle::current(), Arc::new(NoHost)),
-            graph: block::Graph::new(notices, block_clock(&clocks), ::base::fd::FdSets::default()),
+        let host = Host::new(
+            notices,
+            chardev::Chardevs::new(tokio::runtime::Handle::current(), Arc::new(NoHost)),
+            ::base::fd::FdSets::default(),
             clocks,
-        };
+        );
         let mut spec = spec::MachineSpec::default();
         spec.accels = vec![spec::machine::Accel { name: "qtest".into(), options: Default::default() }];
         let machine = machine::build(spec, &host).unwrap();

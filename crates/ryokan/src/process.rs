@@ -64,15 +64,7 @@ pub async fn prepare(
     });
     let chardevs = chardev::Chardevs::new(tokio::runtime::Handle::current(), surroundings);
     chardevs.set_escape(invocation.escape);
-    let tree = Arc::new(qom::Tree::new());
-    let host = Host {
-        notices: notices.clone(),
-        objects: Arc::new(Objects::new(tree.clone())),
-        tree,
-        chardevs,
-        graph: block::Graph::new(notices, block_clock(&clocks), fdsets.clone()),
-        clocks,
-    };
+    let host = Host::new(notices, chardevs, fdsets.clone(), clocks);
     for (object, place) in invocation.machine.objects.iter().zip(&invocation.places.objects) {
         host.objects.add(object).map_err(|f| Complaint::at(place, f))?;
     }

@@ -1,9 +1,9 @@
 //! Block devices and block nodes.
 
 use crate::{commands, events};
-use qapi::{Command, Describe, Event};
+use qapi::{Command, Describe, Event, Map};
 
-commands![QueryBlock, QueryBlockstats];
+commands![QueryBlock, QueryBlockstats, BlockSetIoThrottle, BlockLatencyHistogramSet];
 events![BlockIoError, BlockImageCorrupted, DeviceTrayMoved];
 
 /// The block devices and what is in them.
@@ -62,6 +62,24 @@ pub struct BlockDeviceInfo {
     pub iops: i64,
     pub iops_rd: i64,
     pub iops_wr: i64,
+    /// burst limits: only those that are set
+    pub bps_max: Option<i64>,
+    pub bps_rd_max: Option<i64>,
+    pub bps_wr_max: Option<i64>,
+    pub iops_max: Option<i64>,
+    pub iops_rd_max: Option<i64>,
+    pub iops_wr_max: Option<i64>,
+    /// seconds that bursts may last, where there is a burst limit
+    pub bps_max_length: Option<i64>,
+    pub bps_rd_max_length: Option<i64>,
+    pub bps_wr_max_length: Option<i64>,
+    pub iops_max_length: Option<i64>,
+    pub iops_rd_max_length: Option<i64>,
+    pub iops_wr_max_length: Option<i64>,
+    /// bytes that count as one operation, if limited so
+    pub iops_size: Option<i64>,
+    /// throttle group, where there are limits
+    pub group: Option<String>,
     pub image: ImageInfo,
     pub cache: BlockdevCacheInfo,
     pub write_threshold: u64,
@@ -103,6 +121,8 @@ pub struct ImageInfo {
     pub full_backing_filename: Option<String>,
     pub backing_filename_format: Option<String>,
     pub backing_image: Option<Box<ImageInfo>>,
+    /// what only this format has: `type`, and its `data`
+    pub format_specific: Option<Map>,
 }
 
 /// What the block devices have done.
@@ -161,6 +181,86 @@ pub struct BlockDeviceStats {
     pub account_failed: bool,
     /// nanoseconds since the last request
     pub idle_time_ns: Option<i64>,
+    /// one for each interval that the drive asked for
+    pub timed_stats: Vec<BlockDeviceTimedStats>,
+    pub rd_latency_histogram: Option<BlockLatencyHistogramInfo>,
+    pub wr_latency_histogram: Option<BlockLatencyHistogramInfo>,
+    pub flush_latency_histogram: Option<BlockLatencyHistogramInfo>,
+}
+
+/// Latencies in nanoseconds, and requests in flight on average, of a sliding interval.
+#[derive(Describe, Debug, Clone, Default, PartialEq)]
+#[qapi(rename_all = "snake")]
+pub struct BlockDeviceTimedStats {
+    /// seconds
+    pub interval_length: i64,
+    pub min_rd_latency_ns: i64,
+    pub max_rd_latency_ns: i64,
+    pub avg_rd_latency_ns: i64,
+    pub min_wr_latency_ns: i64,
+    pub max_wr_latency_ns: i64,
+    pub avg_wr_latency_ns: i64,
+    pub min_flush_latency_ns: i64,
+    pub max_flush_latency_ns: i64,
+    pub avg_flush_latency_ns: i64,
+    pub avg_rd_queue_depth: f64,
+    pub avg_wr_queue_depth: f64,
+}
+
+/// How many requests took how long.
+#[derive(Describe, Debug, Clone, Default, PartialEq)]
+pub struct BlockLatencyHistogramInfo {
+    /// nanoseconds, ascending
+    pub boundaries: Vec<u64>,
+    /// one more than boundaries: requests below the first, between each two, above the last
+    pub bins: Vec<u64>,
+}
+
+/// Counts anew how long the requests of a device take, or no more if no boundaries are given.
+#[derive(Command, Debug, Clone)]
+#[command(preconfig)]
+pub struct BlockLatencyHistogramSet {
+    /// id or QOM path of the device, or the name of its drive
+    pub id: String,
+    /// nanoseconds, ascending, for all kinds that have none of their own
+    pub boundaries: Option<Vec<u64>>,
+    pub boundaries_read: Option<Vec<u64>>,
+    pub boundaries_write: Option<Vec<u64>>,
+    pub boundaries_flush: Option<Vec<u64>>,
+}
+
+/// Replaces the limits of a drive. Bytes and operations a second; 0: no limit. The drive is named
+/// by `device` or by the `id` of the device that holds it.
+#[derive(Command, Debug, Clone)]
+#[command(name = "block_set_io_throttle", preconfig)]
+#[qapi(rename_all = "snake")]
+pub struct BlockSetIoThrottle {
+    pub device: Option<String>,
+    pub id: Option<String>,
+    pub bps: i64,
+    pub bps_rd: i64,
+    pub bps_wr: i64,
+    pub iops: i64,
+    pub iops_rd: i64,
+    pub iops_wr: i64,
+    /// rates in bursts
+    pub bps_max: Option<i64>,
+    pub bps_rd_max: Option<i64>,
+    pub bps_wr_max: Option<i64>,
+    pub iops_max: Option<i64>,
+    pub iops_rd_max: Option<i64>,
+    pub iops_wr_max: Option<i64>,
+    /// seconds that bursts may last
+    pub bps_max_length: Option<i64>,
+    pub bps_rd_max_length: Option<i64>,
+    pub bps_wr_max_length: Option<i64>,
+    pub iops_max_length: Option<i64>,
+    pub iops_rd_max_length: Option<i64>,
+    pub iops_wr_max_length: Option<i64>,
+    /// bytes that count as one operation
+    pub iops_size: Option<i64>,
+    /// drives of one group share their limits
+    pub group: Option<String>,
 }
 
 #[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]

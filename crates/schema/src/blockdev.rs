@@ -5,6 +5,7 @@ use crate::{commands, events};
 use qapi::{Command, Event, Map};
 
 commands![
+    ChangeBackingFile,
     BlockdevAdd,
     BlockdevDel,
     BlockdevReopen,
@@ -61,6 +62,15 @@ pub struct BlockResize {
     pub device: Option<String>,
     pub node_name: Option<String>,
     pub size: i64,
+}
+
+/// Writes another backing file name into an image's header. What is open stays as it is.
+#[derive(Command, Debug, Clone)]
+#[command(preconfig)]
+pub struct ChangeBackingFile {
+    pub device: String,
+    pub image_node_name: String,
+    pub backing_file: String,
 }
 
 /// Arms an event for the first write beyond an offset; 0 disarms.

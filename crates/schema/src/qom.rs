@@ -139,6 +139,8 @@ pub enum ObjectOptions {
     RngRandom(RngRandomProperties),
     /// a password or key for other objects
     Secret(SecretProperties),
+    /// limits that disks share
+    ThrottleGroup(ThrottleGroupProperties),
 }
 
 #[derive(Describe, Debug, Clone)]
@@ -173,6 +175,36 @@ pub struct MemoryBackendMemfdProperties {
 pub struct RngRandomProperties {
     /// default /dev/urandom
     pub filename: Option<String>,
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct ThrottleGroupProperties {
+    pub limits: Option<ThrottleLimits>,
+}
+
+/// Bytes and operations a second; a burst rate (`max`) may last for its length in seconds.
+#[derive(Describe, Debug, Clone)]
+pub struct ThrottleLimits {
+    pub iops_total: Option<i64>,
+    pub iops_total_max: Option<i64>,
+    pub iops_total_max_length: Option<i64>,
+    pub iops_read: Option<i64>,
+    pub iops_read_max: Option<i64>,
+    pub iops_read_max_length: Option<i64>,
+    pub iops_write: Option<i64>,
+    pub iops_write_max: Option<i64>,
+    pub iops_write_max_length: Option<i64>,
+    pub bps_total: Option<i64>,
+    pub bps_total_max: Option<i64>,
+    pub bps_total_max_length: Option<i64>,
+    pub bps_read: Option<i64>,
+    pub bps_read_max: Option<i64>,
+    pub bps_read_max_length: Option<i64>,
+    pub bps_write: Option<i64>,
+    pub bps_write_max: Option<i64>,
+    pub bps_write_max_length: Option<i64>,
+    /// bytes that count as one operation
+    pub iops_size: Option<i64>,
 }
 
 #[derive(Describe, Debug, Clone)]

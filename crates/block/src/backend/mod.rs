@@ -75,7 +75,24 @@ pub(crate) struct Inner {
     habit: Mutex<medium::Habit>,
     thread: Mutex<IoThread>,
     throttle: Mutex<Option<Arc<throttle::Group>>>,
+    /// The throttle group is another one: who waits asks again.
+    regrouped: Notify,
     stats: Stats,
+}
+
+impl Inner {
+    /// Waits for the limits of the group, whichever it is by then.
+    async fn pass_limits(&self, write: bool, bytes: u64) {
+        loop {
+            let regrouped = self.regrouped.notified();
+            let Some(group) = self.throttle.lock().clone() else { return };
+            tokio::select! {
+                biased;
+                () = group.wait(write, bytes) => return,
+                () = regrouped => {}
+            }
+        }
+    }
 }
 
 /// The medium of a back end, kept from being changed while it is used.
@@ -99,6 +116,8 @@ pub struct Setup {
     pub read_only: bool,
     pub account_invalid: Option<bool>,
     pub account_failed: Option<bool>,
+    /// `stats-intervals` in seconds.
+    pub intervals: Vec<u32>,
 }
 
 impl Backend {
@@ -116,6 +135,7 @@ impl Backend {
             graph.clock.clone(),
             setup.account_invalid.unwrap_or(true),
             setup.account_failed.unwrap_or(true),
+            &setup.intervals,
         );
         let backend = Backend(Arc::new(Inner {
             name: setup.name,
@@ -130,6 +150,7 @@ impl Backend {
             habit: Mutex::default(),
             thread: Mutex::new(graph.main_thread().clone()),
             throttle: Mutex::new(None),
+            regrouped: Notify::new(),
             stats,
         }));
         graph.backends.lock().push(backend.clone());
@@ -209,6 +230,7 @@ impl Backend {
     /// Joins (or leaves) a throttle group.
     pub fn set_throttle_group(&self, group: Option<Arc<throttle::Group>>) {
         *self.0.throttle.lock() = group;
+        self.0.regrouped.notify_waiters();
     }
 
     /// `rerror` and `werror`.
@@ -354,11 +376,8 @@ impl Backend {
     /// Lets others than the guest (exports, monitors) at the medium: counted for drains and
     /// limited like the guest, without its error policy.
     pub async fn access(&self, write: bool, bytes: u64) -> io::Result<Access<'_>> {
-        let group = self.throttle_group();
-        if let Some(group) = group
-            && bytes > 0
-        {
-            group.wait(write, bytes).await;
+        if bytes > 0 {
+            self.0.pass_limits(write, bytes).await;
         }
         let inside = self.0.gate.enter().await;
         let root = self.root().ok_or_else(|| errno(libc::ENOMEDIUM))?;

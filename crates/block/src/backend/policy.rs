@@ -141,11 +141,8 @@ pub(super) async fn perform(backend: &Inner, request: Request) -> io::Result<Vec
     let started = backend.stats.start();
     loop {
         // Before the gate: limits must not hold up a drain.
-        let group = backend.throttle.lock().clone();
-        if let Some(group) = group
-            && kind != Kind::Flush
-        {
-            group.wait(!matches!(kind, Kind::Read), len).await;
+        if kind != Kind::Flush {
+            backend.pass_limits(!matches!(kind, Kind::Read), len).await;
         }
         let inside = backend.gate.enter().await;
         let Some(root) = backend.root.lock().clone() else { return Err(errno(libc::ENOMEDIUM)) };

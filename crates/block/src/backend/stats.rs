@@ -1,7 +1,11 @@
 //! What a back end counts (`query-blockstats`).
 
+mod interval;
+
+pub use interval::{Latency, TimedStats};
+
 use base::Mutex;
-use base::clock::Clock;
+use base::clock::{Clock, Kind as ClockKind, NANOS};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What a request does, for counting.
@@ -32,19 +36,23 @@ pub struct Stats {
     clock: Clock,
     kinds: [Counters; 4],
     last_access: AtomicU64,
+    intervals: Vec<Mutex<interval::Interval>>,
     /// `stats-account-invalid`, `stats-account-failed`.
     pub account_invalid: bool,
     pub account_failed: bool,
 }
 
 impl Stats {
-    pub fn new(clock: Clock, account_invalid: bool, account_failed: bool) -> Self {
+    /// `intervals` in seconds.
+    pub fn new(clock: Clock, account_invalid: bool, account_failed: bool, intervals: &[u32]) -> Self {
+        let interval = |seconds: &u32| Mutex::new(interval::Interval::new(*seconds, clock.now()));
         Stats {
-            clock,
             kinds: Default::default(),
             last_access: AtomicU64::new(0),
+            intervals: intervals.iter().map(interval).collect(),
             account_invalid,
             account_failed,
+            clock,
         }
     }
 
@@ -61,6 +69,14 @@ impl Stats {
     pub fn done(&self, kind: Kind, bytes: u64, started: u64, ok: bool) {
         let now = self.clock.now();
         let counters = self.of(kind);
+        // On a clock that only a test moves every request takes a millisecond, as is customary.
+        let time = match self.clock.kind() {
+            ClockKind::Manual => NANOS / 1000,
+            _ => now.saturating_sub(started),
+        };
+        if let Some((limits, bins)) = counters.histogram.lock().as_mut() {
+            bins[limits.partition_point(|limit| *limit <= time)] += 1;
+        }
         if ok {
             counters.bytes.fetch_add(bytes, Ordering::Relaxed);
             counters.operations.fetch_add(1, Ordering::Relaxed);
@@ -68,13 +84,16 @@ impl Stats {
             counters.failed.fetch_add(1, Ordering::Relaxed);
         }
         if ok || self.account_failed {
-            let time = now.saturating_sub(started);
             counters.time.fetch_add(time, Ordering::Relaxed);
             self.last_access.store(now, Ordering::Relaxed);
-            if let Some((limits, bins)) = counters.histogram.lock().as_mut() {
-                bins[limits.partition_point(|limit| *limit <= time)] += 1;
-            }
+            self.intervals.iter().for_each(|interval| interval.lock().add(kind, time, now));
         }
+    }
+
+    /// What happened in the last seconds, for each interval.
+    pub fn timed(&self) -> Vec<TimedStats> {
+        let now = self.clock.now();
+        self.intervals.iter().map(|interval| interval.lock().tell(now)).collect()
     }
 
     /// A request that made no sense (misaligned, past the end).

@@ -3,7 +3,7 @@
 use super::{Graph, Node, Settings, open::take_settings, perm};
 use crate::options::Options;
 use crate::types::*;
-use base::{Result, bail, fail};
+use base::{Failure, Result, bail, fail};
 use serde_json::Value;
 use std::sync::Arc;
 
@@ -121,9 +121,40 @@ impl Graph {
         Ok(())
     }
 
+    /// Writes another backing file name, as `name` is, into the header of `node`; what is open
+    /// stays as it is. A read-only image is made writable for that long.
+    pub async fn change_backing_file(&self, node: &Arc<Node>, name: &str) -> Result<()> {
+        let Some(below) = node.backing() else {
+            bail!("not allowing backing file change on an image without a backing file")
+        };
+        let was_read_only = node.is_read_only();
+        if was_read_only {
+            self.set_read_only(node, false).await?;
+        }
+        let format = below.skip_filters().driver().name;
+        let changed = node.layer().change_backing(Some(name), Some(format)).await;
+        if was_read_only {
+            self.set_read_only(node, true).await?;
+        }
+        changed.map_err(|why| Failure::os(format!("Could not change backing file to '{name}'"), &why))
+    }
+
+    /// Whether `node` is what its users see, filters aside.
+    fn is_topmost(&self, node: &Arc<Node>) -> bool {
+        node.parents().iter().all(|edge| match edge.parent() {
+            super::Parent::Node(name) => self
+                .find(name)
+                .is_none_or(|above| above.driver().kind == crate::Kind::Filter && self.is_topmost(&above)),
+            _ => true,
+        })
+    }
+
     /// `block_resize`: another size for a node; its users learn of it.
     pub async fn resize(&self, node: &Arc<Node>, size: u64) -> Result<()> {
         node.check_busy()?;
+        if !self.is_topmost(node) {
+            bail!("The feature 'resize' is not enabled");
+        }
         let held = self.drain(node).await;
         let result = node
             .truncate(size, Truncate { exact: false, preallocation: Preallocation::Off, zero: true })

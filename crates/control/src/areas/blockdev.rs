@@ -16,6 +16,7 @@ pub fn route(routes: &mut Routes) {
     routes.add(query_named_block_nodes);
     routes.add(block_resize);
     routes.add(block_set_write_threshold);
+    routes.add(change_backing_file);
 }
 
 pub(super) fn graph(call: &Call) -> Arc<block::Graph> {
@@ -149,6 +150,24 @@ async fn block_resize(call: Call, command: BlockResize) -> Result<()> {
     let node = at.lookup(command.device.as_deref(), command.node_name.as_deref())?;
     let Ok(size) = u64::try_from(command.size) else { bail!("Parameter 'size' expects a >0 size") };
     there(&call, async move { at.resize(&node, size).await }).await
+}
+
+async fn change_backing_file(call: Call, command: ChangeBackingFile) -> Result<()> {
+    let at = graph(&call);
+    let ChangeBackingFile { device, image_node_name, backing_file } = command;
+    let root = at.lookup(Some(&device), Some(&device)).map_err(|why| match at.backend(&device) {
+        Some(_) => why,
+        None => Failure::device_not_found(&device),
+    })?;
+    let image = at.lookup(None, Some(&image_node_name))?;
+    if image.backing().is_none() {
+        bail!("not allowing backing file change on an image without a backing file");
+    }
+    root.check_busy()?;
+    if super::blockjobs::in_chain(&root, |node| Arc::ptr_eq(node, &image)).is_none() {
+        bail!("'{device}' and image file are not in the same chain");
+    }
+    there(&call, async move { at.change_backing_file(&image, &backing_file).await }).await
 }
 
 async fn block_set_write_threshold(call: Call, command: BlockSetWriteThreshold) -> Result<()> {

@@ -68,7 +68,7 @@ fn root(graph: &Graph, device: &str) -> Result<Arc<Node>> {
 }
 
 /// The node in the chain under `top` that `wanted` is.
-fn in_chain(top: &Arc<Node>, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Arc<Node>> {
+pub(super) fn in_chain(top: &Arc<Node>, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Arc<Node>> {
     let mut node = Some(top.clone());
     while let Some(one) = node {
         if wanted(&one) {

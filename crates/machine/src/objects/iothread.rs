@@ -1,6 +1,6 @@
 //! `iothread`: a thread that runs the requests of the disks that name it.
 
-use super::{ObjectType, UserObject};
+use super::{ObjectType, Objects, UserObject};
 use base::Result;
 use block::IoThread;
 use serde_json::{Map, Value};
@@ -21,7 +21,7 @@ impl UserObject for Holder {
     }
 }
 
-fn create(id: &str, _values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
+fn create(id: &str, _values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
     // The system keeps 15 bytes of a thread's name.
     let name: String = format!("IO {id}").chars().take(15).collect();
     Ok(Arc::new(Holder(Arc::new(IoThread::start(&name)))))

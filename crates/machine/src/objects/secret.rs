@@ -1,6 +1,6 @@
 //! `secret`: a password or key for other objects, given directly or in a file.
 
-use super::{ObjectType, UserObject};
+use super::{ObjectType, Objects, UserObject};
 use base::{Failure, Result, bail};
 use device::{Property, PropertyKind};
 use serde_json::{Map, Value};
@@ -38,7 +38,7 @@ pub(super) fn is_hidden(kind: &str, property: &str) -> bool {
     kind == "secret" && property == "data"
 }
 
-fn create(_id: &str, values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
+fn create(_id: &str, values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
     let text = |name: &str| values.get(name).and_then(Value::as_str);
     let raw = match (text("data"), text("file")) {
         (Some(data), None) => data.as_bytes().to_vec(),
