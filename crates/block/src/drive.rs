@@ -118,6 +118,27 @@ impl Graph {
         }
     }
 
+    /// `drive_del`: takes a drive and its medium away, or a node that `blockdev-add` opened. A
+    /// device that holds the drive keeps it, empty and without name.
+    pub async fn delete_drive(&self, id: &str) -> Result<()> {
+        if self.find(id).is_some() {
+            return self.delete(id).await;
+        }
+        let backend = self.backend(id).ok_or_else(|| fail!("Device '{id}' not found"))?;
+        if let Some(node) = backend.node() {
+            node.check_busy()?;
+            backend.take_out().await;
+        }
+        backend.forget_name();
+        match backend.front_end() {
+            // Nothing is to be waited for any more.
+            Some(_) => backend.set_error_policy(OnError::Report, OnError::Report),
+            None => backend.delete(),
+        }
+        self.collect().await;
+        Ok(())
+    }
+
     async fn fill_drive(&self, backend: &Backend, options: Options, drive: &Drive) -> Result<()> {
         let mut pin = match drive.snapshot {
             true => self.open_snapshot(options, drive.settings).await?,

@@ -43,6 +43,16 @@ impl Session {
         &self.control.world().machine
     }
 
+    /// Runs a command with its arguments in wire form; those that are null are not given.
+    pub(crate) async fn ask<C: qapi::Command + 'static>(
+        &self,
+        arguments: serde_json::Value,
+    ) -> Result<C::Reply> {
+        let serde_json::Value::Object(mut given) = arguments else { base::bail!("arguments are an object") };
+        given.retain(|_, value| !value.is_null());
+        self.control.call(qapi::arguments::<C>(given)?).await
+    }
+
     /// Runs one line. What it prints has lines ending in `\n`; an error is part of it.
     pub async fn run(&self, line: &str) -> String {
         let line = line.trim();

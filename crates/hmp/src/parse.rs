@@ -139,6 +139,12 @@ fn arguments(session: &Session, command: &'static Command, text: &str) -> Result
                     rest = after;
                 }
             }
+            Kind::Size => {
+                let (text, after) = word(rest)?;
+                let size = spec::parse_size(&text, 1 << 20).and_then(|size| i64::try_from(size).ok());
+                args.0.insert(param.name, Value::Int(size.ok_or("invalid size")?));
+                rest = after;
+            }
             Kind::Int | Kind::Long => {
                 let (value, after) = expr::eval(rest, &register).map_err(|f| f.text)?;
                 if param.kind == Kind::Int && i32::try_from(value).is_err() && u32::try_from(value).is_err() {
@@ -157,7 +163,7 @@ fn arguments(session: &Session, command: &'static Command, text: &str) -> Result
 
 fn missing(param: &Param) -> String {
     match param.kind {
-        Kind::Int | Kind::Long | Kind::Index => "unexpected end of expression".into(),
+        Kind::Int | Kind::Long | Kind::Index | Kind::Size => "unexpected end of expression".into(),
         _ => format!("{} expected", if param.name.contains("file") { "filename" } else { "string" }),
     }
 }

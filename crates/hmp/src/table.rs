@@ -1,7 +1,9 @@
 //! The commands: names, parameters, a line of help, and what runs.
 
 use crate::Session;
-use crate::commands::{block, debug, info, io, lifecycle, log, memory, objects, paging, registers, tree};
+use crate::commands::{
+    block, blockjobs, debug, drives, info, io, lifecycle, log, memory, nbd, objects, paging, registers, tree,
+};
 use crate::parse::Args;
 use base::Result;
 use control::BoxFuture;
@@ -22,6 +24,8 @@ pub(crate) enum Kind {
     Int,
     /// An expression of 64 bits.
     Long,
+    /// Bytes with a suffix, or MiB.
+    Size,
     /// `.expression`.
     Index,
 }
@@ -93,6 +97,27 @@ pub(crate) static COMMANDS: &[Command] = commands![
     ["qom-list"], [may("path", Kind::Word)], "path", "list the properties of an object", objects::qom_list;
     ["qom-get"], [need("path", Kind::Word), need("property", Kind::Word)], "path property", "show a property of an object", objects::qom_get;
     ["qom-set"], [need("path", Kind::Word), need("property", Kind::Word), need("value", Kind::Rest)], "path property value", "set a property of an object", objects::qom_set;
+    ["eject"], [need("f", Kind::Flag), need("device", Kind::Word)], "[-f] device", "take the medium out of a drive (-f: although the guest has locked it)", drives::eject;
+    ["change"], [need("device", Kind::Word), need("filename", Kind::Word), may("format", Kind::Word), may("mode", Kind::Word)], "device filename [format [read-only-mode]]", "put another medium into a drive", drives::change;
+    ["drive_add"], [need("n", Kind::Flag), need("place", Kind::Word), need("opts", Kind::Word)], "[-n] [[<domain>:]<bus>:]<slot> opts", "add a drive that no device uses (-n: a block node)", drives::add;
+    ["drive_del"], [need("id", Kind::Word)], "device", "remove a drive; its device stays, without medium", drives::del;
+    ["block_resize"], [need("device", Kind::Word), need("size", Kind::Size)], "device size", "resize an image (MiB, or with suffix)", drives::resize;
+    ["block_set_io_throttle"], [need("device", Kind::Word), need("bps", Kind::Long), need("bps_rd", Kind::Long), need("bps_wr", Kind::Long), need("iops", Kind::Long), need("iops_rd", Kind::Long), need("iops_wr", Kind::Long)], "device bps bps_rd bps_wr iops iops_rd iops_wr", "limit the I/O of a drive (0: no limit)", drives::throttle;
+    ["snapshot_blkdev"], [need("n", Kind::Flag), need("device", Kind::Word), may("snapshot-file", Kind::Word), may("format", Kind::Word)], "[-n] device [new-image-file] [format]", "write to a new image over the present one (-n: the file is there already)", drives::snapshot;
+    ["snapshot_blkdev_internal"], [need("device", Kind::Word), need("name", Kind::Word)], "device name", "take a snapshot inside of an image", drives::snapshot_internal;
+    ["snapshot_delete_blkdev_internal"], [need("device", Kind::Word), need("name", Kind::Word), may("id", Kind::Word)], "device name [id]", "delete a snapshot inside of an image", drives::snapshot_delete_internal;
+    ["drive_mirror"], [need("n", Kind::Flag), need("f", Kind::Flag), need("device", Kind::Word), need("target", Kind::Word), may("format", Kind::Word)], "[-n] [-f] device target [format]", "copy a disk and keep the copy up to date (-n: the target is there already; -f: with all it is based on)", blockjobs::mirror;
+    ["drive_backup"], [need("n", Kind::Flag), need("f", Kind::Flag), need("device", Kind::Word), need("target", Kind::Word), may("format", Kind::Word)], "[-n] [-f] device target [format]", "copy a disk as it is now (-n: the target is there already; -f: with all it is based on)", blockjobs::backup;
+    ["block_stream"], [need("device", Kind::Word), may("speed", Kind::Size), may("base", Kind::Word)], "device [speed [base]]", "copy data from backing files into an image", blockjobs::stream;
+    ["block_job_set_speed"], [need("device", Kind::Word), need("speed", Kind::Size)], "device speed", "limit the speed of a job (MiB a second, or with suffix)", blockjobs::set_speed;
+    ["block_job_cancel"], [need("f", Kind::Flag), need("device", Kind::Word)], "[-f] device", "stop a job (-f: also one that is paused)", blockjobs::cancel;
+    ["block_job_complete"], [need("device", Kind::Word)], "device", "switch a ready job over", blockjobs::complete;
+    ["block_job_pause"], [need("device", Kind::Word)], "device", "let a job stand still", blockjobs::pause;
+    ["block_job_resume"], [need("device", Kind::Word)], "device", "let a paused job go on", blockjobs::resume;
+    ["nbd_server_start"], [need("a", Kind::Flag), need("w", Kind::Flag), need("uri", Kind::Word)], "[-a] [-w] host:port", "start the NBD server (-a: export all disks; -w: writable)", nbd::start;
+    ["nbd_server_add"], [need("w", Kind::Flag), need("device", Kind::Word), may("name", Kind::Word)], "[-w] device [name]", "export a disk over NBD (-w: writable)", nbd::add;
+    ["nbd_server_remove"], [need("f", Kind::Flag), need("name", Kind::Word)], "[-f] name", "take an NBD export away (-f: although clients use it)", nbd::remove;
+    ["nbd_server_stop"], [], "", "end the NBD server", nbd::stop;
     ["qemu-io"], [need("device", Kind::Word), need("command", Kind::Word)], "device \"command\"", "run a qemu-io command on a disk", block::qemu_io;
     ["object_del"], [need("id", Kind::Word)], "id", "remove an object", objects::object_del;
 ];
@@ -117,6 +142,8 @@ pub(crate) static INFO: &[Command] = commands![
     ["chardev"], [], "", "character devices", info::chardev;
     ["block"], [need("n", Kind::Flag), need("v", Kind::Flag), may("device", Kind::Word)], "[-n] [-v] [device]", "block devices (-v: more)", block::block;
     ["blockstats"], [], "", "statistics of block devices", block::blockstats;
+    ["block-jobs"], [], "", "jobs over block devices", blockjobs::info;
+    ["snapshots"], [], "", "snapshots that images hold", drives::snapshots;
     ["roms"], [], "", "ROMs and images in memory", info::roms;
     ["irq"], [], "", "counts of interrupts", info::irq;
     ["pic"], [], "", "state of the interrupt controllers", info::pic;

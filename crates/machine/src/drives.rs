@@ -9,12 +9,13 @@ use spec::machine::{MachineKind, MachineSpec};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Interface {
-    Ide,
-    Scsi,
-    Floppy,
-    Pflash,
-    Virtio,
-    None,
+    // Numbers that people know from the human monitor.
+    None = 0,
+    Ide = 1,
+    Scsi = 2,
+    Floppy = 3,
+    Pflash = 4,
+    Virtio = 7,
 }
 
 impl Interface {
@@ -75,6 +76,18 @@ pub(crate) fn open(host: &Host, spec: &MachineSpec) -> Result<Vec<Drive>> {
         all.push(drive);
     }
     Ok(all)
+}
+
+/// Adds a drive to a running machine: one that no device uses yet (`if=none`).
+pub fn add_drive(host: &Host, kind: MachineKind, keys: &Map<String, Value>) -> Result<()> {
+    let interface = match keys.get("if").and_then(Value::as_str) {
+        Some(name) => Interface::parse(name)?,
+        None => Interface::Ide,
+    };
+    if interface != Interface::None {
+        bail!("Can't hot-add drive to type {}", interface as u8);
+    }
+    open_one(host, kind, keys, &[]).map(drop)
 }
 
 fn open_one(host: &Host, kind: MachineKind, keys: &Map<String, Value>, others: &[Drive]) -> Result<Drive> {

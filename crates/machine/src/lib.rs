@@ -26,6 +26,7 @@ mod vcpu;
 pub use board::Board;
 pub use builder::build;
 pub use devices::{Devices, Entry};
+pub use drives::add_drive;
 pub use host::{Host, block_clock, clocks};
 pub use machine::Machine;
 pub use memory::{Memory, Rom};

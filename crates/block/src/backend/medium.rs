@@ -130,11 +130,20 @@ impl Backend {
         }
         let Some(node) = self.node() else { return Ok(()) };
         node.check_busy()?;
-        self.remove().await;
+        self.take_out().await;
         if let (Some(media), None) = (drive.media(), drive.tray()) {
             media.changed(false);
         }
         Ok(())
+    }
+
+    /// Removes the medium, and what is exported of it, whatever the drive says.
+    pub(crate) async fn take_out(&self) {
+        let server = self.graph().and_then(|graph| graph.exports.server.lock().clone());
+        if let Some(server) = server {
+            server.medium_goes(self).await;
+        }
+        self.remove().await;
     }
 
     /// Puts a node into the open tray.

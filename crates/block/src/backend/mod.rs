@@ -62,6 +62,8 @@ pub struct Backend(pub(crate) Arc<Inner>);
 
 pub(crate) struct Inner {
     name: String,
+    /// The name is free for another one.
+    nameless: AtomicBool,
     graph: Weak<Graph>,
     root: Mutex<Option<Child>>,
     front: Mutex<Option<Arc<dyn FrontEnd>>>,
@@ -81,6 +83,10 @@ pub(crate) struct Inner {
 }
 
 impl Inner {
+    fn name(&self) -> &str {
+        if self.nameless.load(Ordering::Acquire) { "" } else { &self.name }
+    }
+
     /// Waits for the limits of the group, whichever it is by then.
     async fn pass_limits(&self, write: bool, bytes: u64) {
         loop {
@@ -139,6 +145,7 @@ impl Backend {
         );
         let backend = Backend(Arc::new(Inner {
             name: setup.name,
+            nameless: AtomicBool::new(false),
             graph: Arc::downgrade(graph),
             root: Mutex::new(None),
             front: Mutex::new(None),
@@ -159,7 +166,12 @@ impl Backend {
 
     /// "ide0-hd0", "virtio0" ..., "" for an anonymous one.
     pub fn name(&self) -> &str {
-        &self.0.name
+        self.0.name()
+    }
+
+    /// From now on only its device knows it.
+    pub(crate) fn forget_name(&self) {
+        self.0.nameless.store(true, Ordering::Release);
     }
 
     pub fn graph(&self) -> Option<Arc<Graph>> {

@@ -223,7 +223,7 @@ fn tell(backend: &Inner, root: &crate::graph::Child, kind: Kind, action: Action,
     let front = backend.front.lock().clone();
     let node = root.node();
     graph.notices.send(Notice::IoError {
-        device: backend.name.clone(),
+        device: backend.name().to_string(),
         qdev: front.map(|front| front.qdev_id()),
         node: Some(node.name().to_string()),
         write: kind != Kind::Read,

@@ -8,7 +8,7 @@ use crate::notice::Notice;
 use base::{Failure, Mutex, Result, bail};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use tokio::sync::watch;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Where to listen.
 pub enum Listen {
@@ -38,6 +38,10 @@ pub struct ExportSetup {
     pub depth: bool,
     /// The back end was made for this export and goes with it.
     pub owns_backend: bool,
+    /// Every write is on stable storage when it is answered.
+    pub writethrough: bool,
+    /// Where the back end's requests run, kept for as long.
+    pub iothread: Option<Arc<crate::graph::IoThread>>,
 }
 
 /// An exported disk.
@@ -57,6 +61,11 @@ impl Export {
         self.clients.load(Ordering::Acquire)
     }
 
+    /// It takes no new clients and goes when the last one has.
+    pub fn is_shutting_down(&self) -> bool {
+        *self.stop.borrow()
+    }
+
     pub(super) fn joined(&self, on: bool) {
         match on {
             true => self.clients.fetch_add(1, Ordering::AcqRel),
@@ -70,8 +79,8 @@ pub struct Server {
     graph: std::sync::Weak<Graph>,
     exports: Mutex<Vec<Arc<Export>>>,
     stop: watch::Sender<bool>,
-    sessions: Arc<AtomicUsize>,
-    limit: usize,
+    /// As many as there may be clients.
+    places: Arc<Semaphore>,
     /// "inet" with host and port, or "unix" with its path.
     address: Mutex<String>,
     unix_path: Option<String>,
@@ -88,22 +97,27 @@ impl Server {
             graph: Arc::downgrade(graph),
             exports: Mutex::default(),
             stop: watch::channel(false).0,
-            sessions: Arc::default(),
-            limit,
+            places: Arc::new(Semaphore::new(if limit == 0 { Semaphore::MAX_PERMITS } else { limit })),
             address: Mutex::new(listener.address()),
             unix_path,
         });
         let handle = graph.main_thread().handle().clone();
         let (accepting, mut stopped) = (Arc::downgrade(&server), server.stop.subscribe());
+        let places = server.places.clone();
         handle.spawn(async move {
             loop {
-                let stream = tokio::select! {
-                    stream = listener.accept() => stream,
+                // Without a free place clients wait in the listener's queue.
+                let next = async {
+                    let place = places.clone().acquire_owned().await.ok();
+                    (place, listener.accept().await)
+                };
+                let (place, stream) = tokio::select! {
+                    next = next => next,
                     _ = stopped.changed() => return,
                 };
                 let Some(server) = accepting.upgrade() else { return };
                 match stream {
-                    Ok(stream) => server.welcome(stream),
+                    Ok(stream) => server.welcome(stream, place),
                     // Out of descriptors: wait for some to become free.
                     Err(_) => tokio::time::sleep(std::time::Duration::from_millis(100)).await,
                 }
@@ -122,25 +136,21 @@ impl Server {
         self.address.lock().clone()
     }
 
-    fn welcome(self: &Arc<Self>, stream: Stream) {
-        let count = self.sessions.fetch_add(1, Ordering::AcqRel);
-        let (server, sessions) = (self.clone(), self.sessions.clone());
-        if self.limit > 0 && count >= self.limit {
-            sessions.fetch_sub(1, Ordering::AcqRel);
-            return;
-        }
+    fn welcome(self: &Arc<Self>, stream: Stream, place: Option<OwnedSemaphorePermit>) {
+        let server = self.clone();
         tokio::spawn(async move {
             let stop = server.stop.subscribe();
             // Whatever a client does wrong ends its own session only.
             let _ = session::serve(&server, stream, stop).await;
-            sessions.fetch_sub(1, Ordering::AcqRel);
+            drop(place);
         });
     }
 
     /// Adds an export.
     pub fn add(&self, setup: ExportSetup) -> Result<Arc<Export>> {
         let mut exports = self.exports.lock();
-        if exports.iter().any(|export| export.setup.name == setup.name) {
+        let shown = |export: &&Arc<Export>| !export.is_shutting_down();
+        if exports.iter().filter(shown).any(|export| export.setup.name == setup.name) {
             bail!("NBD server already has export named '{}'", setup.name);
         }
         if exports.iter().any(|export| export.setup.id == setup.id) {
@@ -149,36 +159,54 @@ impl Server {
         if setup.name.len() > crate::protocols::nbd::wire::MAX_NAME {
             bail!("export name '{}' too long", setup.name);
         }
+        if setup.description.as_ref().is_some_and(|text| text.len() > crate::protocols::nbd::wire::MAX_NAME) {
+            bail!("description '{}' too long", setup.description.unwrap_or_default());
+        }
+        setup.bitmaps.iter().for_each(|bitmap| bitmap.set_busy(true));
         let export = Arc::new(Export { setup, clients: AtomicUsize::new(0), stop: watch::channel(false).0 });
         exports.push(export.clone());
         Ok(export)
     }
 
+    /// All exports, also those that are shutting down.
     pub fn exports(&self) -> Vec<Arc<Export>> {
         self.exports.lock().clone()
     }
 
+    /// What clients get by that name.
     pub fn find(&self, name: &str) -> Option<Arc<Export>> {
-        self.exports.lock().iter().find(|export| export.setup.name == name).cloned()
+        let is = |export: &&Arc<Export>| export.setup.name == name && !export.is_shutting_down();
+        self.exports.lock().iter().find(is).cloned()
     }
 
-    /// Takes an export away; `force` although clients use it.
-    pub async fn remove(&self, id: &str, force: bool) -> Result<()> {
+    /// Begins to take an export away, `force` although clients use it; [`Server::close`] ends it.
+    pub fn shut(&self, id: &str, force: bool) -> Result<Arc<Export>> {
         let found = self.exports.lock().iter().find(|export| export.setup.id == id).cloned();
         let Some(export) = found else { bail!("Export '{id}' is not found") };
+        if export.is_shutting_down() {
+            bail!("Export '{id}' is already shutting down");
+        }
         if export.clients() > 0 && !force {
             return Err(Failure::new(format!("export '{id}' still in use"))
                 .hint("Use mode='hard' to force client disconnect"));
         }
-        self.close(&export).await;
-        Ok(())
+        export.stop.send_replace(true);
+        Ok(export)
     }
 
-    async fn close(&self, export: &Arc<Export>) {
-        self.exports.lock().retain(|one| !Arc::ptr_eq(one, export));
+    /// Takes an export away: its clients are disconnected, their requests have ended.
+    pub async fn close(&self, export: &Arc<Export>) {
         export.stop.send_replace(true);
         while export.clients() > 0 {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+        }
+        {
+            let mut exports = self.exports.lock();
+            let before = exports.len();
+            exports.retain(|one| !Arc::ptr_eq(one, export));
+            if exports.len() == before {
+                return;
+            }
         }
         export.setup.bitmaps.iter().for_each(|bitmap| bitmap.set_busy(false));
         if export.setup.owns_backend {
@@ -186,6 +214,15 @@ impl Server {
         }
         if let Some(graph) = self.graph.upgrade() {
             graph.notices.send(Notice::ExportDeleted { id: export.setup.id.clone() });
+        }
+    }
+
+    /// Takes away what is exported of a back end whose medium goes.
+    pub async fn medium_goes(&self, backend: &Backend) {
+        for export in self.exports() {
+            if export.setup.backend.same(backend) {
+                self.close(&export).await;
+            }
         }
     }
 

@@ -346,7 +346,7 @@ impl Session {
         if command != CMD_FLUSH && offset.checked_add(bytes).is_none_or(|end| end > disk.size()) {
             return Err(errno(if writes { libc::ENOSPC } else { libc::EINVAL }));
         }
-        let fua = flags & FLAG_FUA != 0;
+        let fua = flags & FLAG_FUA != 0 || self.export.setup.writethrough;
         match command {
             CMD_READ => {
                 if len > MAX_PAYLOAD {

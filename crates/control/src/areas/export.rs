@@ -3,9 +3,9 @@
 use super::blockdev::{graph, there};
 use crate::{Call, Routes};
 use base::{Failure, Result, bail, fail};
-use block::Options;
-use block::export::{ExportSetup, Listen, Server};
-use qapi::Map;
+use block::export::{Export, ExportSetup, Listen, Server};
+use block::{Backend, DirtyBitmap, Node, Options};
+use qapi::{Map, Value};
 use schema::export::*;
 use std::sync::Arc;
 
@@ -14,9 +14,25 @@ pub fn route(routes: &mut Routes) {
     routes.add(nbd_server_add);
     routes.add(nbd_server_remove);
     routes.add(nbd_server_stop);
+    routes.add(block_export_add);
+    routes.add(block_export_del);
+    routes.add(query_block_exports);
 }
 
-fn listen_on(addr: Map) -> Result<Listen> {
+/// A listening socket that `getfd` gave a name.
+fn passed_in(call: &Call, name: &str) -> Result<Listen> {
+    use rustix::net::{AddressFamily, getsockname};
+    let fd = call.take_named(name);
+    let fd = fd.ok_or_else(|| fail!("File descriptor named '{name}' has not been found"))?;
+    let bound = getsockname(&fd).map_err(|why| Failure::os("Failed to use the socket", &why.into()))?;
+    match bound.address_family() {
+        AddressFamily::UNIX => Ok(Listen::UnixSocket(fd.into())),
+        AddressFamily::INET | AddressFamily::INET6 => Ok(Listen::TcpSocket(fd.into())),
+        _ => bail!("File descriptor '{name}' is not a socket that NBD clients can connect to"),
+    }
+}
+
+fn listen_on(call: &Call, addr: Map) -> Result<Listen> {
     let mut addr = Options(addr);
     let kind = addr.need_str("type")?;
     let mut data = addr.take_table("data")?.unwrap_or(addr);
@@ -29,6 +45,7 @@ fn listen_on(addr: Map) -> Result<Listen> {
             Ok(Listen::Tcp { host, port, to })
         }
         "unix" => Ok(Listen::Unix(data.need_str("path")?)),
+        "fd" => passed_in(call, &data.need_str("str")?),
         other => bail!("Parameter 'type' does not accept value '{other}'"),
     }
 }
@@ -37,7 +54,7 @@ async fn nbd_server_start(call: Call, command: NbdServerStart) -> Result<()> {
     if command.tls_creds.is_some() || command.tls_authz.is_some() {
         bail!("TLS is not supported by the NBD server");
     }
-    let (at, listen) = (graph(&call), listen_on(command.addr)?);
+    let (at, listen) = (graph(&call), listen_on(&call, command.addr)?);
     let limit = command.max_connections.unwrap_or(100) as usize;
     there(&call, async move { Server::start(&at, listen, limit).await.map(drop) }).await
 }
@@ -46,49 +63,157 @@ pub(super) fn nbd_server(call: &Call) -> Result<Arc<Server>> {
     graph(call).exports.server.lock().clone().ok_or_else(|| fail!("NBD server not running"))
 }
 
+/// The bitmap of that name in the chain of `node`, to be shown by an export.
+fn bitmap(node: &Arc<Node>, name: &str, writable: bool) -> Result<Arc<DirtyBitmap>> {
+    let mut next = Some(node.skip_filters());
+    let mut found = None;
+    while let (None, Some(node)) = (&found, &next) {
+        found = node.bitmaps().find(name);
+        let below = node.backing().map(|below| below.skip_filters());
+        next = below;
+    }
+    let found = found.ok_or_else(|| fail!("Bitmap '{name}' is not found"))?;
+    if found.is_busy() {
+        bail!("Bitmap '{name}' is currently in use by another operation and cannot be used");
+    }
+    if found.is_inconsistent() {
+        bail!("Bitmap '{name}' is inconsistent and cannot be used");
+    }
+    if !writable && found.is_enabled() && !node.is_read_only() {
+        bail!("Enabled bitmap '{name}' incompatible with readonly export");
+    }
+    Ok(found)
+}
+
+/// A back end of its own for an export of `node`.
+fn own_backend(graph: &Arc<block::Graph>, node: &Arc<Node>, writable: bool) -> Result<Backend> {
+    let backend = Backend::new(graph, block::Setup { read_only: !writable, ..block::Setup::default() })?;
+    match backend.insert(node) {
+        Ok(()) => Ok(backend),
+        Err(why) => {
+            backend.delete();
+            Err(why)
+        }
+    }
+}
+
+fn add(server: &Server, setup: ExportSetup) -> Result<()> {
+    let owned = setup.owns_backend.then(|| setup.backend.clone());
+    let added = server.add(setup).map(drop);
+    if let (Err(_), Some(backend)) = (&added, owned) {
+        backend.delete();
+    }
+    added
+}
+
 async fn nbd_server_add(call: Call, command: NbdServerAdd) -> Result<()> {
     let (graph, server) = (graph(&call), nbd_server(&call)?);
-    let name = command.name.unwrap_or_else(|| command.device.clone());
-    let (backend, owns_backend) = match graph.backend(&command.device) {
-        Some(backend) => (backend, false),
-        None => {
-            let node = graph.lookup(None, Some(&command.device));
-            node.map_err(|_| fail!("Cannot find device='{0}' nor node-name='{0}'", command.device))?;
-            let made = graph.device_drive(&command.device)?;
-            (made.ok_or_else(|| Failure::device_not_found(&command.device))?, true)
-        }
+    let device = command.device;
+    let missing = || fail!("Cannot find device='{device}' nor node-name='{device}'");
+    let of_drive = graph.backend(&device);
+    let node = match &of_drive {
+        Some(backend) => backend.node().ok_or_else(|| fail!("Device '{device}' has no medium"))?,
+        None => graph.find(&device).ok_or_else(missing)?,
     };
-    if !backend.is_inserted() {
-        bail!("Device '{}' has no medium", command.device);
-    }
-    let mut bitmaps = Vec::new();
-    if let Some(bitmap) = command.bitmap {
-        let found = backend.node().and_then(|node| node.skip_filters().bitmaps().find(&bitmap));
-        let found = found.ok_or_else(|| fail!("Bitmap '{bitmap}' is not found"))?;
-        if found.is_busy() {
-            bail!("Bitmap '{bitmap}' is currently in use by another operation and cannot be used");
-        }
-        bitmaps.push(found);
-    }
+    let read_only = of_drive.as_ref().map_or(node.is_read_only(), Backend::is_read_only);
+    let writable = command.writable.unwrap_or(false) && !read_only;
+    let bitmaps = match command.bitmap {
+        Some(name) => vec![bitmap(&node, &name, writable)?],
+        None => Vec::new(),
+    };
+    let name = command.name.unwrap_or_else(|| device.clone());
+    let owns_backend = of_drive.is_none();
+    let backend = of_drive.map_or_else(|| own_backend(&graph, &node, writable), Ok)?;
     let setup = ExportSetup {
         id: name.clone(),
         name,
         description: command.description,
-        writable: command.writable.unwrap_or(false) && !backend.is_read_only(),
+        writable,
         backend,
         bitmaps,
         depth: false,
         owns_backend,
+        writethrough: false,
+        iothread: None,
     };
-    let export = server.add(setup)?;
-    export.setup.bitmaps.iter().for_each(|bitmap| bitmap.set_busy(true));
+    add(&server, setup)
+}
+
+async fn block_export_add(call: Call, command: BlockExportAdd) -> Result<()> {
+    let graph = graph(&call);
+    if !spec::id_wellformed(&command.id) {
+        bail!("Invalid block export id");
+    }
+    let node = graph.lookup(None, Some(&command.node_name))?;
+    let writable = command.writable.unwrap_or(false);
+    if writable && node.is_read_only() {
+        bail!("Cannot export read-only node as writable");
+    }
+    let server = nbd_server(&call)?;
+    let mut bitmaps = Vec::new();
+    for value in command.bitmaps.unwrap_or_default() {
+        bitmaps.push(match value {
+            Value::String(name) => bitmap(&node, &name, writable)?,
+            Value::Object(map) => {
+                let mut options = Options(map);
+                let (at, name) = (options.need_str("node")?, options.need_str("name")?);
+                bitmap(&graph.lookup(None, Some(&at))?, &name, writable)?
+            }
+            _ => bail!("Invalid parameter type for 'bitmaps', expected: string or object"),
+        });
+    }
+    let iothread = command.iothread.map(|id| {
+        let object = call.world().host.objects.find(&id).and_then(|object| object.downcast().ok());
+        object.ok_or_else(|| fail!("iothread \"{id}\" not found"))
+    });
+    let iothread: Option<Arc<block::IoThread>> = iothread.transpose()?;
+    let backend = own_backend(&graph, &node, writable)?;
+    if let Some(thread) = &iothread {
+        backend.set_thread(thread);
+    }
+    let setup = ExportSetup {
+        id: command.id,
+        name: command.name.unwrap_or(command.node_name),
+        description: command.description,
+        writable,
+        backend,
+        bitmaps,
+        depth: command.allocation_depth.unwrap_or(false),
+        owns_backend: true,
+        writethrough: command.writethrough.unwrap_or(false),
+        iothread,
+    };
+    add(&server, setup)
+}
+
+/// Takes an export away once the reply is on its way.
+fn take_away(call: &Call, id: &str, mode: Option<BlockExportRemoveMode>) -> Result<()> {
+    let Some(server) = graph(call).exports.server.lock().clone() else { bail!("Export '{id}' is not found") };
+    let export = server.shut(id, mode == Some(BlockExportRemoveMode::Hard))?;
+    let handle = graph(call).main_thread().handle().clone();
+    call.after_reply(move || drop(handle.spawn(async move { server.close(&export).await })));
     Ok(())
 }
 
 async fn nbd_server_remove(call: Call, command: NbdServerRemove) -> Result<()> {
-    let server = nbd_server(&call)?;
-    let force = command.mode == Some(BlockExportRemoveMode::Hard);
-    there(&call, async move { server.remove(&command.name, force).await }).await
+    let name = command.name;
+    let export = nbd_server(&call)?.find(&name).ok_or_else(|| fail!("Export '{name}' is not found"))?;
+    take_away(&call, &export.setup.id, command.mode)
+}
+
+async fn block_export_del(call: Call, command: BlockExportDel) -> Result<()> {
+    take_away(&call, &command.id, command.mode)
+}
+
+async fn query_block_exports(call: Call, _: QueryBlockExports) -> Result<Vec<BlockExportInfo>> {
+    let Some(server) = graph(&call).exports.server.lock().clone() else { return Ok(Vec::new()) };
+    let tell = |export: Arc<Export>| BlockExportInfo {
+        id: export.setup.id.clone(),
+        kind: BlockExportType::Nbd,
+        node_name: export.setup.backend.node().map(|node| node.name().to_string()).unwrap_or_default(),
+        shutting_down: export.is_shutting_down(),
+    };
+    Ok(server.exports().into_iter().map(tell).collect())
 }
 
 async fn nbd_server_stop(call: Call, _: NbdServerStop) -> Result<()> {

@@ -3,33 +3,43 @@ use crate::Session;
 use crate::parse::Args;
 use base::Result;
 use schema::block::*;
+use schema::blockdev::QueryNamedBlockNodes;
+use serde_json::{Value, json};
 use std::fmt::Write;
 
 pub async fn block(session: Session, args: Args) -> Result<String> {
-    let wanted = args.text("device");
+    let (wanted, verbose) = (args.text("device"), args.flag("v"));
     let mut out = String::new();
-    let list = session.control.call(QueryBlock {}).await?;
-    for info in &list {
-        let names = [Some(info.device.as_str()), info.inserted.as_ref().and_then(|i| i.node_name.as_deref())];
-        if wanted.is_some_and(|w| !names.contains(&Some(w))) {
+    let mut shown = false;
+    if !args.flag("n") {
+        for (at, info) in session.control.call(QueryBlock {}).await?.iter().enumerate() {
+            if wanted.is_some_and(|wanted| wanted != info.device) {
+                continue;
+            }
+            if at > 0 {
+                out.push('\n');
+            }
+            drive(&mut out, info, verbose);
+            shown = true;
+        }
+        if wanted.is_none() || shown {
+            return Ok(out);
+        }
+    }
+    for (at, node) in session.ask::<QueryNamedBlockNodes>(json!({})).await?.iter().enumerate() {
+        if wanted.is_some_and(|wanted| Some(wanted) != node.node_name.as_deref()) {
             continue;
         }
-        if !out.is_empty() {
+        if at > 0 {
             out.push('\n');
         }
-        device(&mut out, info, args.flag("v"));
+        heading(&mut out, node.node_name.as_deref().unwrap_or("<anonymous>"), Some(node));
+        medium(&mut out, node, verbose);
     }
     Ok(out)
 }
 
-fn device(out: &mut String, info: &BlockInfo, verbose: bool) {
-    let inserted = info.inserted.as_ref();
-    let node = inserted.and_then(|i| i.node_name.as_deref());
-    let name = match (info.device.as_str(), node) {
-        ("", node) => node.unwrap_or("<anonymous>").to_string(),
-        (device, Some(node)) => format!("{device} ({node})"),
-        (device, None) => device.to_string(),
-    };
+fn heading(out: &mut String, name: &str, inserted: Option<&BlockDeviceInfo>) {
     let _ = match inserted {
         Some(i) => {
             let ro = if i.ro { ", read-only" } else { "" };
@@ -38,6 +48,17 @@ fn device(out: &mut String, info: &BlockInfo, verbose: bool) {
         }
         None => writeln!(out, "{name}: [not inserted]"),
     };
+}
+
+fn drive(out: &mut String, info: &BlockInfo, verbose: bool) {
+    let inserted = info.inserted.as_ref();
+    let node = inserted.and_then(|i| i.node_name.as_deref());
+    let name = match (info.device.as_str(), node) {
+        ("", node) => node.or(info.qdev.as_deref()).unwrap_or("<anonymous>").to_string(),
+        (device, Some(node)) => format!("{device} ({node})"),
+        (device, None) => device.to_string(),
+    };
+    heading(out, &name, inserted);
     if let Some(qdev) = &info.qdev {
         let _ = writeln!(out, "    Attached to:      {qdev}");
     }
@@ -65,26 +86,113 @@ fn medium(out: &mut String, i: &BlockDeviceInfo, verbose: bool) {
     if i.detect_zeroes != BlockdevDetectZeroesOptions::Off {
         let _ = writeln!(out, "    Detect zeroes:    {}", name_of(&i.detect_zeroes));
     }
-    if [i.bps, i.bps_rd, i.bps_wr, i.iops, i.iops_rd, i.iops_wr].iter().any(|&n| n != 0) {
-        let _ = writeln!(
-            out,
-            "    I/O throttling:   bps={} bps_rd={} bps_wr={} iops={} iops_rd={} iops_wr={}",
-            i.bps, i.bps_rd, i.bps_wr, i.iops, i.iops_rd, i.iops_wr
-        );
-    }
+    limits(out, i);
     if verbose {
         out.push_str("\nImages:\n");
         let mut next = Some(&i.image);
         while let Some(image) = next {
-            let _ = writeln!(out, "image: {}\nfile format: {}", image.filename, image.format);
-            let _ = writeln!(out, "virtual size: {} bytes", image.virtual_size);
-            if let Some(size) = image.actual_size {
-                let _ = writeln!(out, "disk size: {size} bytes");
-            }
-            if let Some(size) = image.cluster_size {
-                let _ = writeln!(out, "cluster_size: {size}");
-            }
+            self::image(out, image);
             next = image.backing_image.as_deref();
+        }
+    }
+}
+
+fn limits(out: &mut String, i: &BlockDeviceInfo) {
+    if [i.bps, i.bps_rd, i.bps_wr, i.iops, i.iops_rd, i.iops_wr].iter().all(|&n| n == 0) {
+        return;
+    }
+    let or_0 = |value: Option<i64>| value.unwrap_or(0);
+    let all = [
+        ("bps", i.bps),
+        ("bps_rd", i.bps_rd),
+        ("bps_wr", i.bps_wr),
+        ("bps_max", or_0(i.bps_max)),
+        ("bps_rd_max", or_0(i.bps_rd_max)),
+        ("bps_wr_max", or_0(i.bps_wr_max)),
+        ("iops", i.iops),
+        ("iops_rd", i.iops_rd),
+        ("iops_wr", i.iops_wr),
+        ("iops_max", or_0(i.iops_max)),
+        ("iops_rd_max", or_0(i.iops_rd_max)),
+        ("iops_wr_max", or_0(i.iops_wr_max)),
+        ("iops_size", or_0(i.iops_size)),
+    ];
+    out.push_str("    I/O throttling:  ");
+    for (name, value) in all {
+        let _ = write!(out, " {name}={value}");
+    }
+    let _ = writeln!(out, " group={}", i.group.as_deref().unwrap_or_default());
+}
+
+/// Bytes in the largest fitting binary unit, three digits: "64 MiB", "196 KiB", "1.5 GiB".
+pub(super) fn human_size(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["", "Ki", "Mi", "Gi", "Ti", "Pi", "Ei"];
+    let mut value = bytes as f64;
+    let mut unit = 0;
+    // 1000 of a unit would need a fourth digit.
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    let digits = if value >= 99.95 || value == 0.0 {
+        0
+    } else if value >= 9.995 {
+        1
+    } else {
+        2
+    };
+    let mut text = format!("{value:.digits$}");
+    if text.contains('.') {
+        text.truncate(text.trim_end_matches('0').trim_end_matches('.').len());
+    }
+    if value > 0.0 && value < 1.0 {
+        text = format!("{value:.3}").trim_end_matches('0').to_string();
+    }
+    format!("{text} {}B", UNITS[unit])
+}
+
+fn image(out: &mut String, image: &ImageInfo) {
+    let bytes = image.virtual_size as u64;
+    let _ = writeln!(out, "image: {}\nfile format: {}", image.filename, image.format);
+    let _ = writeln!(out, "virtual size: {} ({bytes} bytes)", human_size(bytes));
+    let allocated = image.actual_size.map(|size| human_size(size as u64));
+    let _ = writeln!(out, "disk size: {}", allocated.as_deref().unwrap_or("unavailable"));
+    if image.encrypted == Some(true) {
+        out.push_str("encrypted: yes\n");
+    }
+    if let Some(size) = image.cluster_size {
+        let _ = writeln!(out, "cluster_size: {size}");
+    }
+    if image.dirty_flag == Some(true) {
+        out.push_str("cleanly shut down: no\n");
+    }
+    if let Some(below) = &image.backing_filename {
+        let _ = write!(out, "backing file: {below}");
+        match image.full_backing_filename.as_ref().filter(|full| *full != below) {
+            Some(full) => drop(writeln!(out, " (actual path: {full})")),
+            None => out.push('\n'),
+        }
+    }
+    if let Some(format) = &image.backing_filename_format {
+        let _ = writeln!(out, "backing file format: {format}");
+    }
+    let specific = image.format_specific.as_ref().and_then(|specific| specific.get("data")?.as_object());
+    if let Some(specific) = specific.filter(|specific| !specific.is_empty()) {
+        out.push_str("Format specific information:\n");
+        dictionary(out, specific, 1);
+    }
+}
+
+fn dictionary(out: &mut String, map: &serde_json::Map<String, Value>, depth: usize) {
+    for (key, value) in map {
+        let _ = write!(out, "{:indent$}{}:", "", key.replace('-', " "), indent = depth * 4);
+        match value {
+            Value::Object(inner) => {
+                out.push('\n');
+                dictionary(out, inner, depth + 1);
+            }
+            Value::String(text) => drop(writeln!(out, " {text}")),
+            other => drop(writeln!(out, " {other}")),
         }
     }
 }

@@ -1,12 +1,15 @@
 //! What the commands do, a file an area.
 
 pub mod block;
+pub mod blockjobs;
 pub mod debug;
+pub mod drives;
 pub mod info;
 pub mod io;
 pub mod lifecycle;
 pub mod log;
 pub mod memory;
+pub mod nbd;
 pub mod objects;
 pub mod paging;
 pub mod registers;

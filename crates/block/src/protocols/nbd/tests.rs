@@ -26,6 +26,8 @@ fn serve(graph: &Arc<Graph>, socket: &str, image: &str, writable: bool) -> Arc<S
             bitmaps: vec![bitmap],
             depth: false,
             owns_backend: false,
+            writethrough: false,
+            iothread: None,
         };
         server.add(setup).unwrap();
         server
@@ -119,6 +121,8 @@ fn a_lost_server_is_an_error_or_waited_for() {
                 bitmaps: Vec::new(),
                 depth: false,
                 owns_backend: false,
+                writethrough: false,
+                iothread: None,
             };
             server.add(setup).unwrap();
         });
