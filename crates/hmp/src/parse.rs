@@ -141,7 +141,7 @@ fn arguments(session: &Session, command: &'static Command, text: &str) -> Result
             }
             Kind::Size => {
                 let (text, after) = word(rest)?;
-                let size = spec::parse_size(&text, 1 << 20).and_then(|size| i64::try_from(size).ok());
+                let size = spec::size::parse_size(&text, 1 << 20).and_then(|size| i64::try_from(size).ok());
                 args.0.insert(param.name, Value::Int(size.ok_or("invalid size")?));
                 rest = after;
             }

@@ -1,0 +1,302 @@
+//! Resizing, headers, thresholds, exports, and the block commands of the human monitor.
+
+use serde_json::{Value, json};
+use std::io::Read;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+use testkit::bench::SOON;
+use testkit::images::tool;
+use testkit::{Bench, Images};
+
+/// base.qcow2 <- top.qcow2 as nodes `base` and `top` under the drive `d`.
+fn chain(more: &[&str]) -> Bench {
+    let images = Images::new();
+    images.create("base.qcow2", "4M", &[]);
+    images.io("base.qcow2", &["write -P 1 0 1M"]);
+    images.overlay("top.qcow2", "base.qcow2");
+    images.io("top.qcow2", &["write -P 2 512k 512k"]);
+    let drive = format!(
+        "if=none,id=d,driver=qcow2,node-name=top,file.driver=file,file.node-name=top-file,file.filename={},\
+         backing.node-name=base",
+        images.path("top.qcow2")
+    );
+    let mut args = vec!["-drive", &drive];
+    args.extend(more);
+    Bench::start(images, &args)
+}
+
+/// A line of the human monitor; what it printed, lines ending in a plain newline.
+#[track_caller]
+fn say(bench: &mut Bench, line: &str) -> String {
+    bench.vm.qmp.hmp(line).unwrap().replace("\r\n", "\n")
+}
+
+#[test]
+fn resizing_by_device_and_by_node() {
+    let mut bench = chain(&["-device", "virtio-blk-pci,drive=d"]);
+    bench.run("block_resize", json!({"device": "d", "size": 8 << 20}));
+    assert_eq!(bench.medium("d")["image"]["virtual-size"], json!(8 << 20));
+    assert_eq!(say(&mut bench, "block_resize d 9"), "");
+    bench.run("block_resize", json!({"node-name": "top", "size": 10 << 20}));
+    assert_eq!(bench.medium("d")["image"]["virtual-size"], json!(10 << 20));
+    for (asked, text) in [
+        (json!({"node-name": "top-file", "size": 512}), "The feature 'resize' is not enabled"),
+        (json!({"node-name": "base", "size": 512}), "The feature 'resize' is not enabled"),
+        (json!({"device": "d", "size": -1}), "Parameter 'size' expects a >0 size"),
+        (json!({"device": "x", "size": 1}), "Cannot find device='x' nor node-name=''"),
+    ] {
+        assert_eq!(bench.refused("block_resize", asked), format!("GenericError: {text}"));
+    }
+    let images = bench.quit();
+    images.check("top.qcow2");
+    assert_eq!(images.info("top.qcow2")["virtual-size"], json!(10 << 20));
+    images.io("top.qcow2", &["read -P 2 512k 512k", "read -P 0 4M 6M"]);
+}
+
+#[test]
+fn the_backing_file_name_is_rewritten() {
+    let mut bench = chain(&[]);
+    let other = bench.images.path("other.qcow2");
+    bench.images.copy("base.qcow2", "other.qcow2");
+    let asked = |node: &str| json!({"device": "d", "image-node-name": node, "backing-file": other});
+    bench.run("change-backing-file", asked("top"));
+    assert_eq!(bench.images.info("top.qcow2")["backing-filename"], json!(other));
+    assert_eq!(bench.images.info("top.qcow2")["backing-filename-format"], json!("qcow2"));
+    let still = bench.images.path("base.qcow2");
+    assert_eq!(bench.node("base")["file"], json!(still), "what is open stays open");
+    assert_eq!(
+        bench.refused("change-backing-file", asked("base")),
+        "GenericError: not allowing backing file change on an image without a backing file"
+    );
+    let nobody = json!({"device": "x", "image-node-name": "top", "backing-file": "y"});
+    assert_eq!(bench.refused("change-backing-file", nobody), "DeviceNotFound: Device 'x' not found");
+    bench.images.overlay("far.qcow2", "other.qcow2");
+    let far = bench.images.path("far.qcow2");
+    bench.run("blockdev-add", json!({"driver": "qcow2", "node-name": "far", "file": {"driver": "file", "filename": far}}));
+    assert_eq!(
+        bench.refused("change-backing-file", asked("far")),
+        "GenericError: 'd' and image file are not in the same chain"
+    );
+    let images = bench.quit();
+    images.check("top.qcow2");
+    images.io("top.qcow2", &["read -P 1 0 512k", "read -P 2 512k 512k"]);
+}
+
+#[test]
+fn a_write_threshold_is_told_once() {
+    let mut bench = chain(&[]);
+    bench.run("block-set-write-threshold", json!({"node-name": "top", "write-threshold": 1 << 20}));
+    assert_eq!(bench.node("top")["write_threshold"], json!(1 << 20));
+    bench.io("d", "write 1000k 64k");
+    let event = bench.vm.qmp.event("BLOCK_WRITE_THRESHOLD", SOON).unwrap();
+    assert_eq!(
+        event["data"],
+        json!({"node-name": "top", "write-threshold": 1 << 20, "amount-exceeded": (1064 << 10) - (1 << 20)})
+    );
+    assert_eq!(bench.node("top")["write_threshold"], json!(0));
+    let why = bench.refused("block-set-write-threshold", json!({"node-name": "x", "write-threshold": 1}));
+    assert_eq!(why, "GenericError: Device 'x' not found");
+    bench.quit();
+}
+
+fn server(bench: &mut Bench, more: Value) -> String {
+    let path = bench.images.path("nbd");
+    let mut asked = json!({"addr": {"type": "unix", "data": {"path": path}}});
+    more.as_object().unwrap().iter().for_each(|(key, value)| asked[key] = value.clone());
+    bench.run("nbd-server-start", asked);
+    path
+}
+
+#[test]
+fn exports_come_and_go() {
+    let mut bench = chain(&["-object", "iothread,id=io"]);
+    let add = |more: Value| {
+        let mut asked = json!({"type": "nbd", "id": "e", "node-name": "top", "name": "disk"});
+        more.as_object().unwrap().iter().for_each(|(key, value)| asked[key] = value.clone());
+        asked
+    };
+    assert_eq!(bench.refused("block-export-add", add(json!({}))), "GenericError: NBD server not running");
+    assert_eq!(bench.run("query-block-exports", Value::Null), json!([]));
+    let socket = server(&mut bench, json!({}));
+    bench.run("block-dirty-bitmap-add", json!({"node": "top", "name": "b", "disabled": true}));
+    let all = json!({"writable": true, "iothread": "io", "bitmaps": ["b"], "allocation-depth": true,
+        "writethrough": true, "description": "a disk"});
+    bench.run("block-export-add", add(all));
+    assert_eq!(
+        bench.run("query-block-exports", Value::Null),
+        json!([{"id": "e", "type": "nbd", "node-name": "top", "shutting-down": false}])
+    );
+    for (more, text) in [
+        (json!({}), "NBD server already has export named 'disk'"),
+        (json!({"name": "x"}), "Block export id 'e' is already in use"),
+        (json!({"id": "1x"}), "Invalid block export id"),
+        (json!({"id": "f", "node-name": "x"}), "Cannot find device='' nor node-name='x'"),
+        (json!({"id": "f", "name": "y", "node-name": "base", "writable": true}), "Cannot export read-only node as writable"),
+        (json!({"id": "f", "name": "y", "bitmaps": ["none"]}), "Bitmap 'none' is not found"),
+        (json!({"id": "f", "name": "y", "iothread": "none"}), "iothread \"none\" not found"),
+    ] {
+        assert_eq!(bench.refused("block-export-add", add(more)), format!("GenericError: {text}"));
+    }
+    let busy = bench.refused("object-del", json!({"id": "io"}));
+    assert!(busy.contains("in use"), "{busy}");
+    let uri = format!("nbd+unix:///disk?socket={socket}");
+    let told = tool("nbdinfo", &[&uri]);
+    for part in ["qemu:dirty-bitmap:b", "qemu:allocation-depth", "base:allocation", "a disk"] {
+        assert!(told.contains(part), "{told}");
+    }
+    tool("qemu-io", &["-f", "raw", "-c", "write -P 9 2M 64k", &uri]);
+    bench.io("d", "read -P 9 2M 64k");
+    bench.run("block-export-del", json!({"id": "e"}));
+    let gone = bench.vm.qmp.event("BLOCK_EXPORT_DELETED", SOON).unwrap();
+    assert_eq!(gone["data"], json!({"id": "e"}));
+    assert_eq!(bench.refused("block-export-del", json!({"id": "e"})), "GenericError: Export 'e' is not found");
+    bench.run("object-del", json!({"id": "io"}));
+    bench.run("nbd-server-stop", Value::Null);
+    bench.quit();
+}
+
+/// What a client gets within half a second of connecting.
+fn greeting(socket: &str) -> (UnixStream, usize) {
+    let mut client = UnixStream::connect(socket).unwrap();
+    client.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
+    let mut hello = [0; 18];
+    let got = client.read(&mut hello).unwrap_or(0);
+    (client, got)
+}
+
+#[test]
+fn more_clients_than_allowed_wait_for_their_turn() {
+    let mut bench = chain(&[]);
+    let socket = server(&mut bench, json!({"max-connections": 2}));
+    let (first, one) = greeting(&socket);
+    let (_second, two) = greeting(&socket);
+    let (mut third, three) = greeting(&socket);
+    assert_eq!((one, two, three), (18, 18, 0));
+    drop(first);
+    third.set_read_timeout(Some(SOON)).unwrap();
+    third.read_exact(&mut [0; 18]).unwrap();
+    bench.quit();
+}
+
+#[test]
+fn an_export_of_a_drive_goes_with_its_medium() {
+    let mut bench = chain(&[]);
+    let socket = server(&mut bench, json!({}));
+    assert_eq!(say(&mut bench, "nbd_server_add -w d disk"), "");
+    let uri = format!("nbd+unix:///disk?socket={socket}");
+    tool("qemu-io", &["-f", "raw", "-c", "write -P 7 0 64k", &uri]);
+    bench.io("d", "read -P 7 0 64k");
+    assert_eq!(say(&mut bench, "nbd_server_remove quux"), "Error: Export 'quux' is not found\n");
+    assert_eq!(say(&mut bench, "eject d"), "");
+    let gone = bench.vm.qmp.event("BLOCK_EXPORT_DELETED", SOON).unwrap();
+    assert_eq!(gone["data"]["id"], json!("disk"));
+    assert_eq!(say(&mut bench, "nbd_server_stop"), "");
+    assert_eq!(
+        say(&mut bench, "nbd_server_start -w unix:/tmp/x"),
+        "Error: -w only valid together with -a\n"
+    );
+    let images = bench.quit();
+    images.check("top.qcow2");
+}
+
+#[test]
+fn all_disks_are_exported_by_one_command() {
+    let mut bench = chain(&[]);
+    let socket = bench.images.path("nbd");
+    assert_eq!(say(&mut bench, &format!("nbd_server_start -a -w unix:{socket}")), "");
+    let told = tool("nbdinfo", &["--list", &format!("nbd+unix:///?socket={socket}")]);
+    assert!(told.contains("export=\"d\"") && told.contains("is_read_only: false"), "{told}");
+    bench.quit();
+}
+
+#[test]
+fn drives_are_added_and_removed_by_hand() {
+    let mut bench = Bench::start(Images::new(), &[]);
+    let file = bench.images.create("a,b.raw", "1M", &[]).replace(',', ",,");
+    assert_eq!(say(&mut bench, &format!("drive_add 0 if=none,id=x,format=raw,file={file}")), "OK\n");
+    assert_eq!(
+        say(&mut bench, &format!("drive_add 0 if=none,id=x,format=raw,file={file}")),
+        "Device with id 'x' already exists\n"
+    );
+    assert_eq!(say(&mut bench, "drive_add 0 if=virtio,id=y"), "Can't hot-add drive to type 7\n");
+    bench.run("device_add", json!({"driver": "virtio-blk-pci", "id": "v", "drive": "x"}));
+    assert_eq!(say(&mut bench, "drive_del x"), "");
+    assert_eq!(say(&mut bench, "drive_del x"), "Device 'x' not found\n");
+    let left = bench.run("query-block", Value::Null)[0].clone();
+    assert_eq!((&left["device"], &left["qdev"], left["inserted"].is_null()), (&json!(""), &json!("v"), true));
+    assert_eq!(say(&mut bench, "drive_add -n 0 driver=null-co,node-name=n,size=65536"), "");
+    assert_eq!(bench.node("n")["drv"], json!("null-co"));
+    assert_eq!(say(&mut bench, "info block -n n").lines().next().unwrap(), "n: null-co:// (null-co)");
+    assert_eq!(say(&mut bench, "drive_del n"), "");
+    assert!(bench.node("n").is_null());
+    bench.quit();
+}
+
+#[test]
+fn snapshots_by_hand() {
+    let mut bench = chain(&[]);
+    assert_eq!(say(&mut bench, "info snapshots"), "There is no snapshot available.\n");
+    assert_eq!(say(&mut bench, "snapshot_blkdev_internal d s0"), "");
+    let told = say(&mut bench, "info snapshots");
+    let lines: Vec<&str> = told.lines().collect();
+    assert_eq!(lines[0], "List of snapshots present on all disks:");
+    assert_eq!(lines[1], "ID        TAG               VM SIZE                DATE     VM CLOCK     ICOUNT");
+    assert!(lines[2].starts_with("--        s0                   0 B ") && lines[2].ends_with("00:00:00.000"), "{told}");
+    assert_eq!(say(&mut bench, "snapshot_delete_blkdev_internal d s0"), "");
+    assert_eq!(
+        say(&mut bench, "snapshot_delete_blkdev_internal d s0"),
+        "Error: Snapshot with id '(null)' and name 's0' does not exist on device 'd'\n"
+    );
+    assert_eq!(say(&mut bench, "snapshot_blkdev d"), "Error: Parameter 'snapshot-file' is missing\n");
+    let new = bench.images.path("new.qcow2");
+    let said = say(&mut bench, &format!("snapshot_blkdev d {new} qcow2"));
+    assert!(!said.contains("Error"), "{said}");
+    assert_eq!(bench.medium("d")["file"], json!(new));
+    let shown = say(&mut bench, "info block -v d");
+    for part in ["    Backing file:     ", "(chain depth: 2)", "virtual size: 4 MiB (4194304 bytes)", "    compat: 1.1\n"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let images = bench.quit();
+    images.check("top.qcow2");
+    images.check("new.qcow2");
+}
+
+#[test]
+fn jobs_by_hand() {
+    let mut bench = chain(&[]);
+    assert_eq!(say(&mut bench, "info block-jobs"), "No active jobs\n");
+    let target = bench.images.path("copy.qcow2");
+    let said = say(&mut bench, &format!("drive_mirror -f d {target} qcow2"));
+    assert!(!said.contains("Error"), "{said}");
+    bench.vm.qmp.event("BLOCK_JOB_READY", SOON).unwrap();
+    let told = say(&mut bench, "info block-jobs");
+    assert!(told.starts_with("Type mirror, device d: Completed ") && told.ends_with(" bytes, speed limit 0 bytes/s\n"), "{told}");
+    assert_eq!(say(&mut bench, "block_job_set_speed d 2"), "");
+    assert!(say(&mut bench, "info block-jobs").ends_with("speed limit 2097152 bytes/s\n"));
+    assert_eq!(say(&mut bench, "block_job_pause d"), "");
+    assert_eq!(say(&mut bench, "block_job_resume d"), "");
+    assert_eq!(say(&mut bench, "block_job_complete d"), "");
+    bench.vm.qmp.event("BLOCK_JOB_COMPLETED", SOON).unwrap();
+    assert_eq!(bench.medium("d")["file"], json!(target));
+    let backup = bench.images.path("backup.raw");
+    let said = say(&mut bench, &format!("drive_backup -f d {backup} raw"));
+    assert!(!said.contains("Error"), "{said}");
+    bench.vm.qmp.event("BLOCK_JOB_COMPLETED", SOON).unwrap();
+    let said = say(&mut bench, "block_job_cancel d");
+    assert!(said.contains("'d'"), "{said}");
+    let images = bench.quit();
+    images.check("copy.qcow2");
+    images.same("copy.qcow2", "backup.raw");
+    images.same("copy.qcow2", "top.qcow2");
+}
+
+#[test]
+fn streaming_by_hand() {
+    let mut bench = chain(&[]);
+    assert_eq!(say(&mut bench, "block_stream d 100M"), "");
+    bench.vm.qmp.event("BLOCK_JOB_COMPLETED", SOON).unwrap();
+    assert_eq!(bench.medium("d")["backing_file_depth"], json!(0));
+    let images = bench.quit();
+    images.remove("base.qcow2");
+    images.io("top.qcow2", &["read -P 1 0 512k", "read -P 2 512k 512k"]);
+}
