@@ -23,7 +23,7 @@ pub struct ObjectType {
     pub name: &'static str,
     pub parent: &'static str,
     pub properties: &'static [Property],
-    create: fn(&str, &Map<String, Value>, &Objects) -> Result<Arc<dyn UserObject>>,
+    create: fn(&Objects, &str, &Map<String, Value>) -> Result<Arc<dyn UserObject>>,
 }
 
 /// An instance. `payload` is what devices and back ends downcast.
@@ -112,7 +112,7 @@ impl Objects {
             let property = property.ok_or_else(|| fail!("Property '{}.{name}' not found", kind.name))?;
             checked.insert(name.clone(), property.canonical(value, kind.name)?);
         }
-        let object = (kind.create)(id, &checked, self)?;
+        let object = (kind.create)(self, id, &checked)?;
         let entry = Arc::new(Entry { kind, object });
         self.tree
             .insert(&format!("/objects/{id}"), Arc::new(Shown { entry: entry.clone(), values: checked }));

@@ -72,7 +72,10 @@ fn the_backing_file_name_is_rewritten() {
     assert_eq!(bench.refused("change-backing-file", nobody), "DeviceNotFound: Device 'x' not found");
     bench.images.overlay("far.qcow2", "other.qcow2");
     let far = bench.images.path("far.qcow2");
-    bench.run("blockdev-add", json!({"driver": "qcow2", "node-name": "far", "file": {"driver": "file", "filename": far}}));
+    bench.run(
+        "blockdev-add",
+        json!({"driver": "qcow2", "node-name": "far", "file": {"driver": "file", "filename": far}}),
+    );
     assert_eq!(
         bench.refused("change-backing-file", asked("far")),
         "GenericError: 'd' and image file are not in the same chain"
@@ -131,7 +134,10 @@ fn exports_come_and_go() {
         (json!({"name": "x"}), "Block export id 'e' is already in use"),
         (json!({"id": "1x"}), "Invalid block export id"),
         (json!({"id": "f", "node-name": "x"}), "Cannot find device='' nor node-name='x'"),
-        (json!({"id": "f", "name": "y", "node-name": "base", "writable": true}), "Cannot export read-only node as writable"),
+        (
+            json!({"id": "f", "name": "y", "node-name": "base", "writable": true}),
+            "Cannot export read-only node as writable",
+        ),
         (json!({"id": "f", "name": "y", "bitmaps": ["none"]}), "Bitmap 'none' is not found"),
         (json!({"id": "f", "name": "y", "iothread": "none"}), "iothread \"none\" not found"),
     ] {
@@ -149,7 +155,10 @@ fn exports_come_and_go() {
     bench.run("block-export-del", json!({"id": "e"}));
     let gone = bench.vm.qmp.event("BLOCK_EXPORT_DELETED", SOON).unwrap();
     assert_eq!(gone["data"], json!({"id": "e"}));
-    assert_eq!(bench.refused("block-export-del", json!({"id": "e"})), "GenericError: Export 'e' is not found");
+    assert_eq!(
+        bench.refused("block-export-del", json!({"id": "e"})),
+        "GenericError: Export 'e' is not found"
+    );
     bench.run("object-del", json!({"id": "io"}));
     bench.run("nbd-server-stop", Value::Null);
     bench.quit();
@@ -191,10 +200,7 @@ fn an_export_of_a_drive_goes_with_its_medium() {
     let gone = bench.vm.qmp.event("BLOCK_EXPORT_DELETED", SOON).unwrap();
     assert_eq!(gone["data"]["id"], json!("disk"));
     assert_eq!(say(&mut bench, "nbd_server_stop"), "");
-    assert_eq!(
-        say(&mut bench, "nbd_server_start -w unix:/tmp/x"),
-        "Error: -w only valid together with -a\n"
-    );
+    assert_eq!(say(&mut bench, "nbd_server_start -w unix:/tmp/x"), "Error: -w only valid together with -a\n");
     let images = bench.quit();
     images.check("top.qcow2");
 }
@@ -241,7 +247,10 @@ fn snapshots_by_hand() {
     let lines: Vec<&str> = told.lines().collect();
     assert_eq!(lines[0], "List of snapshots present on all disks:");
     assert_eq!(lines[1], "ID        TAG               VM SIZE                DATE     VM CLOCK     ICOUNT");
-    assert!(lines[2].starts_with("--        s0                   0 B ") && lines[2].ends_with("00:00:00.000"), "{told}");
+    assert!(
+        lines[2].starts_with("--        s0                   0 B ") && lines[2].ends_with("00:00:00.000"),
+        "{told}"
+    );
     assert_eq!(say(&mut bench, "snapshot_delete_blkdev_internal d s0"), "");
     assert_eq!(
         say(&mut bench, "snapshot_delete_blkdev_internal d s0"),
@@ -253,7 +262,12 @@ fn snapshots_by_hand() {
     assert!(!said.contains("Error"), "{said}");
     assert_eq!(bench.medium("d")["file"], json!(new));
     let shown = say(&mut bench, "info block -v d");
-    for part in ["    Backing file:     ", "(chain depth: 2)", "virtual size: 4 MiB (4194304 bytes)", "    compat: 1.1\n"] {
+    for part in [
+        "    Backing file:     ",
+        "(chain depth: 2)",
+        "virtual size: 4 MiB (4194304 bytes)",
+        "    compat: 1.1\n",
+    ] {
         assert!(shown.contains(part), "{shown}");
     }
     let images = bench.quit();
@@ -270,7 +284,11 @@ fn jobs_by_hand() {
     assert!(!said.contains("Error"), "{said}");
     bench.vm.qmp.event("BLOCK_JOB_READY", SOON).unwrap();
     let told = say(&mut bench, "info block-jobs");
-    assert!(told.starts_with("Type mirror, device d: Completed ") && told.ends_with(" bytes, speed limit 0 bytes/s\n"), "{told}");
+    assert!(
+        told.starts_with("Type mirror, device d: Completed ")
+            && told.ends_with(" bytes, speed limit 0 bytes/s\n"),
+        "{told}"
+    );
     assert_eq!(say(&mut bench, "block_job_set_speed d 2"), "");
     assert!(say(&mut bench, "info block-jobs").ends_with("speed limit 2097152 bytes/s\n"));
     assert_eq!(say(&mut bench, "block_job_pause d"), "");

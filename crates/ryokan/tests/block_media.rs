@@ -191,7 +191,9 @@ fn wrong_names_and_disks_are_refused() {
     let images = images();
     let drive = format!("if=none,id=h,format=raw,file={}", images.path("one.raw"));
     let mut bench = Bench::start(images, &["-drive", &drive, "-device", "virtio-blk-pci,id=disk,drive=h"]);
-    for (command, more) in [("eject", json!({})), ("blockdev-change-medium", json!({"filename": "/dev/null"}))] {
+    for (command, more) in
+        [("eject", json!({})), ("blockdev-change-medium", json!({"filename": "/dev/null"}))]
+    {
         let mut asked = more.clone();
         asked["device"] = json!("nobody");
         assert_eq!(bench.refused(command, asked), "DeviceNotFound: Device 'nobody' not found");
@@ -215,7 +217,8 @@ fn wrong_names_and_disks_are_refused() {
 fn a_new_medium_is_writable_as_asked() {
     let mut bench = bench(&[]);
     let two = bench.images.path("two.raw");
-    let change = |mode: &str| json!({"device": "d", "filename": two, "format": "raw", "read-only-mode": mode});
+    let change =
+        |mode: &str| json!({"device": "d", "filename": two, "format": "raw", "read-only-mode": mode});
     for (mode, read_only) in
         [("retain", false), ("read-only", true), ("retain", true), ("read-write", false), ("retain", false)]
     {

@@ -95,7 +95,9 @@ fn bytes_and_operations_pass_at_the_rate_that_was_set() {
 
 #[test]
 fn a_burst_lasts_as_long_as_it_may() {
-    let drive = format!("{DISK},id=d,throttling.bps-read=1M,throttling.bps-read-max=4M,throttling.bps-read-max-length=2");
+    let drive = format!(
+        "{DISK},id=d,throttling.bps-read=1M,throttling.bps-read-max=4M,throttling.bps-read-max-length=2"
+    );
     let mut timed = Timed::start(&["-drive", &drive]);
     for _ in 0..400 {
         timed.bench.io("d", "aio_read 0 64k");
@@ -114,8 +116,10 @@ fn a_burst_lasts_as_long_as_it_may() {
 #[test]
 fn what_is_set_is_shown_and_what_contradicts_is_refused() {
     let drive = format!("{DISK},id=d");
-    let mut bench = Bench::start(Images::new(), &["-drive", &drive, "-device", "virtio-blk-pci,id=v,drive=d"]);
-    let set = [("bps_rd", 1000), ("bps_rd_max", 5000), ("bps_rd_max_length", 3), ("iops", 7), ("iops_size", 512)];
+    let mut bench =
+        Bench::start(Images::new(), &["-drive", &drive, "-device", "virtio-blk-pci,id=v,drive=d"]);
+    let set =
+        [("bps_rd", 1000), ("bps_rd_max", 5000), ("bps_rd_max_length", 3), ("iops", 7), ("iops_size", 512)];
     bench.run("block_set_io_throttle", limits(&set));
     let shown = bench.medium("d");
     for (key, value) in set {
@@ -129,7 +133,10 @@ fn what_is_set_is_shown_and_what_contradicts_is_refused() {
         "{human}"
     );
     for (change, text) in [
-        (&[("bps", 1), ("bps_rd", 1)][..], "bps/iops/max total values and read/write values cannot be used at the same time"),
+        (
+            &[("bps", 1), ("bps_rd", 1)][..],
+            "bps/iops/max total values and read/write values cannot be used at the same time",
+        ),
         (&[("iops", -1)], "bps/iops/max values must be within [0, 1000000000000000]"),
         (&[("iops_max", 9)], "bps_max/iops_max require corresponding bps/iops values"),
         (&[("iops_size", 9)], "iops size requires an iops value to be set"),
@@ -155,7 +162,10 @@ fn what_is_set_is_shown_and_what_contradicts_is_refused() {
 
 #[test]
 fn members_of_a_group_share_its_limits() {
-    let (one, two) = (format!("{DISK},id=a,throttling.iops-total=100,throttling.group=g"), format!("{DISK},id=b,throttling.iops-total=100,throttling.group=g"));
+    let (one, two) = (
+        format!("{DISK},id=a,throttling.iops-total=100,throttling.group=g"),
+        format!("{DISK},id=b,throttling.iops-total=100,throttling.group=g"),
+    );
     let mut timed = Timed::start(&["-drive", &one, "-drive", &two]);
     for _ in 0..800 {
         timed.bench.io("a", "aio_read 0 4k");

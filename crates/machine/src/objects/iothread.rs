@@ -21,7 +21,7 @@ impl UserObject for Holder {
     }
 }
 
-fn create(id: &str, _values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
+fn create(_objects: &Objects, id: &str, _values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
     // The system keeps 15 bytes of a thread's name.
     let name: String = format!("IO {id}").chars().take(15).collect();
     Ok(Arc::new(Holder(Arc::new(IoThread::start(&name)))))

@@ -106,11 +106,11 @@ fn finish(block: RamBlock, values: &Map<String, Value>) -> Result<Arc<dyn UserOb
     Ok(Arc::new(Holder(Arc::new(MemoryBackend { block, used: AtomicBool::new(false) }))))
 }
 
-fn ram(id: &str, values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
+fn ram(_objects: &Objects, id: &str, values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
     finish(RamBlock::new(id, size(values)?)?, values)
 }
 
-fn memfd(id: &str, values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
+fn memfd(_objects: &Objects, id: &str, values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
     let size = size(values)?;
     let mut flags = MemfdFlags::CLOEXEC;
     flags.set(MemfdFlags::HUGETLB, flag(values, "hugetlb"));
@@ -120,7 +120,7 @@ fn memfd(id: &str, values: &Map<String, Value>, _objects: &Objects) -> Result<Ar
     finish(RamBlock::on_file(id, size, fd, flag(values, "share"))?, values)
 }
 
-fn file(id: &str, values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
+fn file(_objects: &Objects, id: &str, values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
     let size = size(values)?;
     let path = values.get("mem-path").and_then(Value::as_str);
     let path = path.ok_or_else(|| fail!("mem-path property not set"))?;

@@ -35,7 +35,7 @@ impl UserObject for Rng {
     }
 }
 
-fn builtin(_id: &str, _values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
+fn builtin(_objects: &Objects, _id: &str, _values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
     struct Host;
     impl Entropy for Host {
         fn fill(&self, to: &mut [u8]) -> std::io::Result<usize> {
@@ -45,7 +45,7 @@ fn builtin(_id: &str, _values: &Map<String, Value>, _objects: &Objects) -> Resul
     Ok(Arc::new(Rng(Arc::new(EntropySource(Box::new(Host))))))
 }
 
-fn random(_id: &str, values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
+fn random(_objects: &Objects, _id: &str, values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
     struct Device(Mutex<File>);
     impl Entropy for Device {
         fn fill(&self, to: &mut [u8]) -> std::io::Result<usize> {

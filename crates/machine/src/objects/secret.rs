@@ -38,7 +38,7 @@ pub(super) fn is_hidden(kind: &str, property: &str) -> bool {
     kind == "secret" && property == "data"
 }
 
-fn create(_id: &str, values: &Map<String, Value>, _objects: &Objects) -> Result<Arc<dyn UserObject>> {
+fn create(_objects: &Objects, _id: &str, values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
     let text = |name: &str| values.get(name).and_then(Value::as_str);
     let raw = match (text("data"), text("file")) {
         (Some(data), None) => data.as_bytes().to_vec(),

@@ -82,7 +82,7 @@ fn updated(mut config: Config, limits: &Map<String, Value>) -> Result<Config> {
     Ok(config)
 }
 
-fn create(id: &str, values: &Map<String, Value>, objects: &Objects) -> Result<Arc<dyn UserObject>> {
+fn create(objects: &Objects, id: &str, values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
     let mut options = Options(values.clone());
     let mut config = Config::default();
     config.take(&mut options, "x-")?;
