@@ -2,7 +2,7 @@
 
 use super::*;
 use base::fail;
-use machine::{Host, Objects, block_clock, clocks};
+use machine::{Host, clocks};
 use spec::chardev::ChardevSocket;
 use spec::{Chardev, ChardevKind, SocketAddress};
 use std::io::Read;

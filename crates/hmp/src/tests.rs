@@ -4,7 +4,7 @@ use crate::*;
 use base::fd::{FdSets, Inherited};
 use base::notice::Notices;
 use control::{Identity, World};
-use machine::{Host, Objects};
+use machine::Host;
 use spec::chardev::ChardevSocket;
 use spec::{Chardev, ChardevKind, SocketAddress};
 use std::io::{Read, Write};

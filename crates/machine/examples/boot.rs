@@ -1,7 +1,7 @@
 //! Boots a kernel without the control plane: `boot KERNEL INITRD "APPEND" [key=value...]`.
 
 use base::clock::{Clock, Kind};
-use machine::{Host, Notice, Objects, block_clock, build, clocks};
+use machine::{Host, Notice, build, clocks};
 use spec::machine::{Accel, MachineSpec};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
 use super::*;
-use machine::{Host, Objects, block_clock, clocks};
+use machine::{Host, clocks};
 use spec::chardev::ChardevSocket;
 use spec::{Chardev, ChardevKind, SocketAddress};
 use std::io::{BufRead, BufReader};

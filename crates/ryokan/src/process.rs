@@ -4,7 +4,7 @@ use base::fd::{FdSets, Inherited, SetFd};
 use base::notice::Notices;
 use base::{Result, fail};
 use cli::Complaint;
-use machine::{Host, Objects, block_clock, clocks};
+use machine::{Host, clocks};
 use rustix::fs::OFlags;
 use spec::Invocation;
 use std::os::fd::OwnedFd;
