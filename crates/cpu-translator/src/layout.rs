@@ -73,6 +73,10 @@ pub struct System {
     pub ring: u8,
     /// RFLAGS.AC, and so the view, may have changed.
     pub view_changed: u8,
+    /// Selectors of CS and SS; and as SYSCALL and SYSRET make them.
+    pub selectors: [u32; 2],
+    pub inner_selectors: [u32; 2],
+    pub outer_selectors: [u32; 2],
     /// IA32_KERNEL_GS_BASE.
     pub other_gs: u64,
     /// GS bases by view, as the control registers make them.
@@ -139,6 +143,9 @@ pub const IFLAG: i32 = system(offset_of!(System, iflag));
 pub const HINT: i32 = system(offset_of!(System, hint));
 pub const RING: i32 = system(offset_of!(System, ring));
 pub const VIEW_CHANGED: i32 = system(offset_of!(System, view_changed));
+pub const SELECTORS: i32 = system(offset_of!(System, selectors));
+pub const INNER_SELECTORS: i32 = system(offset_of!(System, inner_selectors));
+pub const OUTER_SELECTORS: i32 = system(offset_of!(System, outer_selectors));
 pub const OTHER_GS: i32 = system(offset_of!(System, other_gs));
 pub const VIEWS_AT: i32 = system(offset_of!(System, views));
 pub const LSTAR: i32 = system(offset_of!(System, lstar));

@@ -34,6 +34,8 @@ pub fn load(state: &mut State, core: &Core) {
     s.ring = 0;
     s.view_changed = 0;
     s.other_gs = core.st.msr.kernel_gs_base;
+    let selector = |n: usize| u32::from(core.st.seg[n].selector);
+    s.selectors = [selector(seg::CS), selector(seg::SS)];
 }
 
 /// What control and model-specific registers make of it.
@@ -43,6 +45,9 @@ pub fn load_registers(state: &mut State, core: &Core, tables: &Tables) {
     let views = [View::User, View::Supervisor, inner];
     s.views = views.map(|view| tables.gs(view) as u64);
     s.lstar = core.st.msr.lstar;
+    let (inner, outer) = ((core.st.msr.star >> 32) as u16 & 0xfffc, (core.st.msr.star >> 48) as u16);
+    s.inner_selectors = [inner, inner.wrapping_add(8)].map(u32::from);
+    s.outer_selectors = [outer.wrapping_add(16) | 3, outer.wrapping_add(8) | 3].map(u32::from);
     s.kept = !(core.st.msr.sfmask | RF);
     s.counter_offset = core.st.tsc_offset;
     s.counter_id = core.st.msr.tsc_aux;
@@ -57,8 +62,11 @@ pub fn store(state: &mut State, core: &mut Core) -> bool {
     let s = &mut state.system;
     core.st.rflags = core.st.rflags & ARITH | s.flags | u64::from(s.iflag) << 8;
     core.st.msr.kernel_gs_base = s.other_gs;
-    core.st.seg[seg::GS].base = state.seg_base[1];
-    core.sc[seg::GS].base = state.seg_base[1];
+    // Only SWAPGS changes it, in 64-bit code. (In other code this is not the whole base.)
+    if core.sc[seg::GS].base != state.seg_base[1] {
+        core.st.seg[seg::GS].base = state.seg_base[1];
+        core.sc[seg::GS].base = state.seg_base[1];
+    }
     let ring = std::mem::take(&mut s.ring);
     match ring {
         0 if s.view_changed != 0 => core.choose_view(),

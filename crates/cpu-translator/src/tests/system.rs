@@ -73,9 +73,9 @@ fn system_calls_change_the_ring_and_come_back() {
         0xbb, 64, 0, 0, 0, 0xf9, 0x0f, 0x05, 0x83, 0xd7, 0, 0xff, 0xcb, 0x75, 0xf6, 0xb8, 1, 0, 0, 0, 0x0f,
         0x05,
     ];
-    // Kernel at +0x800: pushfq; pop rdx; mov si,cs; test eax,eax; jnz end; inc r8; sysretq; end: hlt
+    // Kernel at +0x800: pushfq; pop rdx; mov esi,cs; test eax,eax; jnz end; inc r8; sysretq; end: hlt
     let kernel =
-        [0x9c, 0x5a, 0x66, 0x8c, 0xce, 0x85, 0xc0, 0x75, 6, 0x49, 0xff, 0xc0, 0x48, 0x0f, 0x07, 0xf4];
+        [0x9c, 0x5a, 0x8c, 0xce, 0x90, 0x85, 0xc0, 0x75, 6, 0x49, 0xff, 0xc0, 0x48, 0x0f, 0x07, 0xf4];
     let mut state = long_mode_state(CODE, STACK, 3);
     state.rflags |= 0x200;
     state.msr.lstar = CODE + 0x800;
@@ -143,4 +143,35 @@ fn invlpg_of_one_page_drops_a_whole_large_page() {
     guest.memory.store(0x40_0000, 8, 5);
     guest.memory.store(0x60_0000, 8, 100);
     assert_eq!(guest.run().gpr[3], 5 + 63 * 100);
+}
+
+#[test]
+fn bit_tests_reach_beyond_their_operand() {
+    // Each round: mov rax,-65; bts [rsi],rax; mov r10d,70; btc [rsi],r10d; bt [rsi],rax; adc ebx,0
+    // Bit -65 is in the quadword two before, bit 70 in the double word two behind.
+    let body = [
+        0x48, 0xc7, 0xc0, 0xbf, 0xff, 0xff, 0xff, 0x48, 0x0f, 0xab, 0x06, 0x41, 0xba, 70, 0, 0, 0, 0x44,
+        0x0f, 0xbb, 0x16, 0x48, 0x0f, 0xa3, 0x06, 0x83, 0xd3, 0,
+    ];
+    let mut state = long_mode_state(CODE, STACK, 0);
+    state.gpr[6] = 0x2_0000;
+    let mut guest = Guest::with(&state, &looped(&body));
+    guest.memory.store(0x2_0008, 8, 0);
+    let state = guest.run();
+    assert_eq!(state.gpr[3], 64);
+    assert_eq!(guest.memory.load(0x2_0000 - 16, 8), 1 << 63);
+    assert_eq!(guest.memory.load(0x2_0008, 8), 0);
+    let mut state = state;
+    state.gpr[1] = 1;
+    guest.vcpu.load(&state).unwrap();
+    guest.again(CODE + 5);
+    assert_eq!(guest.memory.load(0x2_0008, 8), 1 << 6);
+}
+
+#[test]
+fn code_and_stack_selectors_are_read_in_place() {
+    // mov eax,cs; mov r11,ss; mov rbx,r11
+    let mut guest = Guest::new(0, &looped(&[0x8c, 0xc8, 0x4d, 0x8c, 0xd3, 0x4c, 0x89, 0xdb]));
+    let state = guest.run();
+    assert_eq!((state.gpr[0], state.gpr[3]), (8, 0x10));
 }

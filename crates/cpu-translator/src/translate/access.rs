@@ -275,7 +275,7 @@ impl Builder {
     }
 
     /// Looks up the page of T0 for `size` bytes. Returns the access's site.
-    fn look_up(&mut self, (size, align): (u32, u32), write: bool, retry: u32, free: bool) -> u32 {
+    pub(super) fn look_up(&mut self, (size, align): (u32, u32), write: bool, retry: u32, free: bool) -> u32 {
         let site = self.site(Kind::Access { write, table: write });
         self.site_mut(site).retry = retry;
         let restore = self.restores();

@@ -418,7 +418,7 @@ fn same_size(r: Register) -> Register {
 }
 
 /// `i` with the memory operand at `at`.
-fn host_form(i: &Instruction, at: &Address) -> Instruction {
+pub(super) fn host_form(i: &Instruction, at: &Address) -> Instruction {
     let mut host = *i;
     let code = match i.code() {
         Op::Mov_AL_moffs8 => Op::Mov_r8_rm8,

@@ -3,12 +3,13 @@
 //! to the interpreter's at the next exit (`crate::system`).
 
 use super::access::{Where, slot};
+use super::emit::host_form;
 use super::{Builder, Class, Cold, FlagsAt, Source, key};
 use crate::asm::*;
 use crate::cache::Kind;
 use crate::layout::*;
 use cpu_interpreter::View;
-use iced_x86::{Code as Op, Instruction, Mnemonic};
+use iced_x86::{Code as Op, Instruction, Mnemonic, OpKind, Register};
 
 /// RFLAGS.AC and DF as they stand in `State::system`.
 const AC: i32 = 1 << 18;
@@ -25,6 +26,8 @@ pub fn classify(source: &Source, i: &Instruction) -> Option<Class> {
         Rdtsc | Rdtscp => source.key & key::COUNTER != 0,
         Pushfq => i.code() == Op::Pushfq,
         Cld | Std => true,
+        Mov => reads_selector(i),
+        Bt | Bts | Btr | Btc => is_far_bit(i),
         Cli | Sti => inner,
         Rdfsbase | Rdgsbase => source.key & key::BASES != 0,
         Swapgs | Stac | Clac if inner => return Some(Class::SystemEnd),
@@ -33,6 +36,19 @@ pub fn classify(source: &Source, i: &Instruction) -> Option<Class> {
         _ => false,
     };
     inline.then_some(Class::System)
+}
+
+/// MOV to a 32- or 64-bit register from CS or SS.
+fn reads_selector(i: &Instruction) -> bool {
+    i.op0_kind() == OpKind::Register
+        && i.op0_register().size() >= 4
+        && i.op1_kind() == OpKind::Register
+        && matches!(i.op1_register(), Register::CS | Register::SS)
+}
+
+/// A bit test of memory whose number stands in a register.
+fn is_far_bit(i: &Instruction) -> bool {
+    i.op0_kind() == OpKind::Memory && i.op1_kind() == OpKind::Register && i.memory_size().size() >= 4
 }
 
 impl Builder {
@@ -47,6 +63,8 @@ impl Builder {
                 self.spare_flags();
                 self.code.system_flag(DF, i.mnemonic() == Std);
             }
+            Mov => self.read_selector(i),
+            Bt | Bts | Btr | Btc => self.far_bit(source, i),
             Cli => self.code.store_imm8(IFLAG, 0),
             Sti => self.allow_interrupts(),
             Rdfsbase | Rdgsbase => {
@@ -104,6 +122,52 @@ impl Builder {
         if with_id {
             code.load32(RCX, COUNTER_ID);
         }
+    }
+
+    /// MOV of CS or SS to a register.
+    fn read_selector(&mut self, i: &Instruction) {
+        let n = i.op0_register().full_register().number() as u8;
+        let to = if n == T0 || n == T1 { T0 } else { n };
+        self.code.load32(to, if i.op1_register() == Register::CS { SELECTORS } else { SELECTORS + 4 });
+        if to == T0 {
+            self.code.store(slot(n), T0);
+        }
+    }
+
+    /// A bit test whose bit may lie beyond the operand: the address takes the upper bits.
+    fn far_bit(&mut self, source: &Source, i: &Instruction) {
+        let size = i.memory_size().size() as u32;
+        let wide = size == 8;
+        let n = i.op1_register().full_register().number() as u8;
+        self.spare_flags();
+        let retry = self.here();
+        self.address(source, i);
+        let to_scratch = |code: &mut Code| {
+            if n == T0 || n == T1 { code.load(T1, slot(n)) } else { code.mov(T1, n) }
+        };
+        to_scratch(&mut self.code);
+        if wide {
+            self.code.raw(&[0x49, 0xc1, 0xfb, 6]); // sar r11, 6
+            self.code.raw(&[0x4f, 0x8d, 0x14, 0xda]); // lea r10, [r10 + r11 * 8]
+        } else {
+            self.code.raw(&[0x4d, 0x63, 0xdb]); // movsxd r11, r11d
+            self.code.raw(&[0x49, 0xc1, 0xfb, 5]);
+            self.code.raw(&[0x4f, 0x8d, 0x14, 0x9a]); // lea r10, [r10 + r11 * 4]
+        }
+        let write = i.mnemonic() != Mnemonic::Bt;
+        let site = self.look_up((size, 1), write, retry, false);
+        self.code.lea_sum(T0, T0, T1, -1);
+        to_scratch(&mut self.code);
+        self.code.group32(4, T1, 8 * size as i32 - 1);
+        self.flags_for_operation();
+        let at = Address { base: Some(T0), index: None, scale: 0, disp: 0 };
+        let mut host = host_form(i, &at);
+        host.set_op1_register(if wide { Register::R11 } else { Register::R11D });
+        self.may_fault(site);
+        if !self.code.encode(&host) {
+            self.code.raw(&[0x0f, 0x0b]);
+        }
+        self.goes_on(site);
     }
 
     /// PUSHFQ: RF and VM read as zero.
