@@ -53,10 +53,6 @@ impl Code {
         self.labels[label.0] = self.bytes.len() as u32;
     }
 
-    pub fn place(&self, label: Label) -> u32 {
-        self.labels[label.0]
-    }
-
     /// Fills in all jumps to labels. Every label that is used must be bound.
     pub fn finish(&mut self) {
         for &(at, label) in &self.fixups {
@@ -258,12 +254,6 @@ impl Code {
         self.base_disp(reg, base, disp);
     }
 
-    pub fn store32_at(&mut self, base: u8, disp: i32, reg: u8) {
-        self.rex(false, reg, 0, base);
-        self.raw(&[0x89]);
-        self.base_disp(reg, base, disp);
-    }
-
     /// `opcode reg, [address]`, base without or with index.
     pub fn op_at(&mut self, wide: bool, opcode: u8, reg: u8, a: &Address) {
         let (base, index) = (a.base.unwrap_or(5), a.index.unwrap_or(4));
@@ -368,12 +358,6 @@ impl Code {
         self.rex(false, 0, index, 0);
         self.raw(&[0xff, 0x24, 0xc5 | (index & 7) << 3]);
         self.imm32(disp);
-    }
-
-    /// `jmp reg`.
-    pub fn jmp_reg(&mut self, reg: u8) {
-        self.rex(false, 0, 0, reg);
-        self.raw(&[0xff, 0xe0 | reg & 7]);
     }
 
     /// `mov byte gs:[disp], value`.

@@ -154,7 +154,7 @@ impl Shared {
                     peer.link.post(Request::INTERRUPT);
                 }
                 spins += 1;
-                if spins % 64 == 0 {
+                if spins.is_multiple_of(64) {
                     std::thread::yield_now();
                 }
                 std::hint::spin_loop();

@@ -11,13 +11,11 @@ use iced_x86::{Instruction, OpKind};
 impl Builder {
     pub(super) fn control(&mut self, source: &Source, i: &Instruction) {
         match self.steps[self.k].class {
-            Class::Jump => {
-                // Within the trace the next step is the target.
-                if self.k + 1 == self.steps.len() {
-                    let live = self.steps[self.k].live_after != 0;
-                    self.want_flags(live);
-                    self.link(source, i.near_branch_target(), live);
-                }
+            // Within the trace the next step is the target.
+            Class::Jump if self.k + 1 == self.steps.len() => {
+                let live = self.steps[self.k].live_after != 0;
+                self.want_flags(live);
+                self.link(source, i.near_branch_target(), live);
             }
             Class::Branch => self.branch(source, i),
             Class::Loop | Class::CountZero => self.count(source, i),
