@@ -232,8 +232,9 @@ fn intervals_histograms_and_what_counts() {
         assert_eq!(why, "GenericError: Device 'v' set read boundaries fail");
     }
     timed.step(SECOND);
-    timed.bench.io("d", "read 0 64k");
-    timed.bench.io("d", "write 0 4k");
+    timed.bench.io("d", "aio_read 0 64k");
+    timed.bench.io("d", "aio_write 0 4k");
+    timed.read("d");
     let stats = timed.stats("d");
     assert_eq!((&stats["account_failed"], &stats["account_invalid"]), (&json!(false), &json!(true)));
     let short = &stats["timed_stats"][0];

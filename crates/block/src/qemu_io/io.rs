@@ -3,6 +3,7 @@
 use super::args::{Words, number, size_text};
 use super::{Answer, Out, failed};
 use crate::backend::Backend;
+use crate::backend::stats::Kind;
 use crate::types::*;
 use std::time::Instant;
 
@@ -67,7 +68,7 @@ fn pattern(words: &mut Words, letter: char) -> Result<Option<u8>, String> {
     }
 }
 
-/// Runs a request now, or beside what follows (`aio_*`).
+/// Runs a request now, or beside what follows (`aio_*`, which alone count in the statistics).
 async fn conduct<F>(asynchronous: bool, backend: &Backend, work: F) -> Answer
 where
     F: Future<Output = Answer> + Send + 'static,
@@ -114,7 +115,11 @@ pub(super) async fn read(backend: &Backend, name: &'static str, words: Vec<Strin
             }
             Ok(data)
         };
-        let data = match result.await {
+        let (started, result) = (disk.stats().start(), result.await);
+        if asynchronous {
+            disk.stats().done(Kind::Read, job.len, started, result.is_ok());
+        }
+        let data = match result {
             Ok(data) => data,
             Err(error) => return tell_failure(asynchronous, "read", &error, &told),
         };
@@ -212,7 +217,11 @@ pub(super) async fn write(backend: &Backend, name: &'static str, words: Vec<Stri
                 Content::Zeroes => access.write_zeroes(job.offset, job.len, zeroes).await,
             }
         };
-        match result.await {
+        let (started, result) = (disk.stats().start(), result.await);
+        if asynchronous {
+            disk.stats().done(Kind::Write, job.len, started, result.is_ok());
+        }
+        match result {
             Ok(()) => {
                 job.report(&told);
                 Ok(())
