@@ -421,3 +421,11 @@ fn a_return_that_is_stepped_over_traps_like_any_other_instruction() {
         }
     }
 }
+
+#[test]
+fn reading_the_shadow_stack_pointer_does_nothing() {
+    // mov eax,7; rdsspq rax; rdsspd eax; hlt: how unwinders find out that there is none.
+    let mut guest =
+        Guest::long(&[0xb8, 7, 0, 0, 0, 0xf3, 0x48, 0x0f, 0x1e, 0xc8, 0xf3, 0x0f, 0x1e, 0xc8, 0xf4]);
+    assert_eq!(guest.run().gpr[0], 7);
+}

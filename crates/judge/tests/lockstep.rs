@@ -1,5 +1,5 @@
-//! Linux on two engines in lock step. `RYOKAN_LOCKSTEP_INSTRUCTIONS` says how far (0: not at all), and
-//! `RYOKAN_LOCKSTEP_ENGINES` on what (`interpreter,interpreter`).
+//! Linux on two engines in lock step. `RYOKAN_LOCKSTEP_INSTRUCTIONS` says how far, and
+//! `RYOKAN_LOCKSTEP_ENGINES` on what (`interpreter,translator`).
 
 use judge::lockstep::{Outcome, Setup, narrow, run};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ sqrt(i) / 3; print s }'; seq 1 3000 | sort -r | tail -1; dd if=/dev/zero bs=64k 
 >/dev/null; done";
 
 fn boot(kernel: &Path, initrd: &Path, instructions: u64) {
-    let engines = std::env::var("RYOKAN_LOCKSTEP_ENGINES").unwrap_or("interpreter,interpreter".into());
+    let engines = std::env::var("RYOKAN_LOCKSTEP_ENGINES").unwrap_or("interpreter,translator".into());
     let (first, second) = engines.split_once(',').expect("two engines");
     let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
     let line = "console=ttyS0 panic=-1 nokaslr";
@@ -56,7 +56,7 @@ fn instructions(default: u64) -> u64 {
 }
 
 #[test]
-#[ignore = "long: two billion instructions; cargo xtask lockstep"]
+#[ignore = "two billion instructions: cargo test -p judge --test lockstep -- --ignored"]
 fn cloud_kernel() {
     boot(
         &guests::kernel("linux-image-cloud-amd64").unwrap(),
@@ -66,7 +66,7 @@ fn cloud_kernel() {
 }
 
 #[test]
-#[ignore = "long: two billion instructions; cargo xtask lockstep"]
+#[ignore = "two billion instructions: cargo test -p judge --test lockstep -- --ignored"]
 fn i386_kernel_with_pae() {
     boot(&foreign::kernel_i386().unwrap(), &initrd("lockstep-i386"), instructions(2_000_000_000));
 }

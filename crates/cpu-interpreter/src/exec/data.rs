@@ -103,7 +103,9 @@ impl Core {
             }
             Cli | Sti => self.interrupt_flag(m == Sti),
             Nop | Pause | Endbr64 | Endbr32 | Prefetchnta | Prefetcht0 | Prefetcht1 | Prefetcht2
-            | Prefetch | Prefetchw | Prefetchwt1 | Reservednop => Ok(Flow::Next),
+            | Prefetch | Prefetchw | Prefetchwt1 | Reservednop
+            // Without shadow stacks these are hint NOPs (unwinders execute them).
+            | Rdsspd | Rdsspq => Ok(Flow::Next),
             Clflush | Clflushopt | Clwb => self.operand(op, 1, false).and_then(|linear| {
                 self.read(linear, 1)?;
                 Ok(Flow::Next)

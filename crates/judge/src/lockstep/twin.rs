@@ -222,7 +222,7 @@ impl Twin {
             }
             self.pace.pass(longest);
             let idle = round.windows[round.windows.len() - vcpus.len()..].iter().all(|w| w.halted);
-            if idle && !self.pace.skip() {
+            if idle && !self.pace.skip() && longest == 0 {
                 round.ended = Some(Ended::Halted);
                 return Ok(round);
             }
@@ -290,7 +290,8 @@ fn alone(vcpu: &mut dyn Vcpu, pace: &mut Pace, count: u64) -> Result<Round> {
             break;
         }
         pace.pass(retired);
-        if halted && (asleep(&round) || !pace.skip()) {
+        // A timer that has just fired may be about to wake it.
+        if halted && (asleep(&round) || !pace.skip() && retired == 0) {
             round.ended = Some(Ended::Halted);
             break;
         }

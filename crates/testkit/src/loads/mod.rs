@@ -82,13 +82,14 @@ impl Load {
     fn initramfs(&self, seconds: u32) -> Result<PathBuf> {
         let script = format!(
             "export TIME={seconds} HOME=/tmp LC_ALL=C\nmkdir -p /run /var/tmp\nip link set lo up 2>/dev/null\n\
-             {}\necho LOAD-END\ndmesg\necho LOG-END\npoweroff -f\n",
+             {}\necho LOAD-END\ndmesg\necho LOG-END\nsleep 3\npoweroff -f\n",
             self.script
         );
         let mut archive = guests::base_archive(&script)?;
         for name in tree::closure(self.packages)? {
             tree::add(&mut archive, &guests::package(&name)?)?;
         }
+        archive.directory("modules");
         for module in self.modules {
             archive.file(&format!("modules/{module}.ko"), &tree::module(KERNEL, module)?);
         }
