@@ -26,11 +26,6 @@ fn programs_in_go() {
 }
 
 #[test]
-fn ftrace_rewrites_the_kernel() {
-    passes("ftrace", &[], 0);
-}
-
-#[test]
 #[ignore = "long"]
 fn python() {
     passes("python", &["-cpu", "max"], 0);

@@ -129,12 +129,13 @@ impl Twin {
         // The clock moves by hand only, as for the qtest engine.
         let clocks = clocks(true);
         let tree = Arc::new(qom::Tree::new());
+        let graph = block::Graph::new(notices.clone(), block_clock(&clocks), FdSets::default());
         let host = Host {
-            notices: notices.clone(),
-            objects: Arc::new(Objects::new(tree.clone())),
+            notices,
+            objects: Arc::new(Objects::new(tree.clone(), graph.clone())),
             tree,
             chardevs: chardev::Chardevs::new(runtime.handle().clone(), Arc::new(NoHost)),
-            graph: block::Graph::new(notices, block_clock(&clocks), FdSets::default()),
+            graph,
             clocks,
         };
         for chardev in &invocation.chardevs {
