@@ -18,7 +18,7 @@ mod wiring;
 
 pub use entropy::{Entropy, EntropySource};
 pub use irq::{IrqLine, MsiMessage, MsiSink};
-pub use model::{Bus, BusKind, Model};
+pub use model::{Bus, BusKind, Hotplug, Model};
 pub use power::{Notice, Power, ResetCause, ShutdownCause, WatchdogAction};
 pub use props::{Property, PropertyKind, Props};
 pub use wiring::{Backends, Clocks, Services, Wiring};
@@ -59,6 +59,12 @@ pub trait Device: Send + Sync + Any {
     /// Buses this device provides (`ide.0`, `pci.1`, `scsi0.0`).
     fn buses(&self) -> Vec<Arc<dyn Bus>> {
         Vec::new()
+    }
+
+    /// The type of the part of the device that has a place of its own in the object tree,
+    /// `virtio-backend` below the device.
+    fn inner_type(&self) -> Option<&'static str> {
+        None
     }
 
     /// Properties that change while the device lives (QOM getters beside the static ones).

@@ -33,6 +33,17 @@ impl BusKind {
     }
 }
 
+/// How devices come to and leave a bus of a running machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hotplug {
+    /// They do not.
+    No,
+    /// A device is gone when the unplug returns.
+    AtOnce,
+    /// The guest is asked to let a device go; a reset of the machine does it too.
+    ByGuest,
+}
+
 /// A bus of a machine. Devices that sit on it downcast to the concrete type they need
 /// ([`crate::pci::PciBus`], the IDE bus in `devices::storage`, ...).
 pub trait Bus: Send + Sync + Any {
@@ -41,6 +52,9 @@ pub trait Bus: Send + Sync + Any {
     fn kind(&self) -> BusKind;
     /// Whether one more device fits (a full bus is skipped when no `bus=` is given).
     fn is_full(&self) -> bool;
+    fn hotplug(&self) -> Hotplug {
+        Hotplug::No
+    }
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync>;
 }
 

@@ -1,5 +1,8 @@
 //! What a device may ask of the whole machine, and what it tells the outside world.
 
+use crate::Device;
+use std::sync::Arc;
+
 /// Why the machine is to be reset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetCause {
@@ -44,6 +47,8 @@ pub trait Power: Send + Sync {
     fn a20(&self) -> bool;
     /// INIT to all vCPUs without resetting devices (8042 pulse where the chipset does so).
     fn inject_nmi(&self);
+    /// The guest let go of a device, which is off its bus: the machine takes it apart.
+    fn ejected(&self, device: Arc<dyn Device>);
 }
 
 /// What devices tell the control plane (through `base::notice::Notices`).

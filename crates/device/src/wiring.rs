@@ -27,6 +27,11 @@ pub trait Backends: Send + Sync {
     fn drive(&self, name: &str, front_end: &str) -> Result<block::Backend>;
     /// A new anonymous block back end without a medium (a CD drive without `drive=`).
     fn empty_drive(&self) -> Result<block::Backend>;
+    /// Runs `unplug`, which takes a device apart; drives made for a device (`-drive`,
+    /// `drive_add`) that it lets go of are deleted.
+    fn release(&self, unplug: &dyn Fn()) {
+        unplug();
+    }
     /// A user-created object (`rng-random`, `iothread`), to be downcast by its type.
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>>;
 }

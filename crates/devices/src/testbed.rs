@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex};
 pub struct Recorder {
     pub messages: Mutex<Vec<MsiMessage>>,
     pub asked: Mutex<Vec<String>>,
+    pub ejected: Mutex<Vec<Arc<dyn Device>>>,
     pub objects: Mutex<BTreeMap<String, Arc<dyn Any + Send + Sync>>>,
     graph: Mutex<Option<Arc<Graph>>>,
     chardevs: Mutex<Option<(chardev::Chardevs, tokio::runtime::Handle)>>,
@@ -102,6 +103,9 @@ impl Power for Recorder {
         true
     }
     fn inject_nmi(&self) {}
+    fn ejected(&self, device: Arc<dyn Device>) {
+        self.ejected.lock().unwrap().push(device);
+    }
 }
 
 impl Backends for Recorder {

@@ -71,6 +71,29 @@ impl Args {
     }
 }
 
+/// `value,key=value,...` as an object of texts: a first part without `=` is the value of
+/// `implied`, another one switches its key on; `,,` is a comma.
+pub(crate) fn key_values(text: &str, implied: &str) -> serde_json::Map<String, serde_json::Value> {
+    let mut parts = vec![String::new()];
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        match c {
+            ',' if chars.next_if_eq(&',').is_none() => parts.push(String::new()),
+            c => parts.last_mut().unwrap_or(&mut String::new()).push(c),
+        }
+    }
+    let mut map = serde_json::Map::new();
+    for (at, part) in parts.into_iter().enumerate().filter(|(_, part)| !part.is_empty()) {
+        let (key, value) = match part.split_once('=') {
+            Some((key, value)) => (key, value),
+            None if at == 0 => (implied, part.as_str()),
+            None => (part.as_str(), "on"),
+        };
+        map.insert(key.into(), value.into());
+    }
+    map
+}
+
 /// The command with its arguments, or what to print instead.
 pub(crate) fn line(session: &Session, line: &str) -> Result<(&'static Command, Args), String> {
     let (mut command, mut rest) = find(table::COMMANDS, line, line)?;

@@ -119,6 +119,8 @@ pub(crate) static COMMANDS: &[Command] = commands![
     ["nbd_server_remove"], [need("f", Kind::Flag), need("name", Kind::Word)], "[-f] name", "take an NBD export away (-f: although clients use it)", nbd::remove;
     ["nbd_server_stop"], [], "", "end the NBD server", nbd::stop;
     ["qemu-io"], [need("device", Kind::Word), need("command", Kind::Word)], "device \"command\"", "run a qemu-io command on a disk", block::qemu_io;
+    ["device_add"], [need("device", Kind::Rest)], "driver[,prop=value][,...]", "add a device, as -device does", objects::device_add;
+    ["device_del"], [need("id", Kind::Word)], "id", "take a device out", objects::device_del;
     ["object_del"], [need("id", Kind::Word)], "id", "remove an object", objects::object_del;
 ];
 

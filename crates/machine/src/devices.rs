@@ -1,8 +1,10 @@
 //! The machine's devices: created from models, kept in creation order, shown in the object
 //! tree.
 
+mod hotplug;
+
 use base::{Failure, Mutex, Result, bail, fail};
-use device::{Bus, Device, Model, Props, Services, Wiring};
+use device::{Bus, BusKind, Device, Hotplug, Model, Props, ResetKind, Services, Wiring};
 use qom::{Object, PropertyInfo, Tree};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -24,6 +26,11 @@ impl Entry {
     pub fn model(&self) -> &'static Model {
         self.device.model()
     }
+
+    /// Where its inner part is ([`Device::inner_type`]).
+    pub fn inner_path(&self) -> String {
+        format!("{}/virtio-backend", self.path)
+    }
 }
 
 /// All devices and buses of a machine and the models it knows.
@@ -34,6 +41,7 @@ pub struct Devices {
     globals: Vec<(String, String, String)>,
     entries: Mutex<Vec<Arc<Entry>>>,
     buses: Mutex<Vec<Arc<dyn Bus>>>,
+    asked: Mutex<Vec<hotplug::Asked>>,
     /// Set once the board is complete: what comes later is hot-plugged.
     complete: AtomicBool,
 }
@@ -52,6 +60,7 @@ impl Devices {
             globals,
             entries: Mutex::default(),
             buses: Mutex::default(),
+            asked: Mutex::default(),
             complete: AtomicBool::new(false),
         }
     }
@@ -143,17 +152,20 @@ impl Devices {
         let model = self.user_model(&driver)?;
         let hotplug = self.complete.load(Ordering::Acquire);
         if hotplug && !model.hotpluggable {
-            bail!("Device '{}' can not be hotplugged", model.name);
+            bail!("Parameter 'driver' expects a pluggable device type");
         }
         if let Some(id) = &id {
             if !spec::id_wellformed(id) {
                 bail!("Parameter 'id' expects an identifier");
             }
             if self.find(id).is_some() {
-                bail!("Duplicate device ID '{id}'");
+                bail!("Duplicate ID '{id}' for device");
             }
         }
         let bus = self.choose_bus(model, bus.as_deref())?;
+        if hotplug && bus.hotplug() == Hotplug::No {
+            bail!("Bus '{}' does not support hotplugging", bus.name());
+        }
         let path = match &id {
             Some(id) => format!("/machine/peripheral/{id}"),
             None => self.tree.free_path("/machine/peripheral-anon", "device"),
@@ -192,10 +204,14 @@ impl Devices {
             if bus.kind() != model.bus {
                 bail!("Device '{}' can't go on {} bus", model.name, bus.kind().name());
             }
+            if is_full(&**bus) {
+                bail!("Bus '{name}' is full");
+            }
             return Ok(bus.clone());
         }
         let fitting: Vec<_> = buses.iter().filter(|bus| bus.kind() == model.bus).collect();
-        match fitting.iter().find(|bus| !bus.is_full()).or(fitting.first()) {
+        let free = fitting.iter().find(|bus| !bus.is_full());
+        match free.or(fitting.first()).filter(|bus| !is_full(&****bus)) {
             Some(bus) => Ok((*bus).clone()),
             None => bail!("No '{}' bus found for device '{}'", model.bus.name(), model.name),
         }
@@ -218,6 +234,7 @@ impl Devices {
         }
         all.extend(given.clone());
         let props = Props::check(model, &all)?;
+        self.check_boot_index(&props)?;
         let hotplugged = self.complete.load(Ordering::Acquire);
         let mut wiring = Wiring {
             services: &self.services,
@@ -227,16 +244,33 @@ impl Devices {
             hotplugged,
         };
         let device = (model.create)(&props, &mut wiring)?;
+        if hotplugged {
+            device.reset(ResetKind::Cold);
+        }
         if let Some(function) = device.pci() {
             function.core().attach(device.clone());
         }
         let entry = self.enter(Entry { path, id, props, bus: Some(bus.name()), device, hotplugged });
+        if hotplugged {
+            self.announce(&entry);
+        }
         Ok(entry)
+    }
+
+    fn check_boot_index(&self, props: &Props) -> Result<()> {
+        let Some(index) = props.opt_u64("bootindex") else { return Ok(()) };
+        if self.entries.lock().iter().any(|other| other.props.opt_u64("bootindex") == Some(index)) {
+            bail!("The bootindex {index} has already been used");
+        }
+        Ok(())
     }
 
     fn enter(&self, entry: Entry) -> Arc<Entry> {
         let entry = Arc::new(entry);
         self.tree.insert(&entry.path, Arc::new(DeviceObject(entry.clone())));
+        if entry.device.inner_type().is_some() {
+            self.tree.insert(&entry.inner_path(), Arc::new(InnerObject(DeviceObject(entry.clone()))));
+        }
         for bus in entry.device.buses() {
             let path = format!("{}/{}", entry.path, bus.name());
             self.tree.insert(&path, Arc::new(BusObject(bus.clone())));
@@ -244,15 +278,6 @@ impl Devices {
         }
         self.entries.lock().push(entry.clone());
         entry
-    }
-
-    /// Takes a device out: unplugged, its buses gone.
-    pub fn remove(&self, entry: &Arc<Entry>) {
-        entry.device.unplug();
-        let own: Vec<_> = entry.device.buses().iter().map(|bus| bus.name()).collect();
-        self.buses.lock().retain(|bus| !own.contains(&bus.name()));
-        self.entries.lock().retain(|other| !Arc::ptr_eq(other, entry));
-        self.tree.remove(&entry.path);
     }
 
     /// Fails for a global that names a driver that nobody knows.
@@ -331,6 +356,32 @@ impl Object for DeviceObject {
         }
         Err(Tree::no_property(name))
     }
+}
+
+/// The inner part of a device, with the properties of the whole.
+struct InnerObject(DeviceObject);
+
+impl Object for InnerObject {
+    fn type_name(&self) -> String {
+        self.0.0.device.inner_type().unwrap_or_default().into()
+    }
+
+    fn properties(&self) -> Vec<PropertyInfo> {
+        self.0.properties()
+    }
+
+    fn get(&self, name: &str) -> Result<Value> {
+        if name == "type" { Ok(self.type_name().into()) } else { self.0.get(name) }
+    }
+
+    fn set(&self, name: &str, value: &Value) -> Result<()> {
+        self.0.set(name, value)
+    }
+}
+
+/// PCI functions find out themselves that there is no place: their customary message is another.
+fn is_full(bus: &dyn Bus) -> bool {
+    bus.kind() != BusKind::Pci && bus.is_full()
 }
 
 /// A bus in the object tree.

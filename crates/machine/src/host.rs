@@ -73,6 +73,13 @@ impl device::Backends for Host {
         block::Backend::new(&self.graph, block::Setup::default())
     }
 
+    fn release(&self, unplug: &dyn Fn()) {
+        let mut held = self.graph.backends();
+        held.retain(|backend| backend.is_for_device() && backend.front_end().is_some());
+        unplug();
+        held.iter().filter(|backend| backend.front_end().is_none()).for_each(block::Backend::delete);
+    }
+
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {
         self.objects.find(id)
     }

@@ -239,6 +239,9 @@ impl Machine {
             self.services.notices.send(Notice::Broken { vcpu, why });
             self.stop_for(RunState::InternalError);
         }
+        for gone in &pending.ejected {
+            self.devices.ejected(&gone.0);
+        }
         if pending.crash_loaded {
             self.services.notices.send(Notice::GuestCrashLoaded { action: "run" });
         }
@@ -306,6 +309,7 @@ impl Machine {
 
     /// Devices, ROMs, vCPUs, then the board's boot set-up. The vCPUs are parked.
     pub(crate) fn reset_everything(&self, kind: ResetKind) {
+        self.devices.complete_unplugs();
         self.devices.each(|device| device.reset(kind));
         self.requests.set_a20_open();
         self.memory.restore_roms();

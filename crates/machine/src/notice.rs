@@ -58,6 +58,11 @@ pub enum Notice {
     Watchdog {
         action: &'static str,
     },
+    /// A device (or the inner part of one, without id) is gone.
+    DeviceDeleted {
+        id: Option<String>,
+        path: String,
+    },
     /// A vCPU reached a breakpoint or finished a step (for the debugger).
     DebugStop {
         vcpu: usize,

@@ -6,9 +6,27 @@ use crate::vcpu::{Gate, VcpuHandle, VcpuOwner};
 use base::Mutex;
 use base::notice::Notices;
 use cpu::Request;
-use device::{Power, ResetCause, ShutdownCause};
+use device::{Device, Power, ResetCause, ShutdownCause};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+/// A device that the guest let go of.
+#[derive(Clone)]
+pub(crate) struct Ejected(pub Arc<dyn Device>);
+
+impl PartialEq for Ejected {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Ejected {}
+
+impl std::fmt::Debug for Ejected {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Ejected({})", self.0.model().name)
+    }
+}
 
 /// What is waiting to be done.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,6 +42,7 @@ pub(crate) struct Pending {
     pub crash_loaded: bool,
     pub watchdog: bool,
     pub exit: Option<i32>,
+    pub ejected: Vec<Ejected>,
 }
 
 impl Pending {
@@ -127,6 +146,10 @@ impl Power for Requests {
         for vcpu in self.vcpu_list() {
             vcpu.link.post(Request::NMI);
         }
+    }
+
+    fn ejected(&self, device: Arc<dyn Device>) {
+        self.put(|pending| pending.ejected.push(Ejected(device)));
     }
 }
 

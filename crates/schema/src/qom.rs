@@ -1,7 +1,7 @@
 //! The object tree, its types, and objects that users make.
 
 use crate::{commands, events};
-use qapi::{Command, Describe, Event, Map, Object, Value};
+use qapi::{Command, Describe, Event, Map, Value};
 
 commands![
     QomList,
@@ -10,11 +10,13 @@ commands![
     QomListTypes,
     QomListProperties,
     DeviceListProperties,
+    DeviceAdd,
+    DeviceDel,
     ObjectAdd,
     ObjectDel,
     QueryIothreads,
 ];
-events![VserportChange];
+events![VserportChange, DeviceDeleted];
 
 /// The properties of an object, children included.
 #[derive(Command, Debug, Clone)]
@@ -83,6 +85,37 @@ pub struct QomListProperties {
 #[command(reply = Vec<ObjectPropertyInfo>, preconfig)]
 pub struct DeviceListProperties {
     pub typename: String,
+}
+
+/// Adds a device, as `-device` does. The guest is told where the bus has a way to.
+#[derive(Command, Debug, Clone)]
+#[command(name = "device_add", features("json-cli", "json-cli-hotplug"))]
+pub struct DeviceAdd {
+    /// the model
+    pub driver: String,
+    /// name of the bus, or id of the device that has it
+    pub bus: Option<String>,
+    pub id: Option<String>,
+    /// properties of the model
+    #[qapi(rest)]
+    pub properties: Map,
+}
+
+/// Takes a device out. On a PCI bus the guest is asked to let it go, which may take long or
+/// never happen; a reset of the machine does it too. `DEVICE_DELETED` tells that it is gone.
+#[derive(Command, Debug, Clone)]
+#[command(name = "device_del")]
+pub struct DeviceDel {
+    /// id, or path in the object tree
+    pub id: String,
+}
+
+/// A device is gone; its id can be used again.
+#[derive(Event, Debug, Clone)]
+pub struct DeviceDeleted {
+    pub device: Option<String>,
+    /// in the object tree
+    pub path: String,
 }
 
 /// Makes an object, as `-object` does.

@@ -75,6 +75,8 @@ pub(crate) struct Inner {
     /// The drive was given as read-only (also holds for media put in later).
     read_only: AtomicBool,
     habit: Mutex<medium::Habit>,
+    /// Deleted with the device that has it.
+    for_device: AtomicBool,
     thread: Mutex<IoThread>,
     throttle: Mutex<Option<Arc<throttle::Group>>>,
     /// The throttle group is another one: who waits asks again.
@@ -155,6 +157,7 @@ impl Backend {
             write_cache: AtomicBool::new(true),
             read_only: AtomicBool::new(setup.read_only),
             habit: Mutex::default(),
+            for_device: AtomicBool::new(false),
             thread: Mutex::new(graph.main_thread().clone()),
             throttle: Mutex::new(None),
             regrouped: Notify::new(),
@@ -220,6 +223,15 @@ impl Backend {
 
     pub fn set_write_cache(&self, on: bool) {
         self.0.write_cache.store(on, Ordering::Release);
+    }
+
+    /// The drive is made for a device (`-drive`, `drive_add`) and goes with it.
+    pub fn set_for_device(&self) {
+        self.0.for_device.store(true, Ordering::Release);
+    }
+
+    pub fn is_for_device(&self) -> bool {
+        self.0.for_device.load(Ordering::Acquire)
     }
 
     pub fn stats(&self) -> &Stats {
@@ -290,6 +302,8 @@ impl Backend {
     pub fn detach(&self) {
         *self.0.front.lock() = None;
         self.0.policy.enable(false);
+        // What an error policy held ends in an error that nobody hears.
+        self.0.resumed.notify_waiters();
         // Fewer permissions than before: nothing to refuse.
         let _ = self.refresh_perm();
         if self.name().is_empty() {

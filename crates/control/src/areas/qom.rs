@@ -13,6 +13,8 @@ pub fn route(routes: &mut Routes) {
     routes.add(qom_list_types);
     routes.add(qom_list_properties);
     routes.add(device_list_properties);
+    routes.add(device_add);
+    routes.add(device_del);
     routes.add(object_add);
     routes.add(object_del);
     routes.add(query_iothreads);
@@ -143,6 +145,21 @@ fn machine_properties(call: &Call) -> Vec<ObjectPropertyInfo> {
             ObjectPropertyInfo { description: key.help.clone(), ..property(key.name.clone(), kind.into()) }
         })
         .collect()
+}
+
+async fn device_add(call: Call, command: DeviceAdd) -> Result<()> {
+    let mut asked = command.properties;
+    asked.insert("driver".into(), command.driver.into());
+    for (name, value) in [("bus", command.bus), ("id", command.id)] {
+        if let Some(value) = value {
+            asked.insert(name.into(), value.into());
+        }
+    }
+    call.machine().devices.add(&asked).map(drop)
+}
+
+async fn device_del(call: Call, command: DeviceDel) -> Result<()> {
+    call.machine().devices.unplug(&command.id)
 }
 
 async fn object_add(call: Call, command: ObjectAdd) -> Result<()> {

@@ -33,6 +33,9 @@ pub fn machine(events: &Events, when: SystemTime, notice: machine::Notice) {
                 events.emit(when, board::Watchdog { action });
             }
         }
+        DeviceDeleted { id, path } => {
+            events.emit(when, schema::qom::DeviceDeleted { device: id, path });
+        }
         // Heard by listeners: the debugger, the main program.
         DebugStop { .. } | Broken { .. } | Finished => {}
     }

@@ -1,4 +1,5 @@
-use crate::{Bus, BusKind, Device};
+use super::SlotControl;
+use crate::{Bus, BusKind, Device, Hotplug, Power};
 use base::{Mutex, Result, bail};
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -18,6 +19,7 @@ pub struct PciBus {
     /// Reserved while a device is being created.
     reserved: Mutex<BTreeMap<u8, String>>,
     wires: Mutex<Wires>,
+    slots: Mutex<Option<Arc<dyn SlotControl>>>,
 }
 
 struct Wires {
@@ -57,6 +59,7 @@ impl PciBus {
             functions: Mutex::new(BTreeMap::new()),
             reserved: Mutex::new(BTreeMap::new()),
             wires: Mutex::new(Wires { route, levels: BTreeMap::new() }),
+            slots: Mutex::new(None),
         })
     }
 
@@ -70,6 +73,34 @@ impl PciBus {
                 (wires.route)(slot, pin, true);
             }
         }
+    }
+
+    /// Makes the bus hot-pluggable.
+    pub fn set_slot_control(&self, control: Arc<dyn SlotControl>) {
+        *self.slots.lock() = Some(control);
+    }
+
+    pub fn slot_control(&self) -> Option<Arc<dyn SlotControl>> {
+        self.slots.lock().clone()
+    }
+
+    /// The guest lets go of a slot: its functions leave the bus and the address spaces at
+    /// once, and the machine takes them apart. Functions that cannot be plugged stay.
+    pub fn eject(&self, slot: u8, power: &dyn Power) {
+        let functions = self.functions();
+        for (_, device) in functions.into_iter().filter(|(at, _)| at >> 3 == slot) {
+            if device.model().hotpluggable
+                && let Some(function) = device.pci()
+            {
+                function.core().unplug();
+                power.ejected(device);
+            }
+        }
+    }
+
+    /// Whether a slot has a function.
+    pub fn is_occupied(&self, slot: u8) -> bool {
+        self.functions.lock().range(devfn(slot, 0)..=devfn(slot, 7)).next().is_some()
     }
 
     pub fn is_express(&self) -> bool {
@@ -204,6 +235,9 @@ impl Bus for PciBus {
     fn is_full(&self) -> bool {
         let slots = if self.single_slot { 1 } else { 32 };
         (0..slots).all(|slot| self.functions.lock().contains_key(&devfn(slot, 0)))
+    }
+    fn hotplug(&self) -> Hotplug {
+        if self.slots.lock().is_some() { Hotplug::ByGuest } else { Hotplug::No }
     }
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self

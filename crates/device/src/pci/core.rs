@@ -27,6 +27,8 @@ pub struct PciCore {
     /// Offset of the MSI capability.
     msi: Mutex<Option<u16>>,
     intx: Mutex<bool>,
+    /// Has a place on its bus.
+    placed: AtomicBool,
 }
 
 impl PciCore {
@@ -83,6 +85,15 @@ impl PciCore {
             ),
             None => None,
         };
+        if let Some(at) = wanted.filter(|at| wiring.hotplugged && at & 7 != 0)
+            && let Some(first) = bus.function(at & !7)
+        {
+            bail!(
+                "PCI: slot {} function 0 already occupied by {}, new func {name} cannot be exposed to guest.",
+                at >> 3,
+                first.model().name
+            );
+        }
         let at = bus.reserve(wanted, name)?;
         let services = wiring.services;
         let size = if bus.is_express() { EXPRESS_CONFIG } else { 256 };
@@ -102,6 +113,7 @@ impl PciCore {
             msix: Mutex::new(None),
             msi: Mutex::new(None),
             intx: Mutex::new(false),
+            placed: AtomicBool::new(true),
         });
         Ok(core)
     }
@@ -444,7 +456,11 @@ impl PciCore {
     }
 
     /// Takes the function off its bus and out of the address spaces; DMA fails from now on.
+    /// Nothing the second time: the place may belong to another function by then.
     pub fn unplug(&self) {
+        if !self.placed.swap(false, Ordering::AcqRel) {
+            return;
+        }
         self.config.lock().set(regs::COMMAND, 2, 0);
         self.command_changed();
         *self.intx.lock() = false;
@@ -456,7 +472,9 @@ impl PciCore {
 
 impl Drop for PciCore {
     fn drop(&mut self) {
-        self.bus.release(self.at);
+        if self.placed.load(Ordering::Acquire) {
+            self.bus.release(self.at);
+        }
         for bar in self.bars.lock().iter().flatten() {
             if let Some((id, _)) = bar.mapped {
                 self.space_of(bar.kind).edit(|edit| edit.unmap(id));

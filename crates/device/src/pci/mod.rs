@@ -39,6 +39,18 @@ pub trait PciFunction: Send + Sync {
     }
 }
 
+/// What tells the guest of functions that come to and leave a bus of a running machine, and
+/// hears when it lets go ([`PciBus::eject`]).
+pub trait SlotControl: Send + Sync {
+    /// The functions of a slot are there.
+    fn plugged(&self, slot: u8);
+    /// Asks the guest to let go of a slot. True: it need not be asked, the functions may go
+    /// at once.
+    fn unplug(&self, slot: u8) -> base::Result<bool>;
+    /// Nanoseconds for which the guest is not asked again.
+    fn patience(&self) -> u64;
+}
+
 /// Properties of every PCI function.
 pub const PROPERTIES: &[Property] = &[
     Property::unset(

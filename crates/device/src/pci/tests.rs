@@ -20,6 +20,7 @@ impl Power for Nothing {
         true
     }
     fn inject_nmi(&self) {}
+    fn ejected(&self, _: Arc<dyn Device>) {}
 }
 impl Backends for Nothing {
     fn chardev(&self, name: &str) -> base::Result<chardev::Port> {

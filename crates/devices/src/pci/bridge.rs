@@ -1,5 +1,6 @@
 //! Bridges to further buses: PCI Express root ports and the conventional PCI bridge.
 
+use super::slot::Slot;
 use base::{Mutex, Result};
 use device::pci::{Identity, IntxRoute, PciBus, PciCore, PciFunction};
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
@@ -10,6 +11,7 @@ const PORT: &[Property] = &[
     Property::new("port", PropertyKind::U8, "0", "Number of the port"),
     Property::new("chassis", PropertyKind::U8, "0", "Number of the chassis"),
     Property::new("slot", PropertyKind::U16, "0", "Physical number of the slot"),
+    Property::new("hotplug", PropertyKind::Bool, "on", "Devices can come and go"),
 ];
 const CHASSIS: &[Property] =
     &[Property::new("chassis_nr", PropertyKind::U8, "0", "Number of the chassis, from 1")];
@@ -46,15 +48,13 @@ pub static PCI_BRIDGE: Model =
 
 const BRIDGE_CONTROL: u16 = 0x3e;
 const BUS_RESET: u32 = 1 << 6;
-const SLOT_STATUS: u16 = 0x1a;
-const PRESENCE: u32 = 1 << 6;
 
 pub struct Bridge {
     model: &'static Model,
     core: Arc<PciCore>,
     secondary: Arc<PciBus>,
-    /// Offset of the PCI Express capability of a port.
-    express: Option<u16>,
+    /// The slot of a port.
+    slot: Option<Arc<Slot>>,
 }
 
 /// Routes a secondary bus's pins to the bridge's: rotated by slot, ORed (PCI-to-PCI bridge 1.2 §9.1).
@@ -88,13 +88,14 @@ fn create_port(
     // A slot is implemented; its number, and the port's in the link capabilities.
     core.init(at + 2, &[0x42, 1]);
     core.init(at + 0x0f, &[props.u64("port") as u8]);
-    core.init(at + 0x14, &((props.u64("slot") as u32) << 19).to_le_bytes());
     core.set_writable(at + 0x1c, &[0x1f, 0]);
     let subsystem = [0, 0, 0xf4, 0x1a, 0, 0];
     core.add_capability(0x0d, &subsystem)?;
     let route = route_up(core.bus().clone(), core.address());
     let secondary = PciBus::downstream(&bus_name(&core, wiring), route);
-    Ok(Arc::new(Bridge { model, core, secondary, express: Some(at) }))
+    let number = (props.u64("slot") as u16, props.bool("hotplug"));
+    let slot = Slot::new(&core, at, number, &secondary, wiring.services.power.clone());
+    Ok(Arc::new(Bridge { model, core, secondary, slot: Some(slot) }))
 }
 
 fn create_bridge(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
@@ -106,7 +107,7 @@ fn create_bridge(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Devic
     let core = PciCore::bridge("pci-bridge", Identity::new(0x1b36, 1, 0, 0x06_0400), props, wiring)?;
     let route = route_up(core.bus().clone(), core.address());
     let secondary = PciBus::new(&bus_name(&core, wiring), false, route);
-    Ok(Arc::new(Bridge { model: &PCI_BRIDGE, core, secondary, express: None }))
+    Ok(Arc::new(Bridge { model: &PCI_BRIDGE, core, secondary, slot: None }))
 }
 
 impl PciFunction for Bridge {
@@ -115,17 +116,19 @@ impl PciFunction for Bridge {
     }
 
     fn config_read(&self, offset: u16, size: u8) -> u32 {
-        if let Some(at) = self.express {
-            let present = !self.secondary.functions().is_empty();
-            let status = self.core.get(at + SLOT_STATUS, 2) & !PRESENCE;
-            self.core.set(at + SLOT_STATUS, 2, status | if present { PRESENCE } else { 0 });
+        if let Some(slot) = &self.slot {
+            slot.refresh();
         }
         self.core.config_read(offset, size)
     }
 
     fn config_write(&self, offset: u16, size: u8, value: u32) {
         let before = self.core.get(BRIDGE_CONTROL, 2);
-        self.core.config_write(offset, size, value);
+        let write = || self.core.config_write(offset, size, value);
+        match &self.slot {
+            Some(slot) => slot.write(offset, size, write),
+            None => write(),
+        }
         if self.core.get(BRIDGE_CONTROL, 2) & !before & BUS_RESET != 0 {
             for (_, device) in self.secondary.functions() {
                 device.reset(ResetKind::Warm);
@@ -144,6 +147,9 @@ impl Device for Bridge {
     }
     fn reset(&self, _kind: ResetKind) {
         self.core.reset();
+        if let Some(slot) = &self.slot {
+            slot.reset();
+        }
     }
     fn unplug(&self) {
         self.core.unplug();

@@ -4,6 +4,7 @@
 //! of this folder on the host's bus ([`Host::bus`]): `i440FX` at 0, `PIIX3` at 1,
 //! `PIIX4_PM` at 1.3; or `mch` at 0, `ICH9-LPC` at 1f.0, `ICH9-SMB` at 1f.3.
 
+mod acpi_hotplug;
 mod acpi_pm;
 mod bridge;
 mod host;
@@ -15,6 +16,7 @@ mod piix3;
 mod piix4_pm;
 mod pirq;
 mod q35;
+mod slot;
 mod smbus;
 #[cfg(test)]
 mod tests;

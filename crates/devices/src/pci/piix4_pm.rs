@@ -1,3 +1,4 @@
+use super::acpi_hotplug::{self, AcpiHotplug};
 use super::acpi_pm::{AcpiPm, Layout};
 use super::smbus::SmbusHost;
 use super::window::Window;
@@ -29,6 +30,7 @@ pub struct Piix4Pm {
     core: Arc<PciCore>,
     acpi: Arc<AcpiPm>,
     smbus: Arc<SmbusHost>,
+    hotplug: Arc<AcpiHotplug>,
     pm_window: Window,
     smbus_window: Window,
 }
@@ -57,16 +59,20 @@ fn create(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
     let services = wiring.services;
     let acpi = AcpiPm::new(layout, wiring.clock(), wiring.irq(SCI_IRQ), services.power.clone());
     let smbus = SmbusHost::new(|_| ());
+    let hotplug = AcpiHotplug::new(core.bus(), acpi.clone(), services.power.clone());
     services.ports.edit(|edit| {
         edit.io("acpi-gpe0", GPE_BASE, 4, acpi.gpe_ports());
         edit.io("apm-io", 0xb2, 2, acpi.apm_ports());
+        edit.io("acpi-pci-hotplug", acpi_hotplug::PORT, acpi_hotplug::SIZE, hotplug.clone());
     });
+    core.bus().set_slot_control(hotplug.clone());
     Ok(Arc::new(Piix4Pm {
         pm_window: Window::ports(services, "piix4-pm", 64, acpi.pm_ports()),
         smbus_window: Window::ports(services, "pm-smbus", 64, smbus.clone()),
         core,
         acpi,
         smbus,
+        hotplug,
     }))
 }
 
@@ -105,6 +111,7 @@ impl Device for Piix4Pm {
         self.core.reset();
         self.acpi.reset();
         self.smbus.reset();
+        self.hotplug.reset();
         self.update();
     }
     fn pci(&self) -> Option<&dyn PciFunction> {

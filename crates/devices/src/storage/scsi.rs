@@ -9,7 +9,7 @@ pub use disk::{Command, Lun};
 pub use unit::{CD, HD};
 
 use base::{Mutex, Result, bail};
-use device::{Bus, BusKind};
+use device::{Bus, BusKind, Hotplug};
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
@@ -105,6 +105,9 @@ impl Bus for ScsiBus {
     }
     fn kind(&self) -> BusKind {
         BusKind::Scsi
+    }
+    fn hotplug(&self) -> Hotplug {
+        Hotplug::AtOnce
     }
     fn is_full(&self) -> bool {
         false

@@ -148,7 +148,7 @@ fn create(
         offered: offered(props, &backend, queues),
         first_write_cache: backend.write_cache(),
         _thread: thread,
-        id: wiring.id.map_or_else(|| wiring.qom_path.clone(), str::to_string),
+        id: format!("{}/virtio-backend", wiring.qom_path),
         backend,
         conf,
         queues,

@@ -226,6 +226,16 @@ impl Device for VirtioPci {
     fn buses(&self) -> Vec<Arc<dyn Bus>> {
         self.registers.device.buses()
     }
+    fn inner_type(&self) -> Option<&'static str> {
+        Some(match self.registers.device.number() {
+            2 => "virtio-blk-device",
+            3 => "virtio-serial-device",
+            4 => "virtio-rng-device",
+            5 => "virtio-balloon-device",
+            8 => "virtio-scsi-device",
+            _ => return None,
+        })
+    }
     fn dynamic_property(&self, name: &str) -> Option<Value> {
         self.registers.device.dynamic_property(name)
     }

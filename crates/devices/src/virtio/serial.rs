@@ -10,7 +10,7 @@ use super::pci::{CHOICE, Generation, PROPERTIES as TRANSPORT, Shape, VirtioPci};
 use super::{Link, Virtio};
 use base::notice::Notices;
 use base::{Mutex, Result, bail};
-use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, Wiring};
+use device::{Bus, BusKind, Device, Hotplug, Model, Property, PropertyKind, Props, Wiring};
 use port::Port;
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
@@ -345,6 +345,9 @@ impl Bus for SerialBus {
     }
     fn kind(&self) -> BusKind {
         BusKind::VirtioSerial
+    }
+    fn hotplug(&self) -> Hotplug {
+        Hotplug::AtOnce
     }
     fn is_full(&self) -> bool {
         self.ports.lock().len() >= self.max_ports as usize

@@ -1,6 +1,6 @@
 //! The DSDT: PCI root, legacy devices, interrupt links, processors, sleep states.
 
-use super::isa;
+use super::{hotplug, isa};
 use super::routing;
 use super::term::*;
 use crate::platform::{ECAM, HPET, Platform};
@@ -13,6 +13,9 @@ pub fn body(platform: &Platform) -> Vec<u8> {
     add(name("PICF", int(0)));
     add(method("_PIC", 1, false, &[store(path("PICF"), arg(0))]));
     add(scope("\\_SB_", &system_bus(platform)));
+    if !platform.is_q35() {
+        add(hotplug::event());
+    }
     sleep_states(platform).into_iter().for_each(add);
     block
 }
@@ -46,6 +49,9 @@ fn pci_root(platform: &Platform) -> Term {
         children.push(osc());
     }
     children.push(isa::bridge(platform));
+    if !platform.is_q35() {
+        children.extend(hotplug::slots());
+    }
     device("PCI0", &children)
 }
 
@@ -101,6 +107,7 @@ fn motherboard(platform: &Platform) -> Term {
     let mut ranges = vec![io(pm.smi_command, 2), io(0x4d0, 2), io(0x92, 1)];
     if !platform.is_q35() {
         ranges.push(io(pm.gpe0, pm.gpe0_len));
+        ranges.push(io(hotplug::PORTS.0, hotplug::PORTS.1));
     }
     if platform.is_q35() {
         ranges.push(memory32(true, ECAM.0 as u32, ECAM.1 as u32));

@@ -2,6 +2,7 @@
 //! boot without firmware.
 
 mod dsdt;
+mod hotplug;
 mod isa;
 mod layout;
 mod routing;

@@ -153,9 +153,44 @@ pub fn region(name: &str, space: aml::OpRegionSpace, start: u64, len: u64) -> Te
 
 /// A field of whole bytes, each named.
 pub fn byte_fields(region: &str, names: &[&[u8; 4]]) -> Term {
-    use aml::{FieldAccessType::Byte, FieldEntry::Named, FieldLockRule::NoLock, FieldUpdateRule::Preserve};
-    let fields = names.iter().map(|&&name| Named(name, 8)).collect();
-    term(aml::Field::new(region.into(), Byte, NoLock, Preserve, fields))
+    fields(region, aml::FieldAccessType::Byte, 8, names)
+}
+
+/// A field of doublewords, each named.
+pub fn dword_fields(region: &str, names: &[&[u8; 4]]) -> Term {
+    fields(region, aml::FieldAccessType::DWord, 32, names)
+}
+
+fn fields(region: &str, access: aml::FieldAccessType, bits: usize, names: &[&[u8; 4]]) -> Term {
+    use aml::{FieldEntry::Named, FieldLockRule::NoLock, FieldUpdateRule::Preserve};
+    let fields = names.iter().map(|&&name| Named(name, bits)).collect();
+    term(aml::Field::new(region.into(), access, NoLock, Preserve, fields))
+}
+
+pub fn mutex(name: &str) -> Term {
+    term(aml::Mutex::new(name.into(), 0))
+}
+
+/// `timeout` in milliseconds; FFFFh: for ever.
+pub fn acquire(mutex: &str, timeout: u16) -> Term {
+    term(aml::Acquire::new(mutex.into(), timeout))
+}
+
+pub fn release(mutex: &str) -> Term {
+    term(aml::Release::new(mutex.into()))
+}
+
+pub fn notify(object: &str, value: u64) -> Term {
+    term(aml::Notify::new(&path(object), &int(value)))
+}
+
+/// `a << b` as a value.
+pub fn shift_left(a: Term, b: Term) -> Term {
+    term(aml::ShiftLeft::new(&no_target(), &a, &b))
+}
+
+pub fn call(method: &str, arguments: &[Term]) -> Term {
+    term(aml::MethodCall::new(method.into(), refs(arguments)))
 }
 
 pub fn resources(children: &[Term]) -> Term {

@@ -1,8 +1,8 @@
 use crate::Session;
-use crate::parse::Args;
+use crate::parse::{Args, key_values};
 use base::Result;
 use schema::chardev::{ChardevRemove, RingbufRead, RingbufWrite};
-use schema::qom::{ObjectDel, QomGet, QomList, QomSet, QueryIothreads};
+use schema::qom::{DeviceAdd, DeviceDel, ObjectDel, QomGet, QomList, QomSet, QueryIothreads};
 use std::fmt::Write;
 
 pub async fn chardev_remove(session: Session, args: Args) -> Result<String> {
@@ -46,6 +46,19 @@ pub async fn qom_set(session: Session, args: Args) -> Result<String> {
     let value = serde_json::from_str(&text).unwrap_or(serde_json::Value::String(text));
     let command = QomSet { path: args.need("path"), property: args.need("property"), value };
     session.control.call(command).await.map(|()| String::new())
+}
+
+/// The whole of `-device`'s syntax.
+pub async fn device_add(session: Session, args: Args) -> Result<String> {
+    let mut properties = key_values(&args.need("device"), "driver");
+    let mut take = |name: &str| properties.shift_remove(name).and_then(|v| v.as_str().map(str::to_string));
+    let (driver, bus, id) = (take("driver"), take("bus"), take("id"));
+    let driver = driver.ok_or_else(|| base::fail!("Parameter 'driver' is missing"))?;
+    session.control.call(DeviceAdd { driver, bus, id, properties }).await.map(|()| String::new())
+}
+
+pub async fn device_del(session: Session, args: Args) -> Result<String> {
+    session.control.call(DeviceDel { id: args.need("id") }).await.map(|()| String::new())
 }
 
 pub async fn object_del(session: Session, args: Args) -> Result<String> {

@@ -114,7 +114,6 @@ pub(crate) fn build(
     onboard::attach_drives(&spec, &devices, drives)?;
     devices.add_asked(&spec)?;
     devices.set_complete();
-    board.boot.set_boot_order(&spec, &devices)?;
     let cpuid = Arc::new(model.table(&cpus::topology(&spec.smp), 0));
     let machine = Machine::new(Parts {
         spec,

@@ -3,7 +3,7 @@
 use super::Platform;
 use crate::memory::Rom;
 use crate::{Devices, Machine, Memory};
-use base::{Result, fail};
+use base::Result;
 use cpu::models::CpuModel;
 use device::Services;
 use firmware::boot::{self, Plan, chipset};
@@ -70,6 +70,7 @@ impl Boot {
     /// Puts the kernel in place and the processors where it expects them; with firmware
     /// there is nothing to do.
     pub fn after_reset(&self, machine: &Machine) -> Result<()> {
+        self.set_boot_order(&machine.spec, &machine.devices)?;
         let Some(plan) = &self.plan else { return Ok(()) };
         chipset::program(&self.platform, &machine.services.ports);
         plan.write(&machine.services.memory);
@@ -85,14 +86,11 @@ impl Boot {
     }
 
     /// Writes the devices' `bootindex` as the firmware's boot order.
-    pub fn set_boot_order(&self, spec: &MachineSpec, devices: &Devices) -> Result<()> {
+    fn set_boot_order(&self, spec: &MachineSpec, devices: &Devices) -> Result<()> {
         let mut indexed: Vec<(u64, String)> = Vec::new();
         for entry in devices.entries() {
             let Some(index) = entry.props.opt_u64("bootindex") else { continue };
             let path = firmware_path(&entry, devices);
-            if indexed.iter().any(|(other, _)| *other == index) {
-                return Err(fail!("The bootindex {index} has already been used"));
-            }
             indexed.extend(path.map(|path| (index, path)));
         }
         indexed.sort();
@@ -100,12 +98,14 @@ impl Boot {
         if spec.boot.strict {
             lines.push("HALT".into());
         }
-        if lines.is_empty() {
-            return Ok(());
-        }
         let mut text = lines.join("\n").into_bytes();
         text.push(0);
-        self.fw_cfg.edit(|items| items.put_file("bootorder", text))
+        self.fw_cfg.edit(|items| {
+            if lines.is_empty() && items.file("bootorder").is_none() {
+                return Ok(());
+            }
+            items.put_file("bootorder", text)
+        })
     }
 }
 
