@@ -23,8 +23,8 @@ pub trait Backends: Send + Sync {
     /// Claims a character device for one front end.
     fn chardev(&self, name: &str) -> Result<chardev::Port>;
     /// Claims a block back end (by back-end name, or making an anonymous one over a node) for
-    /// the front end of the given id or path.
-    fn drive(&self, name: &str, front_end: &str) -> Result<block::Backend>;
+    /// a device of the given type.
+    fn drive(&self, name: &str, kind: &str) -> Result<block::Backend>;
     /// A new anonymous block back end without a medium (a CD drive without `drive=`).
     fn empty_drive(&self) -> Result<block::Backend>;
     /// Runs `unplug`, which takes a device apart; drives made for a device (`-drive`,
@@ -97,9 +97,8 @@ impl Wiring<'_> {
         props.str(property).map(|name| self.services.backends.chardev(name)).transpose()
     }
 
-    /// Claims the drive a property names; unset gives `None`.
-    pub fn drive(&self, props: &Props, property: &str) -> Result<Option<block::Backend>> {
-        let front_end = self.id.map_or_else(|| self.qom_path.clone(), str::to_string);
-        props.str(property).map(|name| self.services.backends.drive(name, &front_end)).transpose()
+    /// Claims the drive a property names for a device of type `kind`; unset gives `None`.
+    pub fn drive(&self, props: &Props, property: &str, kind: &str) -> Result<Option<block::Backend>> {
+        props.str(property).map(|name| self.services.backends.drive(name, kind)).transpose()
     }
 }

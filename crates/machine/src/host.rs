@@ -59,9 +59,9 @@ impl device::Backends for Host {
         self.chardevs.claim(name)
     }
 
-    fn drive(&self, name: &str, front_end: &str) -> Result<block::Backend> {
+    fn drive(&self, name: &str, kind: &str) -> Result<block::Backend> {
         let Some(backend) = self.graph.device_drive(name)? else {
-            return Err(fail!("Property '{front_end}.drive' can't find value '{name}'"));
+            return Err(fail!("Property '{kind}.drive' can't find value '{name}'"));
         };
         if backend.front_end().is_some() {
             bail!("Drive '{name}' is already in use by another device");

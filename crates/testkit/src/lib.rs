@@ -11,11 +11,14 @@ pub mod guests;
 pub mod images;
 pub mod linux;
 pub mod loads;
+pub mod modules;
 pub mod qmp;
+pub mod qtest;
 pub mod vm;
 
 pub use bench::Bench;
 pub use images::Images;
 pub use linux::Linux;
 pub use qmp::Qmp;
+pub use qtest::Qtest;
 pub use vm::Vm;

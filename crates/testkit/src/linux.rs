@@ -1,6 +1,7 @@
 //! A Debian kernel with a busybox shell on the serial port, under test.
 
 use crate::guests::{self, Result};
+use crate::modules;
 use crate::vm::Vm;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -24,10 +25,20 @@ impl Linux {
 
     /// As [`Linux::boot`] with something more on the kernel's command line.
     pub fn boot_with(package: &str, args: &[&str], append: &str) -> Result<Linux> {
+        Linux::boot_loaded(package, args, append, &[])
+    }
+
+    /// As [`Linux::boot_with`], with kernel modules loaded (and those that they need).
+    pub fn boot_loaded(package: &str, args: &[&str], append: &str, modules: &[&str]) -> Result<Linux> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let kernel = guests::kernel(package)?.display().to_string();
-        let initrd = guests::initramfs_file(&format!("linux-{number}"), guests::SHELL, &[])?;
+        let modules = modules::modules(package, modules)?;
+        let files: Vec<_> = modules.iter().map(|(name, bytes)| (format!("lib/{name}.ko"), bytes)).collect();
+        let load: String = files.iter().map(|(path, _)| format!("insmod /{path}\n")).collect();
+        let files: Vec<_> = files.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+        let script = format!("{load}{}", guests::SHELL);
+        let initrd = guests::initramfs_file(&format!("linux-{number}"), &script, &files)?;
         let file = initrd.display().to_string();
         let line = format!("console=ttyS0 panic=-1 {append}");
         let mut all = vec!["-kernel", kernel.as_str(), "-initrd", &file, "-append", &line];

@@ -65,8 +65,11 @@ impl Slot {
     ) -> Arc<Self> {
         let mut capabilities = u32::from(number) << 19;
         if hotplug {
-            capabilities |=
-                CAP_BUTTON | CAP_POWER_CONTROLLER | CAP_ATTENTION_INDICATOR | CAP_POWER_INDICATOR | CAP_HOTPLUG;
+            capabilities |= CAP_BUTTON
+                | CAP_POWER_CONTROLLER
+                | CAP_ATTENTION_INDICATOR
+                | CAP_POWER_INDICATOR
+                | CAP_HOTPLUG;
             let link = core.get(at + LINK_CAPABILITIES, 4) | LINK_REPORTS_ACTIVE;
             core.init(at + LINK_CAPABILITIES, &link.to_le_bytes());
             core.set_writable(at + CONTROL, &CONTROL_WRITABLE.to_le_bytes());
@@ -107,9 +110,9 @@ impl Slot {
         self.core.set(self.at + LINK_STATUS, 2, link | active);
         let link_event = control & LINK_ENABLE != 0 && status & LINK_CHANGED != 0;
         let wanted = control & INTERRUPT_ENABLE != 0 && (status & control & 0x1f != 0 || link_event);
-        let rises = wanted && !std::mem::replace(pending, wanted);
+        let before = std::mem::replace(pending, wanted);
         if self.core.msi_enabled() {
-            if rises {
+            if wanted && !before {
                 self.core.msi_trigger(0);
             }
         } else {

@@ -129,8 +129,8 @@ fn given_geometry(props: &Props) -> Result<Option<Geometry>> {
 
 /// Claims the drive of a disk, if one is named, and applies the properties of [`DRIVE`]
 /// to it. Nothing stays claimed on failure.
-pub fn claim(props: &Props, wiring: &Wiring<'_>) -> Result<Option<Backend>> {
-    let Some(backend) = wiring.drive(props, "drive")? else { return Ok(None) };
+pub fn claim(props: &Props, wiring: &Wiring<'_>, kind: &str) -> Result<Option<Backend>> {
+    let Some(backend) = wiring.drive(props, "drive", kind)? else { return Ok(None) };
     if backend.front_end().is_some() {
         bail!("Drive '{}' is already in use by another device", backend.name());
     }

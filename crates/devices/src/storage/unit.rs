@@ -149,7 +149,7 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
     if is_cd {
         conf.discard_granularity = 0;
     }
-    let backend = match claim(props, wiring)? {
+    let backend = match claim(props, wiring, model.name)? {
         Some(backend) => backend,
         None if is_cd => wiring.services.backends.empty_drive()?,
         None => bail!("No drive specified"),

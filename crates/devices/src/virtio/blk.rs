@@ -139,7 +139,7 @@ fn create(
     let (max_discard, max_zeroes) =
         (props.u64("max-discard-sectors") as u32, props.u64("max-write-zeroes-sectors") as u32);
     let thread = iothread(props, wiring)?;
-    let Some(backend) = claim(props, wiring)? else { bail!("drive property not set") };
+    let Some(backend) = claim(props, wiring, "virtio-blk-device")? else { bail!("drive property not set") };
     if let Some(thread) = &thread {
         backend.set_thread(thread);
     }

@@ -1,8 +1,8 @@
 //! The DSDT: PCI root, legacy devices, interrupt links, processors, sleep states.
 
-use super::{hotplug, isa};
 use super::routing;
 use super::term::*;
+use super::{hotplug, isa};
 use crate::platform::{ECAM, HPET, Platform};
 
 /// The definition block's contents (what follows the table header).

@@ -104,7 +104,7 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
         max_unmap: props.u64("max_unmap_size"),
         max_io: props.u64("max_io_size"),
     };
-    let backend = match claim(props, wiring)? {
+    let backend = match claim(props, wiring, model.name)? {
         Some(backend) => backend,
         None if is_cd => wiring.services.backends.empty_drive()?,
         None => bail!("drive property not set"),
