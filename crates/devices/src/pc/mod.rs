@@ -14,7 +14,7 @@ pub mod parallel;
 pub mod pic;
 pub mod pit;
 pub mod port92;
-mod range;
+pub(crate) mod range;
 pub mod rtc;
 pub mod uart;
 pub mod watchdog;

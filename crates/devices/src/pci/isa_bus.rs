@@ -1,20 +1,33 @@
+use crate::pc::dma::IsaDma;
 use device::{Bus, BusKind};
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-/// The ISA bus behind a bridge. Ports and interrupt lines are the machine's own, so that it
-/// only is the place where ISA devices are listed.
-pub struct IsaBus(&'static str);
+/// The ISA bus behind a bridge. Ports and interrupt lines are the machine's own; it is the
+/// place where ISA devices are listed and find the DMA controllers.
+pub struct IsaBus {
+    name: &'static str,
+    dma: OnceLock<Arc<IsaDma>>,
+}
 
 impl IsaBus {
     pub fn new(name: &'static str) -> Arc<Self> {
-        Arc::new(IsaBus(name))
+        Arc::new(IsaBus { name, dma: OnceLock::new() })
+    }
+
+    /// The board's DMA controllers, once they are there.
+    pub fn dma(&self) -> Option<Arc<IsaDma>> {
+        self.dma.get().cloned()
+    }
+
+    pub fn set_dma(&self, dma: Arc<IsaDma>) {
+        let _ = self.dma.set(dma);
     }
 }
 
 impl Bus for IsaBus {
     fn name(&self) -> String {
-        self.0.to_string()
+        self.name.to_string()
     }
     fn kind(&self) -> BusKind {
         BusKind::Isa

@@ -5,12 +5,14 @@
 //!   bytes travel.
 //! - `mover`: bytes between a drive and scattered guest memory.
 //! - `ide`: the channel of a parallel ATA controller; `piix3`: that controller; `ahci`: SATA.
+//! - `floppy`: the floppy disk controller and its drives.
 //! - `scsi`: logical units on any SCSI host.
 
 mod ahci;
 mod ata;
 pub(crate) mod cdrom;
 mod conf;
+pub mod floppy;
 mod ide;
 pub(crate) mod mover;
 mod pending;
@@ -28,5 +30,14 @@ use device::Model;
 
 /// The models of this folder.
 pub fn models() -> Vec<&'static Model> {
-    vec![&piix3::MODEL, &ahci::MODEL, &unit::HD, &unit::CD, &scsi::HD, &scsi::CD]
+    vec![
+        &piix3::MODEL,
+        &ahci::MODEL,
+        &unit::HD,
+        &unit::CD,
+        &scsi::HD,
+        &scsi::CD,
+        &floppy::CONTROLLER_MODEL,
+        &floppy::DRIVE_MODEL,
+    ]
 }

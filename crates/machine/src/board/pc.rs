@@ -113,6 +113,7 @@ pub(crate) fn build(
     let drives = drives::open(host, &spec)?;
     onboard::attach_drives(&spec, &devices, drives)?;
     devices.add_asked(&spec)?;
+    onboard::floppy_types(&devices);
     devices.set_complete();
     let cpuid = Arc::new(model.table(&cpus::topology(&spec.smp), 0));
     let machine = Machine::new(Parts {

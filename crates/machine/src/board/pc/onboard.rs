@@ -14,11 +14,15 @@ use devices::pc::pit::{LostTicks, Pit};
 use devices::pc::port92::Port92;
 use devices::pc::rtc::{DriftFix, Rtc, RtcBase, RtcConfig};
 use devices::pci::{self, AcpiPm, Host as PciHost, IsaBus};
+use devices::storage::floppy;
 use firmware::{Chipset, IsaDevices};
 use memory::Dma;
 use serde_json::{Map, Value};
 use spec::machine::{MachineKind, MachineSpec, RtcBase as SpecBase, RtcClock};
 use std::sync::Arc;
+
+/// Equipment byte (CMOS 14h): a floating-point unit and a PS/2 mouse.
+const EQUIPMENT: u8 = 0x06;
 
 /// What the board keeps of its own devices.
 pub(crate) struct Onboard {
@@ -116,6 +120,9 @@ fn legacy(
     devices.adopt(keyboard, Some("isa.0"));
     let dma = IsaDma::new(Dma::new(services.memory.clone(), true));
     dma.map(&services.ports);
+    if let Ok(bus) = isa_bus.clone().as_any().downcast::<IsaBus>() {
+        bus.set_dma(dma.clone());
+    }
     devices.adopt(dma, Some("isa.0"));
     let ports = LegacyPorts::new(irq(13));
     ports.map(&services.ports);
@@ -151,7 +158,36 @@ fn legacy(
         props.insert("chardev".into(), chardev.as_str().into());
         devices.make("isa-debugcon", isa_bus, props)?;
     }
+    isa.floppy = floppy_controller(spec, devices, isa_bus)?;
     Ok(isa)
+}
+
+/// The i440FX board has a floppy controller, Q35 one for drives that are asked for. Whether
+/// there will be one.
+fn floppy_controller(spec: &MachineSpec, devices: &Devices, isa_bus: &Arc<dyn Bus>) -> Result<bool> {
+    let is = |keys: &Map<String, Value>, key: &str, text: &str| {
+        keys.get(key).and_then(Value::as_str).is_some_and(|value| value == text)
+    };
+    if spec.kind == MachineKind::Pc || spec.drives.iter().any(|drive| is(drive, "if", "floppy")) {
+        devices.make("isa-fdc", isa_bus, no_props())?;
+        return Ok(true);
+    }
+    Ok(spec.devices.iter().any(|device| is(device, "driver", "isa-fdc")))
+}
+
+/// Tells the firmware which floppy drives there are: their kinds in CMOS 10h, their number in
+/// the equipment byte.
+pub(crate) fn floppy_types(devices: &Devices) {
+    let entries = devices.entries();
+    let rtc = entries.iter().find_map(|entry| entry.device.as_any().downcast_ref::<Rtc>());
+    let kinds = entries.iter().find_map(|entry| floppy::drive_types(&*entry.device));
+    let (Some(rtc), Some(kinds)) = (rtc, kinds) else { return };
+    let [first, second] = kinds.map(floppy::DriveType::cmos);
+    rtc.set_cmos(0x10, first << 4 | second);
+    let count = u8::from(first != 0) + u8::from(second != 0);
+    // Bit 0: there are drives; bits 6 and 7: how many more than one.
+    let drives = if count == 0 { 0 } else { 1 | (count - 1) << 6 };
+    rtc.set_cmos(0x14, EQUIPMENT | drives);
 }
 
 fn hpet_wanted(spec: &MachineSpec) -> bool {
@@ -223,8 +259,7 @@ fn cmos_sizes(spec: &MachineSpec, rtc: &Rtc) {
     word(0x5b, high >> 16);
     rtc.set_cmos(0x5d, (high >> 32) as u8);
     rtc.set_cmos(0x5f, (spec.smp.cpus - 1).min(255) as u8);
-    // A floating-point unit and a PS/2 mouse.
-    rtc.set_cmos(0x14, 0x06);
+    rtc.set_cmos(0x14, EQUIPMENT);
 }
 
 /// Devices for `-drive if=ide|virtio|floppy|scsi|pflash`.
@@ -241,6 +276,10 @@ pub(crate) fn attach_drives(spec: &MachineSpec, devices: &Devices, drives: Vec<D
                 if drive.is_cdrom { "ide-cd" } else { "ide-hd" }
             }
             Interface::Virtio => "virtio-blk-pci",
+            Interface::Floppy => {
+                asked.insert("unit".into(), drive.unit.into());
+                "floppy"
+            }
             other => bail!("machine type does not support if={}", other.name()),
         };
         asked.insert("driver".into(), driver.into());
