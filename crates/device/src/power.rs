@@ -56,6 +56,8 @@ pub trait Power: Send + Sync {
 pub enum Notice {
     /// The guest set the CMOS clock: new time minus the `-rtc base` time, in seconds.
     RtcChange { offset: i64, qom_path: String },
+    /// The guest reports another size of the balloon.
+    BalloonChanged { bytes: u64 },
     /// A virtio-serial port was opened or closed by the guest.
     PortChanged { id: String, open: bool },
 }

@@ -119,6 +119,7 @@ pub(crate) static COMMANDS: &[Command] = commands![
     ["nbd_server_remove"], [need("f", Kind::Flag), need("name", Kind::Word)], "[-f] name", "take an NBD export away (-f: although clients use it)", nbd::remove;
     ["nbd_server_stop"], [], "", "end the NBD server", nbd::stop;
     ["qemu-io"], [need("device", Kind::Word), need("command", Kind::Word)], "device \"command\"", "run a qemu-io command on a disk", block::qemu_io;
+    ["balloon"], [need("value", Kind::Long)], "target", "ask the guest to keep 'target' MiB of its memory", memory::balloon;
     ["device_add"], [need("device", Kind::Rest)], "driver[,prop=value][,...]", "add a device, as -device does", objects::device_add;
     ["device_del"], [need("id", Kind::Word)], "id", "take a device out", objects::device_del;
     ["object_del"], [need("id", Kind::Word)], "id", "remove an object", objects::object_del;
@@ -150,6 +151,7 @@ pub(crate) static INFO: &[Command] = commands![
     ["irq"], [], "", "counts of interrupts", info::irq;
     ["pic"], [], "", "state of the interrupt controllers", info::pic;
     ["lapic"], [], "", "state of the local APICs", info::lapic;
+    ["balloon"], [], "", "memory that the balloon leaves the guest", memory::info_balloon;
     ["iothreads"], [], "", "I/O threads", objects::iothreads;
     ["memdev"], [], "", "memory back ends", info::memdev;
     ["memory_size_summary"], [], "", "memory sizes", info::memory_size;

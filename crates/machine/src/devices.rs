@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The parent type of memory balloons, of which a machine has one.
+const BALLOON: &str = "virtio-balloon-pci-base";
+
 /// One device of the machine.
 pub struct Entry {
     /// Absolute path in the object tree.
@@ -150,6 +153,10 @@ impl Devices {
         let bus = given.shift_remove("bus").map(text).transpose();
         let bus = bus.map_err(|()| fail!("Invalid parameter type for 'bus', expected: string"))?;
         let model = self.user_model(&driver)?;
+        if model.parent == BALLOON && self.entries.lock().iter().any(|other| other.model().parent == BALLOON)
+        {
+            bail!("Only one balloon device is supported");
+        }
         let hotplug = self.complete.load(Ordering::Acquire);
         if hotplug && !model.hotpluggable {
             bail!("Parameter 'driver' expects a pluggable device type");

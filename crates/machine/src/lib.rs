@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+mod balloon;
 mod board;
 mod builder;
 pub mod cpus;

@@ -1,9 +1,10 @@
 //! Guest memory.
 
-use crate::commands;
-use qapi::{Command, Describe};
+use crate::{commands, events};
+use qapi::{Command, Describe, Event};
 
-commands![Memsave, Pmemsave, QueryMemorySizeSummary, QueryMemdev, QueryMemoryDevices];
+commands![Memsave, Pmemsave, QueryMemorySizeSummary, QueryMemdev, QueryMemoryDevices, Balloon, QueryBalloon];
+events![BalloonChange];
 
 /// Saves a part of virtual memory as one vCPU sees it.
 #[derive(Command, Debug, Clone)]
@@ -101,4 +102,31 @@ pub struct PcDimmDeviceInfo {
     pub memdev: String,
     pub hotplugged: bool,
     pub hotpluggable: bool,
+}
+
+/// Asks the guest to keep `value` bytes of its memory and to give the rest to the host. The
+/// guest does it in its own time.
+#[derive(Command, Debug, Clone)]
+pub struct Balloon {
+    /// bytes
+    pub value: i64,
+}
+
+/// How much memory the balloon leaves the guest.
+#[derive(Command, Debug, Clone)]
+#[command(reply = BalloonInfo)]
+pub struct QueryBalloon {}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct BalloonInfo {
+    /// bytes
+    pub actual: i64,
+}
+
+/// The guest has given memory to the balloon or taken some back.
+#[derive(Event, Debug, Clone)]
+#[event(throttle)]
+pub struct BalloonChange {
+    /// bytes that the guest has
+    pub actual: i64,
 }

@@ -13,6 +13,21 @@ pub fn route(routes: &mut Routes) {
     routes.add(query_memory_size_summary);
     routes.add(query_memdev);
     routes.add(query_memory_devices);
+    routes.add(balloon);
+    routes.add(query_balloon);
+}
+
+async fn balloon(call: Call, command: Balloon) -> Result<()> {
+    // Without a balloon no value is right.
+    call.machine().balloon_actual()?;
+    match u64::try_from(command.value) {
+        Ok(target) if target > 0 => call.machine().set_balloon(target),
+        _ => Err(Failure::expects("value", "a size")),
+    }
+}
+
+async fn query_balloon(call: Call, _: QueryBalloon) -> Result<BalloonInfo> {
+    Ok(BalloonInfo { actual: call.machine().balloon_actual()? as i64 })
 }
 
 async fn memsave(call: Call, command: Memsave) -> Result<()> {

@@ -59,6 +59,10 @@ pub fn device(events: &Events, when: SystemTime, notice: device::Notice) {
         device::Notice::RtcChange { offset, qom_path } => {
             events.emit(when, board::RtcChange { offset, qom_path });
         }
+        device::Notice::BalloonChanged { bytes } => {
+            let actual = events.machine.memory.size().saturating_sub(bytes);
+            events.emit(when, schema::memory::BalloonChange { actual: actual as i64 });
+        }
         device::Notice::PortChanged { id, open } => {
             events.emit(when, schema::qom::VserportChange { id, open });
         }

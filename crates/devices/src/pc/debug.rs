@@ -153,8 +153,13 @@ impl PvPanic {
         Arc::new(PvPanic { power, events: events & (PANICKED | CRASH_LOADED) })
     }
 
+    /// What answers the register.
+    pub fn register(self: &Arc<Self>) -> Arc<dyn memory::Handler> {
+        byte_range(self, |d, _, _| d.events.into(), |d, _, _, value| d.write(value as u8))
+    }
+
     pub fn map(self: &Arc<Self>, ports: &AddressSpace, ioport: u16) {
-        let handler = byte_range(self, |d, _, _| d.events.into(), |d, _, _, value| d.write(value as u8));
+        let handler = self.register();
         ports.edit(|edit| edit.io("pvpanic", ioport.into(), 1, handler));
     }
 

@@ -9,12 +9,14 @@ mod acpi_pm;
 mod bridge;
 mod host;
 mod i440fx;
+mod i6300esb;
 mod ich9;
 mod isa_bus;
 mod pam;
 mod piix3;
 mod piix4_pm;
 mod pirq;
+mod pvpanic;
 mod q35;
 mod slot;
 mod smbus;
@@ -43,6 +45,8 @@ pub fn models() -> Vec<&'static Model> {
         &bridge::ROOT_PORT,
         &bridge::IOH3420,
         &bridge::PCI_BRIDGE,
+        &i6300esb::MODEL,
+        &pvpanic::MODEL,
     ]
 }
 

@@ -1,11 +1,12 @@
 //! virtio-balloon (virtio 1.2 §5.5): memory the guest lends to the host, and its statistics.
 
-use super::pci::{CHOICE, Generation, PROPERTIES as TRANSPORT, Shape, VirtioPci};
+use super::pci::{Generation, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
 use base::clock::{Clock, NANOS, Timer};
+use base::notice::Notices;
 use base::{Mutex, Result, fail};
-use device::{BusKind, Device, Model, Property, PropertyKind, Props, Wiring};
+use device::{Device, Model, Notice, Property, PropertyKind, Props, Wiring};
 use memory::PAGE_SIZE;
 use serde_json::{Map, Value, json};
 use std::any::Any;
@@ -16,44 +17,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "0", "MSI-X vectors"),
 ];
 
-const fn model(
-    name: &'static str,
-    aliases: &'static [&'static str],
-    properties: &'static [&'static [Property]],
-    create: fn(&Props, &mut Wiring<'_>) -> Result<Arc<dyn Device>>,
-) -> Model {
-    Model {
-        name,
-        aliases,
-        description: "Virtio memory balloon",
-        bus: BusKind::Pci,
-        parent: "virtio-balloon-pci-base",
-        properties,
-        user_creatable: true,
-        hotpluggable: true,
-        create,
-    }
-}
-
-static GENERIC: Model = model(
-    "virtio-balloon-pci",
-    &["virtio-balloon"],
-    &[PROPERTIES, TRANSPORT, CHOICE, device::pci::PROPERTIES],
-    |props, wiring| create(&GENERIC, Generation::Generic, props, wiring),
-);
-static TRANSITIONAL: Model = model(
-    "virtio-balloon-pci-transitional",
-    &[],
-    &[PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&TRANSITIONAL, Generation::Transitional, props, wiring),
-);
-static NON_TRANSITIONAL: Model = model(
-    "virtio-balloon-pci-non-transitional",
-    &[],
-    &[PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&NON_TRANSITIONAL, Generation::NonTransitional, props, wiring),
-);
-pub static MODELS: [&Model; 3] = [&GENERIC, &TRANSITIONAL, &NON_TRANSITIONAL];
+super::models!("virtio-balloon-pci", "virtio-balloon", "Virtio memory balloon", [PROPERTIES], create);
 
 const F_STATS: u64 = 1 << 1;
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;
@@ -76,16 +40,13 @@ const STAT_NAMES: [&str; 10] = [
 ];
 const STAT_BYTES: u64 = 10;
 
-/// Called with the bytes in the balloon when the guest reports a change.
-type Listener = Box<dyn Fn(u64) + Send + Sync>;
-
 pub struct Balloon {
     offered: u64,
     wall: Clock,
     link: OnceLock<Arc<Link>>,
     state: Mutex<State>,
     poll: Timer,
-    listener: Mutex<Option<Arc<Listener>>>,
+    notices: Notices,
 }
 
 #[derive(Default)]
@@ -121,7 +82,7 @@ fn create(
                     balloon.ask_for_stats();
                 }
             }),
-            listener: Mutex::new(None),
+            notices: wiring.services.notices.clone(),
         }
     });
     let vectors = props.u64("vectors").min(2048) as u16;
@@ -142,11 +103,6 @@ impl Balloon {
     /// Bytes in the balloon as the guest reports them.
     pub fn given(&self) -> u64 {
         u64::from(self.state.lock().given) * PAGE_SIZE
-    }
-
-    /// Sets who hears of changes.
-    pub fn on_change(&self, listener: impl Fn(u64) + Send + Sync + 'static) {
-        *self.listener.lock() = Some(Arc::new(Box::new(listener)));
     }
 
     fn pages(&self, link: &Link, queue: usize) {
@@ -266,10 +222,7 @@ impl Virtio for Balloon {
             return;
         }
         drop(state);
-        let listener = self.listener.lock().clone();
-        if let Some(listener) = listener {
-            listener(u64::from(given) * PAGE_SIZE);
-        }
+        self.notices.send(Notice::BalloonChanged { bytes: u64::from(given) * PAGE_SIZE });
     }
     fn connect(&self, link: &Arc<Link>) {
         let _ = self.link.set(link.clone());

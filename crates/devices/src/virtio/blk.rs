@@ -1,12 +1,12 @@
 //! virtio-blk (virtio 1.2 §5.2).
 
-use super::pci::{CHOICE, Generation, PROPERTIES as TRANSPORT, Shape, VirtioPci};
+use super::pci::{Generation, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
 use crate::storage::{Conf, DRIVE, LIMITS, Pending, claim, iothread};
 use base::{Mutex, Result, bail, fail};
 use block::{Backend, FrontEnd, IoThread, Request};
-use device::{BusKind, Device, Model, Property, PropertyKind, Props, Wiring};
+use device::{Device, Model, Property, PropertyKind, Props, Wiring};
 use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -26,44 +26,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "4294967295", "MSI-X vectors"),
 ];
 
-const fn model(
-    name: &'static str,
-    aliases: &'static [&'static str],
-    properties: &'static [&'static [Property]],
-    create: fn(&Props, &mut Wiring<'_>) -> Result<Arc<dyn Device>>,
-) -> Model {
-    Model {
-        name,
-        aliases,
-        description: "Virtio block device",
-        bus: BusKind::Pci,
-        parent: "virtio-blk-pci-base",
-        properties,
-        user_creatable: true,
-        hotpluggable: true,
-        create,
-    }
-}
-
-static GENERIC: Model = model(
-    "virtio-blk-pci",
-    &["virtio-blk"],
-    &[DRIVE, LIMITS, PROPERTIES, TRANSPORT, CHOICE, device::pci::PROPERTIES],
-    |props, wiring| create(&GENERIC, Generation::Generic, props, wiring),
-);
-static TRANSITIONAL: Model = model(
-    "virtio-blk-pci-transitional",
-    &[],
-    &[DRIVE, LIMITS, PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&TRANSITIONAL, Generation::Transitional, props, wiring),
-);
-static NON_TRANSITIONAL: Model = model(
-    "virtio-blk-pci-non-transitional",
-    &[],
-    &[DRIVE, LIMITS, PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&NON_TRANSITIONAL, Generation::NonTransitional, props, wiring),
-);
-pub static MODELS: [&Model; 3] = [&GENERIC, &TRANSITIONAL, &NON_TRANSITIONAL];
+super::models!("virtio-blk-pci", "virtio-blk", "Virtio block device", [DRIVE, LIMITS, PROPERTIES], create);
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_GEOMETRY: u64 = 1 << 4;

@@ -5,6 +5,36 @@
 //! - `pci`: the transport, legacy and modern interface.
 //! - `queue`: split virtqueues; the guest is hostile, every value is checked.
 
+/// The three models of a device, in `MODELS`: one that leaves the choice of the interfaces,
+/// one with both, and one with the modern interface only. `create` gets the model and what
+/// its name promises before the usual arguments.
+macro_rules! models {
+    ($name:literal, $alias:literal, $about:literal, [$($properties:expr),*], $create:path) => {
+        super::models!(@one GENERIC, $name, &[$alias], $about, concat!($name, "-base"),
+            [$($properties,)* super::pci::CHOICE], Generic, $create);
+        super::models!(@one TRANSITIONAL, concat!($name, "-transitional"), &[], $about, concat!($name, "-base"),
+            [$($properties),*], Transitional, $create);
+        super::models!(@one NON_TRANSITIONAL, concat!($name, "-non-transitional"), &[], $about,
+            concat!($name, "-base"), [$($properties),*], NonTransitional, $create);
+        pub static MODELS: [&device::Model; 3] = [&GENERIC, &TRANSITIONAL, &NON_TRANSITIONAL];
+    };
+    (@one $id:ident, $name:expr, $aliases:expr, $about:literal, $parent:expr,
+        [$($properties:expr),*], $generation:ident, $create:path) => {
+        static $id: device::Model = device::Model {
+            name: $name,
+            aliases: $aliases,
+            description: $about,
+            bus: device::BusKind::Pci,
+            parent: $parent,
+            properties: &[$($properties,)* super::pci::PROPERTIES, device::pci::PROPERTIES],
+            user_creatable: true,
+            hotpluggable: true,
+            create: |props, wiring| $create(&$id, super::pci::Generation::$generation, props, wiring),
+        };
+    };
+}
+use models;
+
 mod balloon;
 mod blk;
 mod link;

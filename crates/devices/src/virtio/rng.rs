@@ -1,10 +1,10 @@
 //! virtio-rng (virtio 1.2 §5.4).
 
-use super::pci::{CHOICE, Generation, PROPERTIES as TRANSPORT, Shape, VirtioPci};
+use super::pci::{Generation, Shape, VirtioPci};
 use super::{Link, Virtio};
 use base::clock::{Clock, Timer};
 use base::{Failure, Mutex, Result, bail, fail};
-use device::{BusKind, Device, Entropy, EntropySource, Model, Property, PropertyKind, Props, Wiring};
+use device::{Device, Entropy, EntropySource, Model, Property, PropertyKind, Props, Wiring};
 use std::any::Any;
 use std::io::Read;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -17,44 +17,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "2", "MSI-X vectors"),
 ];
 
-const fn model(
-    name: &'static str,
-    aliases: &'static [&'static str],
-    properties: &'static [&'static [Property]],
-    create: fn(&Props, &mut Wiring<'_>) -> Result<Arc<dyn Device>>,
-) -> Model {
-    Model {
-        name,
-        aliases,
-        description: "Virtio random number generator",
-        bus: BusKind::Pci,
-        parent: "virtio-rng-pci-base",
-        properties,
-        user_creatable: true,
-        hotpluggable: true,
-        create,
-    }
-}
-
-static GENERIC: Model = model(
-    "virtio-rng-pci",
-    &["virtio-rng"],
-    &[PROPERTIES, TRANSPORT, CHOICE, device::pci::PROPERTIES],
-    |props, wiring| create(&GENERIC, Generation::Generic, props, wiring),
-);
-static TRANSITIONAL: Model = model(
-    "virtio-rng-pci-transitional",
-    &[],
-    &[PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&TRANSITIONAL, Generation::Transitional, props, wiring),
-);
-static NON_TRANSITIONAL: Model = model(
-    "virtio-rng-pci-non-transitional",
-    &[],
-    &[PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&NON_TRANSITIONAL, Generation::NonTransitional, props, wiring),
-);
-pub static MODELS: [&Model; 3] = [&GENERIC, &TRANSITIONAL, &NON_TRANSITIONAL];
+super::models!("virtio-rng-pci", "virtio-rng", "Virtio random number generator", [PROPERTIES], create);
 
 /// Most bytes fetched at a time.
 const CHUNK: usize = 64 << 10;

@@ -1,6 +1,6 @@
 //! virtio-scsi (virtio 1.2 §5.6): a SCSI host.
 
-use super::pci::{CHOICE, Generation, PROPERTIES as TRANSPORT, Shape, VirtioPci};
+use super::pci::{Generation, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
 use crate::sg::Span;
@@ -26,44 +26,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "4294967295", "MSI-X vectors"),
 ];
 
-const fn model(
-    name: &'static str,
-    aliases: &'static [&'static str],
-    properties: &'static [&'static [Property]],
-    create: fn(&Props, &mut Wiring<'_>) -> Result<Arc<dyn Device>>,
-) -> Model {
-    Model {
-        name,
-        aliases,
-        description: "Virtio SCSI host",
-        bus: BusKind::Pci,
-        parent: "virtio-scsi-pci-base",
-        properties,
-        user_creatable: true,
-        hotpluggable: true,
-        create,
-    }
-}
-
-static GENERIC: Model = model(
-    "virtio-scsi-pci",
-    &["virtio-scsi"],
-    &[PROPERTIES, TRANSPORT, CHOICE, device::pci::PROPERTIES],
-    |props, wiring| create(&GENERIC, Generation::Generic, props, wiring),
-);
-static TRANSITIONAL: Model = model(
-    "virtio-scsi-pci-transitional",
-    &[],
-    &[PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&TRANSITIONAL, Generation::Transitional, props, wiring),
-);
-static NON_TRANSITIONAL: Model = model(
-    "virtio-scsi-pci-non-transitional",
-    &[],
-    &[PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&NON_TRANSITIONAL, Generation::NonTransitional, props, wiring),
-);
-pub static MODELS: [&Model; 3] = [&GENERIC, &TRANSITIONAL, &NON_TRANSITIONAL];
+super::models!("virtio-scsi-pci", "virtio-scsi", "Virtio SCSI host", [PROPERTIES], create);
 
 const F_HOTPLUG: u64 = 1 << 1;
 const F_CHANGE: u64 = 1 << 2;

@@ -6,7 +6,7 @@ mod tests;
 
 pub use port::{CONSOLE, PORT};
 
-use super::pci::{CHOICE, Generation, PROPERTIES as TRANSPORT, Shape, VirtioPci};
+use super::pci::{Generation, Shape, VirtioPci};
 use super::{Link, Virtio};
 use base::notice::Notices;
 use base::{Mutex, Result, bail};
@@ -27,44 +27,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "2", "MSI-X vectors"),
 ];
 
-const fn model(
-    name: &'static str,
-    aliases: &'static [&'static str],
-    properties: &'static [&'static [Property]],
-    create: fn(&Props, &mut Wiring<'_>) -> Result<Arc<dyn Device>>,
-) -> Model {
-    Model {
-        name,
-        aliases,
-        description: "Virtio serial bus",
-        bus: BusKind::Pci,
-        parent: "virtio-serial-pci-base",
-        properties,
-        user_creatable: true,
-        hotpluggable: true,
-        create,
-    }
-}
-
-static GENERIC: Model = model(
-    "virtio-serial-pci",
-    &["virtio-serial"],
-    &[PROPERTIES, TRANSPORT, CHOICE, device::pci::PROPERTIES],
-    |props, wiring| create(&GENERIC, Generation::Generic, props, wiring),
-);
-static TRANSITIONAL: Model = model(
-    "virtio-serial-pci-transitional",
-    &[],
-    &[PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&TRANSITIONAL, Generation::Transitional, props, wiring),
-);
-static NON_TRANSITIONAL: Model = model(
-    "virtio-serial-pci-non-transitional",
-    &[],
-    &[PROPERTIES, TRANSPORT, device::pci::PROPERTIES],
-    |props, wiring| create(&NON_TRANSITIONAL, Generation::NonTransitional, props, wiring),
-);
-pub static MODELS: [&Model; 3] = [&GENERIC, &TRANSITIONAL, &NON_TRANSITIONAL];
+super::models!("virtio-serial-pci", "virtio-serial", "Virtio serial bus", [PROPERTIES], create);
 
 const F_MULTIPORT: u64 = 1 << 1;
 const F_EMERGENCY_WRITE: u64 = 1 << 2;

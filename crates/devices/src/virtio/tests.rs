@@ -444,10 +444,9 @@ fn balloon_pages_go_back_to_the_host_and_statistics_are_asked_for() {
     d.offer(0, 0);
     assert_eq!(d.used(), (0, 0));
     assert_eq!(d.load(0x20_0000, 8), 0);
-    let (tx, rx) = std::sync::mpsc::channel();
-    balloon.on_change(move |bytes| tx.send(bytes).unwrap());
     d.store(BAR + 0x2004, 4, 1);
-    assert_eq!((rx.try_recv(), balloon.given()), (Ok(4096), 4096));
+    let notice = d.bed.services.notices.drain().pop().unwrap().what.downcast::<device::Notice>().unwrap();
+    assert_eq!((*notice, balloon.given()), (device::Notice::BalloonChanged { bytes: 4096 }, 4096));
     d.start_queue(VERSION_1 | 2, 2);
     d.store(BAR + 0x14, 1, 15);
     d.ram().write(DATA, &[4, 0, 0, 0x10, 0, 0, 0, 0, 0, 0]);

@@ -164,3 +164,13 @@ pub async fn pmemsave(session: Session, args: Args) -> Result<String> {
         Pmemsave { val: args.need_int("val"), size: args.need_int("size"), filename: args.need("filename") };
     session.control.call(command).await.map(|()| String::new())
 }
+
+pub async fn balloon(session: Session, args: Args) -> Result<String> {
+    let value = args.need_int("value").checked_mul(1 << 20).unwrap_or(i64::MAX);
+    session.control.call(schema::memory::Balloon { value }).await.map(|()| String::new())
+}
+
+pub async fn info_balloon(session: Session, _: Args) -> Result<String> {
+    let info = session.control.call(schema::memory::QueryBalloon {}).await?;
+    Ok(format!("balloon: actual={}\n", info.actual >> 20))
+}
