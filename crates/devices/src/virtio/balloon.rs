@@ -17,7 +17,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "0", "MSI-X vectors"),
 ];
 
-super::models!("virtio-balloon-pci", "virtio-balloon", "Virtio memory balloon", [PROPERTIES], create);
+three_models!("virtio-balloon-pci", "virtio-balloon", "Virtio memory balloon", [PROPERTIES], create);
 
 const F_STATS: u64 = 1 << 1;
 const F_DEFLATE_ON_OOM: u64 = 1 << 2;

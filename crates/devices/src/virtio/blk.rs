@@ -26,7 +26,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "4294967295", "MSI-X vectors"),
 ];
 
-super::models!("virtio-blk-pci", "virtio-blk", "Virtio block device", [DRIVE, LIMITS, PROPERTIES], create);
+three_models!("virtio-blk-pci", "virtio-blk", "Virtio block device", [DRIVE, LIMITS, PROPERTIES], create);
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_GEOMETRY: u64 = 1 << 4;

@@ -8,13 +8,13 @@
 /// The three models of a device, in `MODELS`: one that leaves the choice of the interfaces,
 /// one with both, and one with the modern interface only. `create` gets the model and what
 /// its name promises before the usual arguments.
-macro_rules! models {
+macro_rules! three_models {
     ($name:literal, $alias:literal, $about:literal, [$($properties:expr),*], $create:path) => {
-        super::models!(@one GENERIC, $name, &[$alias], $about, concat!($name, "-base"),
+        three_models!(@one GENERIC, $name, &[$alias], $about, concat!($name, "-base"),
             [$($properties,)* super::pci::CHOICE], Generic, $create);
-        super::models!(@one TRANSITIONAL, concat!($name, "-transitional"), &[], $about, concat!($name, "-base"),
+        three_models!(@one TRANSITIONAL, concat!($name, "-transitional"), &[], $about, concat!($name, "-base"),
             [$($properties),*], Transitional, $create);
-        super::models!(@one NON_TRANSITIONAL, concat!($name, "-non-transitional"), &[], $about,
+        three_models!(@one NON_TRANSITIONAL, concat!($name, "-non-transitional"), &[], $about,
             concat!($name, "-base"), [$($properties),*], NonTransitional, $create);
         pub static MODELS: [&device::Model; 3] = [&GENERIC, &TRANSITIONAL, &NON_TRANSITIONAL];
     };
@@ -33,7 +33,6 @@ macro_rules! models {
         };
     };
 }
-use models;
 
 mod balloon;
 mod blk;

@@ -17,7 +17,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "2", "MSI-X vectors"),
 ];
 
-super::models!("virtio-rng-pci", "virtio-rng", "Virtio random number generator", [PROPERTIES], create);
+three_models!("virtio-rng-pci", "virtio-rng", "Virtio random number generator", [PROPERTIES], create);
 
 /// Most bytes fetched at a time.
 const CHUNK: usize = 64 << 10;

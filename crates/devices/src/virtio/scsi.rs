@@ -10,7 +10,7 @@ use crate::storage::scsi::{Command, Lun, ScsiBus, ScsiHost};
 use crate::storage::{Pending, iothread};
 use base::{Mutex, Result, bail};
 use block::{IoThread, Request};
-use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, Wiring};
+use device::{Bus, Device, Model, Property, PropertyKind, Props, Wiring};
 use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::{Arc, OnceLock, Weak};
@@ -26,7 +26,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "4294967295", "MSI-X vectors"),
 ];
 
-super::models!("virtio-scsi-pci", "virtio-scsi", "Virtio SCSI host", [PROPERTIES], create);
+three_models!("virtio-scsi-pci", "virtio-scsi", "Virtio SCSI host", [PROPERTIES], create);
 
 const F_HOTPLUG: u64 = 1 << 1;
 const F_CHANGE: u64 = 1 << 2;

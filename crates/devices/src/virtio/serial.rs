@@ -27,7 +27,7 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "2", "MSI-X vectors"),
 ];
 
-super::models!("virtio-serial-pci", "virtio-serial", "Virtio serial bus", [PROPERTIES], create);
+three_models!("virtio-serial-pci", "virtio-serial", "Virtio serial bus", [PROPERTIES], create);
 
 const F_MULTIPORT: u64 = 1 << 1;
 const F_EMERGENCY_WRITE: u64 = 1 << 2;
