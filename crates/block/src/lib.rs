@@ -15,6 +15,7 @@ mod aio;
 pub mod backend;
 pub mod bitmap;
 mod buffers;
+pub mod crypto;
 pub mod drive;
 pub mod driver;
 pub mod export;
@@ -30,6 +31,7 @@ pub mod query;
 pub mod throttle;
 pub mod transaction;
 pub mod types;
+pub mod vault;
 
 pub use backend::{Backend, Done, FrontEnd, IoStatus, Media, OnError, Request, Setup, Tray};
 pub use bitmap::{Bitmaps, DirtyBitmap};
@@ -41,3 +43,4 @@ pub use graph::{Child, Drained, Graph, Hook, IoThread, Node, Parent, Pin, Settin
 pub use notice::{Action, Notice};
 pub use options::{Options, parse_size};
 pub use types::*;
+pub use vault::Vault;

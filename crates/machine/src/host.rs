@@ -50,6 +50,7 @@ impl Host {
         let tree = Arc::new(Tree::new());
         let graph = block::Graph::new(notices.clone(), block_clock(&clocks), fdsets);
         let objects = Arc::new(Objects::new(tree.clone(), graph.clone()));
+        graph.set_vault(Arc::new(crate::objects::Shelf(Arc::downgrade(&objects))));
         Host { notices, tree, objects, chardevs, graph, clocks }
     }
 }

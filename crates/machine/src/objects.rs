@@ -1,5 +1,5 @@
-//! User-created objects (`-object`, `object-add`): entropy sources, secrets, memory back
-//! ends. One record a type; the list below is the only place that names them.
+//! User-created objects (`-object`, `object-add`): entropy sources, secrets, TLS
+//! credentials, memory back ends. One record a type; the list below is the only place that names them.
 
 use base::{Mutex, Result, bail, fail};
 use device::{Property, PropertyKind};
@@ -9,20 +9,25 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+mod authz;
 mod iothread;
 mod memory_backend;
 mod rng;
 mod secret;
 mod throttle_group;
+mod tls_creds;
+mod vault;
 
 pub use memory_backend::MemoryBackend;
 pub use secret::Secret;
+pub(crate) use vault::Shelf;
 
 /// A type of user-creatable object.
 pub struct ObjectType {
     pub name: &'static str,
     pub parent: &'static str,
     pub properties: &'static [Property],
+    /// Makes an instance from its id and checked properties; other objects may be looked up.
     create: fn(&Objects, &str, &Map<String, Value>) -> Result<Arc<dyn UserObject>>,
 }
 
@@ -44,6 +49,8 @@ pub trait UserObject: Send + Sync {
 }
 
 static TYPES: &[&ObjectType] = &[
+    &authz::LIST_FILE,
+    &authz::SIMPLE,
     &iothread::IOTHREAD,
     &memory_backend::FILE,
     &memory_backend::MEMFD,
@@ -52,6 +59,7 @@ static TYPES: &[&ObjectType] = &[
     &rng::RANDOM,
     &secret::SECRET,
     &throttle_group::THROTTLE_GROUP,
+    &tls_creds::X509,
 ];
 
 const COMMON: &[Property] = &[

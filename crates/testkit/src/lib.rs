@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod certificates;
 pub mod cpio;
 pub mod disk;
 pub mod foreign;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 const LAYERS: &[(u8, &[&str])] = &[
     (0, &["base", "trace", "qapi", "qapi-derive"]),
     (1, &["spec", "schema"]),
-    (2, &["memory", "state", "qmp", "qom"]),
+    (2, &["memory", "state", "qmp", "qom", "tls"]),
     (3, &["block", "chardev", "net", "display", "cpu", "device"]),
     (4, &["cpu-host", "cpu-interpreter", "cpu-translator", "cpu-kvm", "devices", "vnc", "firmware"]),
     (5, &["machine", "migration", "dump", "gdb", "qtest"]),

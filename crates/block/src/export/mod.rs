@@ -1,9 +1,10 @@
 //! Disks given to others: the NBD server and its exports.
 
 mod nbd;
+mod negotiation;
 mod session;
 
-pub use nbd::{Export, ExportSetup, Listen, Server};
+pub use nbd::{Export, ExportSetup, Listen, Server, Tls};
 
 use base::Mutex;
 use std::sync::Arc;

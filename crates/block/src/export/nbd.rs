@@ -8,6 +8,7 @@ use crate::notice::Notice;
 use base::{Failure, Mutex, Result, bail};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Where to listen.
@@ -22,6 +23,13 @@ pub enum Listen {
     /// A listening socket that was passed in.
     TcpSocket(std::net::TcpListener),
     UnixSocket(std::os::unix::net::UnixListener),
+}
+
+/// With which credentials clients are let in.
+pub struct Tls {
+    pub credentials: Arc<tls::Credentials>,
+    /// Who may come in; without it, everybody with a certificate of the CA.
+    pub authorise: Option<Arc<dyn tls::Authorise>>,
 }
 
 /// How a disk is exported.
@@ -81,14 +89,24 @@ pub struct Server {
     stop: watch::Sender<bool>,
     /// As many as there may be clients.
     places: Arc<Semaphore>,
+    tls: Option<Tls>,
     /// "inet" with host and port, or "unix" with its path.
     address: Mutex<String>,
     unix_path: Option<String>,
 }
 
 impl Server {
-    /// Starts listening. `limit` is how many clients may be connected, 0 for any number.
-    pub async fn start(graph: &Arc<Graph>, listen: Listen, limit: usize) -> Result<Arc<Server>> {
+    /// Starts listening. `limit` is how many clients may be connected, 0 for any number;
+    /// with `tls`, clients have to use TLS.
+    pub async fn start(
+        graph: &Arc<Graph>,
+        listen: Listen,
+        limit: usize,
+        tls: Option<Tls>,
+    ) -> Result<Arc<Server>> {
+        if let Some(tls) = &tls {
+            tls.credentials.expect(tls::Endpoint::Server)?;
+        }
         if graph.exports.server.lock().is_some() {
             bail!("NBD server already running");
         }
@@ -98,6 +116,7 @@ impl Server {
             exports: Mutex::default(),
             stop: watch::channel(false).0,
             places: Arc::new(Semaphore::new(if limit == 0 { Semaphore::MAX_PERMITS } else { limit })),
+            tls,
             address: Mutex::new(listener.address()),
             unix_path,
         });
@@ -136,12 +155,21 @@ impl Server {
         self.address.lock().clone()
     }
 
+    pub(super) fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
+    /// Serves one client over a stream that is there already, until it leaves.
+    pub async fn attend(&self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) {
+        let stop = self.stop.subscribe();
+        // Whatever a client does wrong ends its own session only.
+        let _ = session::serve(self, Box::new(stream), stop).await;
+    }
+
     fn welcome(self: &Arc<Self>, stream: Stream, place: Option<OwnedSemaphorePermit>) {
         let server = self.clone();
         tokio::spawn(async move {
-            let stop = server.stop.subscribe();
-            // Whatever a client does wrong ends its own session only.
-            let _ = session::serve(&server, stream, stop).await;
+            server.attend(stream).await;
             drop(place);
         });
     }

@@ -1,5 +1,6 @@
 //! Image formats, and the one list of all drivers.
 
+pub mod luks;
 pub mod qcow2;
 pub mod raw;
 
@@ -9,6 +10,7 @@ use crate::driver::Driver;
 pub static DRIVERS: &[&Driver] = &[
     &raw::DRIVER,
     &qcow2::DRIVER,
+    &luks::DRIVER,
     &crate::protocols::file::FILE,
     &crate::protocols::file::HOST_DEVICE,
     &crate::protocols::file::HOST_CDROM,

@@ -20,6 +20,7 @@ pub(crate) use open::take_settings;
 
 use crate::backend::Backend;
 use crate::types::Perm;
+use crate::vault::Vault;
 use base::clock::Clock;
 use base::notice::Notices;
 use base::{Failure, Mutex, Result, bail, fail};
@@ -44,6 +45,7 @@ pub struct Graph {
     pub exports: crate::export::Exports,
     /// What `/dev/fdset/N` opens.
     pub fdsets: base::fd::FdSets,
+    vault: std::sync::OnceLock<Arc<dyn Vault>>,
 }
 
 impl Graph {
@@ -62,7 +64,18 @@ impl Graph {
             backends: Mutex::default(),
             counter: AtomicU64::new(0),
             fdsets,
+            vault: Default::default(),
         })
+    }
+
+    /// Gives the graph its keys and credentials; the first vault given stays.
+    pub fn set_vault(&self, vault: Arc<dyn Vault>) {
+        // A second one has nothing to say.
+        let _ = self.vault.set(vault);
+    }
+
+    pub fn vault(&self) -> &dyn Vault {
+        self.vault.get().map_or(&crate::vault::Empty, |vault| &**vault)
     }
 
     pub(crate) fn arc(&self) -> Arc<Graph> {

@@ -3,7 +3,7 @@
 use super::blockdev::{graph, there};
 use crate::{Call, Routes};
 use base::{Failure, Result, bail, fail};
-use block::export::{Export, ExportSetup, Listen, Server};
+use block::export::{Export, ExportSetup, Listen, Server, Tls};
 use block::{Backend, DirtyBitmap, Node, Options};
 use qapi::{Map, Value};
 use schema::export::*;
@@ -51,12 +51,17 @@ fn listen_on(call: &Call, addr: Map) -> Result<Listen> {
 }
 
 async fn nbd_server_start(call: Call, command: NbdServerStart) -> Result<()> {
-    if command.tls_creds.is_some() || command.tls_authz.is_some() {
-        bail!("TLS is not supported by the NBD server");
-    }
     let (at, listen) = (graph(&call), listen_on(&call, command.addr)?);
+    let tls = match (command.tls_creds, command.tls_authz) {
+        (Some(creds), authz) => {
+            let authorise = authz.map(|authz| at.vault().authorisation(&authz)).transpose()?;
+            Some(Tls { credentials: at.vault().credentials(&creds)?, authorise })
+        }
+        (None, Some(_)) => bail!("TLS authorization is specified but no TLS credentials"),
+        (None, None) => None,
+    };
     let limit = command.max_connections.unwrap_or(100) as usize;
-    there(&call, async move { Server::start(&at, listen, limit).await.map(drop) }).await
+    there(&call, async move { Server::start(&at, listen, limit, tls).await.map(drop) }).await
 }
 
 pub(super) fn nbd_server(call: &Call) -> Result<Arc<Server>> {

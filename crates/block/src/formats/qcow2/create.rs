@@ -3,11 +3,12 @@
 use super::entry::{COPIED, Geometry};
 use super::header::*;
 use super::refcounts;
-use crate::driver::{Create, CreateOption};
+use super::{Qcow2, encrypt};
+use crate::driver::{Create, CreateOption, layer_of};
 use crate::graph::Settings;
 use crate::options::Options;
 use crate::types::*;
-use base::{Result, bail};
+use base::{Result, bail, fail};
 use serde_json::json;
 
 pub(super) static OPTIONS: &[CreateOption] = &[
@@ -43,13 +44,25 @@ pub(super) static OPTIONS: &[CreateOption] = &[
 
 pub(super) fn create(create: &mut Create) -> Fut<'_, Result<()>> {
     Box::pin(async {
+        let recipe = encrypt::take_recipe(&mut create.options)?;
+        let password = recipe.as_ref().map(|(_, key)| create.graph.vault().secret(key)).transpose()?;
         let (header, preallocation, data_node) = take_header(create).await?;
+        if recipe.is_some() && header.autoclear & AUTOCLEAR_RAW_DATA != 0 {
+            bail!("A raw external data file cannot be encrypted");
+        }
         let file = create.file().await?;
         let data = match &data_node {
             Some(_) => Some(create.child("data-file").await?),
             None => None,
         };
         create.finish()?;
+        let luks = match recipe.zip(password) {
+            None => None,
+            Some(((recipe, _), password)) => {
+                let made = tokio::task::spawn_blocking(move || recipe.make(&password)).await;
+                Some(made.map_err(|_| fail!("Making the LUKS header was interrupted"))??)
+            }
+        };
         let size = header.size;
         let header = Header { size: 0, ..header };
         file.truncate(0, Truncate::default()).await?;
@@ -77,30 +90,42 @@ pub(super) fn create(create: &mut Create) -> Fut<'_, Result<()>> {
         {
             data.truncate(size, Truncate::default()).await?;
         }
-        grow(create, &header, size, preallocation, data.as_ref().map(|child| child.node().name().to_string()))
-            .await
+        let data = data.as_ref().map(|child| child.node().name().to_string());
+        let rest = Rest { size, preallocation, data, luks };
+        grow(create, &header, rest).await
     })
 }
 
-/// Opens the new image to give it its size.
-async fn grow(
-    create: &mut Create,
-    header: &Header,
+/// What a new image gets once it can be opened.
+struct Rest {
     size: u64,
-    how: Preallocation,
+    preallocation: Preallocation,
+    /// Node of the external data file.
     data: Option<String>,
-) -> Result<()> {
+    /// LUKS header and key material.
+    luks: Option<Vec<u8>>,
+}
+
+/// Opens the new image to give it its size and its key.
+async fn grow(create: &mut Create, header: &Header, rest: Rest) -> Result<()> {
     let file = create.held[0].node().name().to_string();
     let mut options = Options::json(json!({"driver": "qcow2", "file": file, "backing": null}));
     if header.has(INCOMPAT_DATA_FILE)
-        && let Some(data) = data
+        && let Some(data) = rest.data
     {
         options.set("data-file", data);
     }
     let graph = create.graph.clone();
     create.release();
     let pin = graph.open(options, Settings::default()).await?;
-    let result = pin.truncate(size, Truncate { exact: true, preallocation: how, zero: false }).await;
+    let how = Truncate { exact: true, preallocation: rest.preallocation, zero: false };
+    let mut result = pin.truncate(rest.size, how).await;
+    if let (Ok(()), Some(luks)) = (&result, &rest.luks) {
+        result = match layer_of::<Qcow2>(&pin) {
+            Some(image) => image.adopt_luks(luks).await,
+            None => Err(fail!("The new image is not what it was made")),
+        };
+    }
     drop(pin);
     graph.collect().await;
     result
@@ -159,9 +184,6 @@ async fn take_header(create: &mut Create) -> Result<(Header, Preallocation, Opti
         bail!(
             "Non-zlib compression type is only supported with compatibility level 1.1 and above (use version=v3 or greater)"
         );
-    }
-    if options.contains("encrypt") {
-        bail!("Encrypted qcow2 images are not supported");
     }
     let mut header = Header {
         version,

@@ -324,37 +324,41 @@ impl Header {
     }
 
     fn encode_extensions(&self, out: &mut Vec<u8>) {
-        let mut put = |kind: u32, body: &[u8]| {
-            out.extend(kind.to_be_bytes());
-            out.extend((body.len() as u32).to_be_bytes());
-            out.extend(body);
-            out.resize(out.len().next_multiple_of(8), 0);
-        };
         if let Some(ext) = &self.bitmaps {
             let mut body = Vec::new();
             body.extend(ext.count.to_be_bytes());
             body.extend([0; 4]);
             body.extend(ext.directory_size.to_be_bytes());
             body.extend(ext.directory_offset.to_be_bytes());
-            put(EXT_BITMAPS, &body);
+            put(out, EXT_BITMAPS, &body);
         }
         if let Some((offset, len)) = self.crypto {
-            put(EXT_CRYPTO, &[offset.to_be_bytes(), len.to_be_bytes()].concat());
+            put(out, EXT_CRYPTO, &[offset.to_be_bytes(), len.to_be_bytes()].concat());
         }
         if let Some(format) = self.backing_format.as_deref().filter(|_| self.backing.is_some()) {
-            put(EXT_BACKING_FORMAT, format.as_bytes());
+            put(out, EXT_BACKING_FORMAT, format.as_bytes());
         }
         if let Some(name) = &self.data_file {
-            put(EXT_DATA_FILE, name.as_bytes());
-        }
-        if self.version >= 3 {
-            put(EXT_FEATURES, &feature_names());
+            put(out, EXT_DATA_FILE, name.as_bytes());
         }
         for (kind, body) in &self.unknown {
-            put(*kind, body);
+            put(out, *kind, body);
         }
-        put(EXT_END, &[]);
+        // The names are for people; where clusters are small they make room.
+        let names = feature_names();
+        let rest = 8 + names.len() + 8 + self.backing.as_ref().map_or(0, String::len);
+        if self.version >= 3 && (out.len() + rest) as u64 <= self.cluster_size() {
+            put(out, EXT_FEATURES, &names);
+        }
+        put(out, EXT_END, &[]);
     }
+}
+
+fn put(out: &mut Vec<u8>, kind: u32, body: &[u8]) {
+    out.extend(kind.to_be_bytes());
+    out.extend((body.len() as u32).to_be_bytes());
+    out.extend(body);
+    out.resize(out.len().next_multiple_of(8), 0);
 }
 
 /// Names of the feature bits, for tools that do not know them.

@@ -15,6 +15,7 @@ mod check;
 mod compress;
 mod create;
 mod dirty;
+mod encrypt;
 mod entry;
 mod header;
 mod meta;
@@ -67,6 +68,7 @@ pub struct Qcow2 {
     file: Child,
     /// The external data file.
     data: Option<Child>,
+    crypto: Option<encrypt::Crypto>,
     backing: Mutex<Option<Child>>,
     geometry: Geometry,
     meta: Mutex<Meta>,
@@ -138,6 +140,9 @@ impl Qcow2 {
             data["compression-type"] = "zlib".into();
             data["refcount-bits"] = 16.into();
         }
+        if let Some(crypto) = &self.crypto {
+            data["encrypt"] = crypto.describe();
+        }
         json!({"type": "qcow2", "data": data})
     }
 }
@@ -149,8 +154,8 @@ impl Layer for Qcow2 {
 
     fn limits(&self) -> Limits {
         Limits {
-            request_alignment: 1,
-            max_transfer: 1 << 30,
+            request_alignment: if self.crypto.is_some() { crate::crypto::SECTOR as u32 } else { 1 },
+            max_transfer: if self.crypto.is_some() { 1 << 20 } else { 1 << 30 },
             zeroes_alignment: self.geometry.subcluster_size() as u32,
             discard_alignment: self.geometry.cluster_size() as u32,
             ..Limits::default()
@@ -169,6 +174,10 @@ impl Layer for Qcow2 {
         Box::pin(async move {
             self.alive()?;
             let epoch = self.epochs.enter();
+            if flags.contains(WriteFlags::COMPRESSED) && self.crypto.is_some() {
+                // Compressed clusters are not encrypted.
+                return Err(errno(libc::ENOTSUP));
+            }
             if flags.contains(WriteFlags::COMPRESSED) && self.data.is_none() {
                 self.write_compressed(offset, data).await?;
             } else {
@@ -222,6 +231,10 @@ impl Layer for Qcow2 {
             if map.kind == Kind::Zero {
                 status.offset = map.host;
             }
+            if self.crypto.is_some() {
+                status.offset = None;
+                status.flags.remove(StatusFlags::RECURSE);
+            }
             if map.kind == Kind::Unallocated && self.backing().is_none() {
                 status.flags |= StatusFlags::ZERO;
             }
@@ -251,6 +264,7 @@ impl Layer for Qcow2 {
 
     fn reopen<'a>(&'a self, to: &'a Settings, options: &'a mut Options) -> Fut<'a, Result<()>> {
         Box::pin(async move {
+            // The key stays what it is.
             open::take_runtime_options(options)?;
             let was = self.read_only.load(Ordering::Acquire);
             if to.read_only && !was {
@@ -320,7 +334,8 @@ impl Layer for Qcow2 {
     }
 
     fn zero_initialised(&self) -> bool {
-        true
+        // Clusters allocated ahead decrypt to anything.
+        self.crypto.is_none()
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {

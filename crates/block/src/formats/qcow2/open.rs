@@ -4,7 +4,7 @@ use super::entry::Geometry;
 use super::header::*;
 use super::meta::Meta;
 use super::refcounts::Refcounts;
-use super::{Qcow2, snapshot};
+use super::{Qcow2, encrypt, snapshot};
 use crate::driver::{Layer, Open};
 use crate::graph::Child;
 use crate::options::Options;
@@ -19,12 +19,10 @@ const CACHE_BYTES: u64 = 32 << 20;
 
 pub(super) fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     Box::pin(async {
-        let runtime = take_runtime_options(&mut open.options)?;
+        let mut runtime = take_runtime_options(&mut open.options)?;
         let file = open.file().await?;
         let header = read_header(&file).await?;
-        if header.crypt_method != 0 {
-            bail!("Encrypted qcow2 images are not supported");
-        }
+        let crypto = encrypt::unlock(&file, &header, runtime.encrypt.take(), open.graph.vault()).await?;
         if header.has(INCOMPAT_CORRUPT) && !open.settings.read_only {
             bail!("qcow2: Image is corrupt; cannot be opened read/write");
         }
@@ -50,6 +48,7 @@ pub(super) fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let image = Qcow2 {
             context: open.context.clone(),
             data,
+            crypto,
             backing: Mutex::new(backing),
             geometry,
             size: AtomicU64::new(header.size),
@@ -123,6 +122,7 @@ pub(super) async fn read_words(file: &Child, offset: u64, count: u64) -> Result<
 pub(super) struct Runtime {
     cache: Option<u64>,
     pass_discard: Option<bool>,
+    encrypt: Option<Options>,
 }
 
 /// Options that do not change what is in the image.
@@ -150,11 +150,7 @@ pub(super) fn take_runtime_options(options: &mut Options) -> Result<Runtime> {
     options.take_bool("pass-discard-other")?;
     options.take_bool("discard-no-unref")?;
     take_overlap_check(options)?;
-    if let Some(Value::Object(encrypt)) = options.take("encrypt")
-        && !encrypt.is_empty()
-    {
-        bail!("No encryption in image header, but options specified format");
-    }
+    runtime.encrypt = options.take_table("encrypt")?;
     Ok(runtime)
 }
 

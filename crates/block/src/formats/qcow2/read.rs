@@ -17,7 +17,7 @@ impl Qcow2 {
             match (map.kind, map.host) {
                 (Kind::Normal, Some(host)) => {
                     blkdebug::event(self.store(), "read_aio").await;
-                    self.store().read(host, piece).await?;
+                    self.read_store(at, host, piece).await?;
                 }
                 (Kind::Compressed, _) => {
                     blkdebug::event(&self.file, "read_compressed").await;

@@ -3,6 +3,7 @@
 use super::Qcow2;
 use super::entry::OFFSET;
 use super::header::Header;
+use crate::crypto::SECTOR;
 use crate::driver::Layer as _;
 use crate::driver::{Snapshot, Snapshots};
 use crate::graph::Child;
@@ -177,7 +178,20 @@ impl Qcow2 {
             self.grow_l1(entries + entries / 4 + 16).await?;
         }
         let _epoch = self.epochs.enter();
-        self.write_guest(start, data).await
+        if self.crypto.is_none() {
+            return self.write_guest(start, data).await;
+        }
+        let (mut whole, skip) = self.around(start, data.len()).await?;
+        whole[skip..skip + data.len()].copy_from_slice(data);
+        self.write_guest(start - skip as u64, &whole).await
+    }
+
+    /// The whole sectors around a range, and where in them it begins: what encryption needs.
+    async fn around(&self, start: u64, len: usize) -> IoResult<(Vec<u8>, usize)> {
+        let skip = (start % SECTOR) as usize;
+        let mut whole = vec![0; (skip + len).next_multiple_of(SECTOR as usize)];
+        self.read_guest(start - skip as u64, &mut whole).await?;
+        Ok((whole, skip))
     }
 }
 
@@ -201,7 +215,12 @@ impl Snapshots for Qcow2 {
     fn read_vmstate<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
         Box::pin(async move {
             let start = self.vm_state_start().checked_add(offset).ok_or_else(|| errno(libc::EINVAL))?;
-            self.read_guest(start, buf).await
+            if self.crypto.is_none() {
+                return self.read_guest(start, buf).await;
+            }
+            let (whole, skip) = self.around(start, buf.len()).await?;
+            buf.copy_from_slice(&whole[skip..skip + buf.len()]);
+            Ok(())
         })
     }
 

@@ -52,7 +52,7 @@ impl Qcow2 {
                 Step::InPlace { host, len } => {
                     let piece = &data[done..done + len as usize];
                     blkdebug::event(self.store(), "write_aio").await;
-                    self.store().write(host, piece, WriteFlags::empty()).await?;
+                    self.write_store(at, host, piece).await?;
                     done += piece.len();
                 }
                 Step::Allocate(space) => {
@@ -91,8 +91,8 @@ impl Qcow2 {
         self.read_guest(space.copy_from, &mut head).await?;
         self.read_guest(space.to, &mut tail).await?;
         let base = space.busy.0;
-        // Space behind the end of the file reads as zeroes already.
-        let fresh = space.new && space.host >= self.store().size();
+        // Space behind the end of the file reads as zeroes already, unless they are encrypted.
+        let fresh = space.new && self.crypto.is_none() && space.host >= self.store().size();
         let zero = |edge: &[u8]| edge.iter().all(|byte| *byte == 0);
         let keep_head = !head.is_empty() && !(fresh && zero(&head));
         let keep_tail = !tail.is_empty() && !(fresh && zero(&tail));
@@ -107,14 +107,14 @@ impl Qcow2 {
             whole.extend_from_slice(if keep_head { &head } else { &[] });
             whole.extend_from_slice(data);
             whole.extend_from_slice(if keep_tail { &tail } else { &[] });
-            self.store().write(host, &whole, WriteFlags::empty()).await?;
+            self.write_store(start, host, &whole).await?;
         } else {
             if keep_head {
-                self.store().write(host, &head, WriteFlags::empty()).await?;
+                self.write_store(start, host, &head).await?;
             }
-            self.store().write(space.host + (space.from - base), data, WriteFlags::empty()).await?;
+            self.write_store(space.from, space.host + (space.from - base), data).await?;
             if keep_tail {
-                self.store().write(space.host + (space.to - base), &tail, WriteFlags::empty()).await?;
+                self.write_store(space.to, space.host + (space.to - base), &tail).await?;
             }
         }
         self.with(|meta| link(meta, space)).await

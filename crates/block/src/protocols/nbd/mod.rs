@@ -1,13 +1,19 @@
 //! `nbd`: a disk of an NBD server (fixed newstyle, structured replies, block status).
 
 mod connection;
+mod handshake;
+mod replay;
+mod replies;
 pub mod wire;
 
 use crate::driver::{Driver, Kind, Layer, Open};
 use crate::options::Options;
 use crate::types::*;
 use base::{Result, bail, fail};
-use connection::{Address, Answer, Connection, Exported};
+use connection::{Address, Connection};
+use handshake::{Exported, Wanted};
+pub use replay::replay;
+use replies::Answer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use wire::*;
@@ -20,14 +26,24 @@ pub static DRIVER: Driver = Driver {
     ..Driver::DEFAULT
 };
 
+/// Between two attempts to reach a server.
+const RETRY: Duration = Duration::from_millis(100);
+
 struct Nbd {
     address: Address,
-    export: String,
+    wanted: Wanted,
     info: Exported,
     filename: String,
     /// How long requests wait for a lost server to come back.
     reconnect: Duration,
-    current: tokio::sync::Mutex<Option<Arc<Connection>>>,
+    link: tokio::sync::Mutex<Link>,
+}
+
+/// The connection in use, or since when there is none.
+struct Link {
+    current: Option<Arc<Connection>>,
+    lost: Option<Instant>,
+    tried: Option<Instant>,
 }
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
@@ -38,37 +54,61 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             parse_filename(name, options)?;
         }
         let address = take_address(options)?;
-        let export = options.take_str("export")?.unwrap_or_default();
-        if export.len() > MAX_NAME {
-            bail!("export name too long to send to server");
-        }
-        let seconds =
-            |options: &mut Options, key: &str| Ok::<_, base::Failure>(options.take_u64(key)?.unwrap_or(0));
-        let reconnect = Duration::from_secs(seconds(options, "reconnect-delay")?.min(86400));
-        let open_timeout = Duration::from_secs(seconds(options, "open-timeout")?.min(86400));
-        if options.take_str("tls-creds")?.is_some() {
-            bail!("TLS is not supported for nbd nodes");
-        }
-        if options.take_str("x-dirty-bitmap")?.is_some() {
-            bail!("x-dirty-bitmap is not supported");
-        }
+        let seconds = |options: &mut Options, key: &str| {
+            let seconds = options.take_u64(key)?.unwrap_or(0);
+            Ok::<_, base::Failure>(Duration::from_secs(seconds.min(u64::from(u32::MAX))))
+        };
+        let reconnect = seconds(options, "reconnect-delay")?;
+        let open_timeout = seconds(options, "open-timeout")?;
+        let wanted = take_wanted(options, open.graph.vault(), &address)?;
         let begun = Instant::now();
         let (connection, info) = loop {
-            match Connection::open(&address, &export).await {
+            match Connection::open(&address, &wanted).await {
                 Ok(opened) => break opened,
-                Err(_) if begun.elapsed() < open_timeout => {
-                    tokio::time::sleep(Duration::from_millis(100)).await
-                }
+                Err(_) if begun.elapsed() < open_timeout => tokio::time::sleep(RETRY).await,
                 Err(why) => return Err(why),
             }
         };
         if info.flags & READ_ONLY != 0 {
             open.read_only().map_err(|_| fail!("request on write denied without write permission"))?;
         }
-        let filename = filename.filter(|name| name.contains("://")).unwrap_or_else(|| address.uri(&export));
-        let current = tokio::sync::Mutex::new(Some(Arc::new(connection)));
-        Ok(Arc::new(Nbd { address, export, info, filename, reconnect, current }) as Arc<dyn Layer>)
+        let filename =
+            filename.filter(|name| name.contains("://")).unwrap_or_else(|| address.uri(&wanted.export));
+        let link =
+            tokio::sync::Mutex::new(Link { current: Some(Arc::new(connection)), lost: None, tried: None });
+        Ok(Arc::new(Nbd { address, wanted, info, filename, reconnect, link }) as Arc<dyn Layer>)
     })
+}
+
+fn take_wanted(options: &mut Options, vault: &dyn crate::Vault, address: &Address) -> Result<Wanted> {
+    let export = options.take_str("export")?.unwrap_or_default();
+    if export.len() > MAX_NAME {
+        bail!("export name too long to send to server");
+    }
+    let hostname = options.take_str("tls-hostname")?;
+    let tls = match options.take_str("tls-creds")? {
+        None if hostname.is_some() => bail!("tls-hostname may only be used with tls-creds"),
+        None => None,
+        Some(id) => {
+            let credentials = vault.credentials(&id)?;
+            credentials.expect(tls::Endpoint::Client)?;
+            let host = match (hostname, address) {
+                (Some(host), _) => host,
+                (None, Address::Tcp(host, _)) => host.clone(),
+                (None, Address::Unix(_)) => {
+                    bail!("tls-hostname is needed to check the certificate of a server on a UNIX socket")
+                }
+            };
+            Some((credentials, host))
+        }
+    };
+    let bitmap = options.take_str("x-dirty-bitmap")?;
+    if bitmap.as_ref().is_some_and(|name| name.len() > MAX_NAME) {
+        bail!("x-dirty-bitmap query too long to send to server");
+    }
+    let context_needed = bitmap.is_some();
+    let context = bitmap.unwrap_or_else(|| "base:allocation".into());
+    Ok(Wanted { export, tls, context, context_needed })
 }
 
 /// Puts what a file name says into options.
@@ -165,26 +205,44 @@ fn take_address(options: &mut Options) -> Result<Address> {
 }
 
 impl Nbd {
+    /// The connection; a lost one is made again. Requests wait for that until the delay is
+    /// over, afterwards they fail at once while an attempt is made now and then.
     async fn connection(&self) -> IoResult<Arc<Connection>> {
-        let mut current = self.current.lock().await;
-        if let Some(connection) = current.as_ref().filter(|connection| connection.is_alive()) {
+        let mut link = self.link.lock().await;
+        if let Some(connection) = link.current.as_ref().filter(|connection| connection.is_alive()) {
             return Ok(connection.clone());
         }
-        *current = None;
-        let begun = Instant::now();
+        link.current = None;
+        let lost = *link.lost.get_or_insert_with(Instant::now);
         loop {
-            if let Ok((connection, info)) = Connection::open(&self.address, &self.export).await
-                && info.size == self.info.size
-            {
-                let connection = Arc::new(connection);
-                *current = Some(connection.clone());
-                return Ok(connection);
-            }
-            if begun.elapsed() >= self.reconnect {
+            let late = lost.elapsed() >= self.reconnect;
+            if late && link.tried.is_some_and(|tried| tried.elapsed() < RETRY) {
                 return Err(errno(libc::EIO));
             }
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            let limit = self.reconnect.saturating_sub(lost.elapsed()).max(Duration::from_secs(1));
+            let attempt = tokio::time::timeout(limit, Connection::open(&self.address, &self.wanted)).await;
+            link.tried = Some(Instant::now());
+            if let Ok(Ok((connection, info))) = attempt
+                && self.is_same(&info)
+            {
+                let connection = Arc::new(connection);
+                *link = Link { current: Some(connection.clone()), lost: None, tried: None };
+                return Ok(connection);
+            }
+            if lost.elapsed() >= self.reconnect {
+                return Err(errno(libc::EIO));
+            }
+            tokio::time::sleep(RETRY).await;
         }
+    }
+
+    /// A server that came back must still serve what the users of the node rely on.
+    fn is_same(&self, info: &Exported) -> bool {
+        info.size == self.info.size
+            && info.flags == self.info.flags
+            && info.alignment <= self.info.alignment
+            && info.max_payload >= self.info.max_payload
+            && info.context == self.info.context
     }
 
     /// Sends a request, again after a reconnect.
@@ -211,7 +269,7 @@ impl Layer for Nbd {
     fn limits(&self) -> Limits {
         Limits {
             request_alignment: self.info.alignment,
-            max_transfer: MAX_PAYLOAD,
+            max_transfer: self.info.max_payload,
             fua: self.info.flags & SEND_FUA != 0,
             ..Limits::default()
         }
@@ -235,11 +293,14 @@ impl Layer for Nbd {
 
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            if self.info.flags & SEND_WRITE_ZEROES == 0 {
+            let fast = flags.contains(ZeroFlags::NO_FALLBACK);
+            let needed = if fast { SEND_WRITE_ZEROES | FAST_ZERO } else { SEND_WRITE_ZEROES };
+            if self.info.flags & needed != needed {
                 return Err(errno(libc::ENOTSUP));
             }
             let keep = if flags.contains(ZeroFlags::MAY_UNMAP) { 0 } else { FLAG_NO_HOLE };
-            self.in_pieces(CMD_WRITE_ZEROES, keep, offset, len).await
+            let how = keep | if fast { FLAG_FAST_ZERO } else { 0 };
+            self.in_pieces(CMD_WRITE_ZEROES, how, offset, len).await
         })
     }
 
@@ -265,12 +326,12 @@ impl Layer for Nbd {
         Box::pin(async move {
             let whole =
                 Status { flags: StatusFlags::DATA | StatusFlags::ALLOCATED, len, offset: Some(offset) };
-            if !self.info.allocation {
+            if self.info.context.is_none() {
                 return Ok(whole);
             }
             let asked = len.min(u64::from(u32::MAX) & !0xffff) as u32;
             let answer = self.request(CMD_BLOCK_STATUS, FLAG_REQ_ONE, (offset, asked), &[]).await?;
-            let Some((run, state)) = answer.extent.filter(|(run, _)| *run > 0) else { return Ok(whole) };
+            let (run, state) = answer.extent.ok_or_else(|| errno(libc::EIO))?;
             let mut flags = StatusFlags::ALLOCATED;
             flags.set(StatusFlags::ZERO, state & STATE_ZERO != 0);
             flags.set(StatusFlags::DATA, state & STATE_HOLE == 0);
@@ -280,7 +341,7 @@ impl Layer for Nbd {
 
     fn close(&self) -> Fut<'_, IoResult> {
         Box::pin(async {
-            if let Some(connection) = self.current.lock().await.take() {
+            if let Some(connection) = self.link.lock().await.current.take() {
                 connection.close().await;
             }
             Ok(())

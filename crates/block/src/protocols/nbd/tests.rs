@@ -1,4 +1,7 @@
-use crate::export::{ExportSetup, Listen, Server};
+mod hostile;
+mod tls;
+
+use crate::export::{ExportSetup, Listen, Server, Tls};
 use crate::formats::qcow2::tests::{Rng, tool};
 use crate::graph::{Graph, tests::graph};
 use crate::options::Options;
@@ -6,7 +9,13 @@ use crate::{Backend, Setup};
 use serde_json::json;
 use std::sync::Arc;
 
-fn serve(graph: &Arc<Graph>, socket: &str, image: &str, writable: bool) -> Arc<Server> {
+pub(super) fn serve(
+    graph: &Arc<Graph>,
+    socket: &str,
+    image: &str,
+    writable: bool,
+    tls: Option<Tls>,
+) -> Arc<Server> {
     let (at, socket, image) = (graph.clone(), socket.to_string(), image.to_string());
     graph.block_on(async move {
         let options =
@@ -16,7 +25,7 @@ fn serve(graph: &Arc<Graph>, socket: &str, image: &str, writable: bool) -> Arc<S
         backend.insert(&node).unwrap();
         let bitmap = Arc::new(crate::DirtyBitmap::new(Some("b".into()), 65536, node.size()));
         bitmap.set(65536, 1);
-        let server = Server::start(&at, Listen::Unix(socket), 0).await.unwrap();
+        let server = Server::start(&at, Listen::Unix(socket), 0, tls).await.unwrap();
         let setup = ExportSetup {
             id: "e".into(),
             name: "disk".into(),
@@ -44,7 +53,7 @@ fn exports_are_read_by_the_usual_tools_and_by_ourselves() {
     data[1 << 20..2 << 20].fill(0);
     std::fs::write(&image, &data).unwrap();
     let owner = graph();
-    let server = serve(&owner, &socket, &image, true);
+    let server = serve(&owner, &socket, &image, true, None);
     let uri = format!("nbd+unix:///disk?socket={socket}");
     let info = tool("nbdinfo", &[&uri]);
     assert!(info.contains("export-size: 3145728") && info.contains("a disk"), "{info}");
@@ -89,7 +98,7 @@ fn a_lost_server_is_an_error_or_waited_for() {
     let (image, socket) = (path("disk.raw"), path("sock"));
     std::fs::write(&image, vec![5u8; 1 << 20]).unwrap();
     let owner = graph();
-    let server = serve(&owner, &socket, &image, false);
+    let server = serve(&owner, &socket, &image, false, None);
     let client = graph();
     let at = client.clone();
     let place = socket.clone();
@@ -110,7 +119,7 @@ fn a_lost_server_is_an_error_or_waited_for() {
         std::thread::sleep(std::time::Duration::from_millis(300));
         let graph = at.clone();
         at.block_on(async move {
-            let server = Server::start(&graph, Listen::Unix(socket), 0).await.unwrap();
+            let server = Server::start(&graph, Listen::Unix(socket), 0, None).await.unwrap();
             let backend = graph.backend("d").unwrap();
             let setup = ExportSetup {
                 id: "e".into(),

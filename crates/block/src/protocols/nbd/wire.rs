@@ -28,7 +28,9 @@ pub const REP_INFO: u32 = 3;
 pub const REP_META: u32 = 4;
 pub const REP_ERR: u32 = 1 << 31;
 pub const REP_ERR_UNSUP: u32 = REP_ERR | 1;
+pub const REP_ERR_POLICY: u32 = REP_ERR | 2;
 pub const REP_ERR_INVALID: u32 = REP_ERR | 3;
+pub const REP_ERR_TLS_REQD: u32 = REP_ERR | 5;
 pub const REP_ERR_UNKNOWN: u32 = REP_ERR | 6;
 pub const REP_ERR_TOO_BIG: u32 = REP_ERR | 9;
 
@@ -68,7 +70,10 @@ pub const CHUNK_NONE: u16 = 0;
 pub const CHUNK_DATA: u16 = 1;
 pub const CHUNK_HOLE: u16 = 2;
 pub const CHUNK_STATUS: u16 = 5;
-pub const CHUNK_ERROR: u16 = 1 << 15 | 1;
+/// Chunks of this kind tell of an error.
+pub const CHUNK_FAILED: u16 = 1 << 15;
+pub const CHUNK_ERROR: u16 = CHUNK_FAILED | 1;
+pub const CHUNK_ERROR_OFFSET: u16 = CHUNK_FAILED | 2;
 
 pub const STATE_HOLE: u32 = 1;
 pub const STATE_ZERO: u32 = 2;
@@ -76,6 +81,11 @@ pub const STATE_ZERO: u32 = 2;
 /// Longest payload of a request or answer in bytes.
 pub const MAX_PAYLOAD: u32 = 32 << 20;
 pub const MAX_NAME: usize = 4096;
+
+/// A big-endian number of up to 8 bytes.
+pub fn be(data: &[u8]) -> u64 {
+    data.iter().fold(0, |value, byte| value << 8 | u64::from(*byte))
+}
 
 /// An errno as the protocol numbers it.
 pub fn to_wire(code: i32) -> u32 {

@@ -1,0 +1,120 @@
+//! Encrypted disks over QMP: secrets, LUKS and qcow2, made here and read by the usual tools.
+
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+use testkit::Vm;
+
+const PASSWORD: &str = "correct horse";
+
+fn idle() -> Vm {
+    let secret = format!("secret,id=k,data={PASSWORD}");
+    Vm::start(&["-machine", "none", "-accel", "qtest", "-object", &secret]).unwrap()
+}
+
+/// Runs `blockdev-create` to its end; an error is what the job says.
+fn create(vm: &mut Vm, options: Value) -> Result<(), String> {
+    vm.qmp.execute("blockdev-create", json!({"job-id": "c", "options": options}))?;
+    loop {
+        let event = vm.qmp.event("JOB_STATUS_CHANGE", Duration::from_secs(60))?;
+        if event["data"]["status"] == "concluded" {
+            break;
+        }
+    }
+    let jobs = vm.qmp.execute("query-jobs", Value::Null)?;
+    vm.qmp.execute("job-dismiss", json!({"id": "c"}))?;
+    match jobs[0]["error"].as_str() {
+        Some(error) => Err(error.to_string()),
+        None => Ok(()),
+    }
+}
+
+fn file(vm: &mut Vm, name: &str) -> std::path::PathBuf {
+    let path = vm.dir().join(name);
+    std::fs::write(&path, []).unwrap();
+    let node = json!({"driver": "file", "node-name": "f", "filename": path});
+    vm.qmp.execute("blockdev-add", node).unwrap();
+    path
+}
+
+#[track_caller]
+fn io(vm: &mut Vm, node: &str, command: &str) {
+    let line = json!({"command-line": format!("qemu-io {node} \"{command}\"")});
+    vm.qmp.execute("human-monitor-command", line).unwrap();
+    // As in QEMU its output goes to the standard output.
+    let said = vm.expect("ops", Duration::from_secs(20)).unwrap();
+    assert!(!said.contains("failed"), "{command}: {said}");
+}
+
+#[track_caller]
+fn judged(image: &str, path: &Path, command: &str) {
+    let object = format!("secret,id=k,data={PASSWORD}");
+    let image = format!("{image},file.filename={}", path.display());
+    let mut judge = Command::new("qemu-io");
+    let out = judge.args(["--object", &object, "--image-opts", &image, "-c", command]).output().unwrap();
+    let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+    assert!(out.status.success() && text.contains("ops") && !text.contains("failed"), "{command}: {text}");
+}
+
+#[test]
+fn luks_and_qcow2_are_made_used_and_read_elsewhere() {
+    let mut vm = idle();
+    let path = file(&mut vm, "disk.luks");
+    let luks = json!({"driver": "luks", "file": "f", "size": 4 << 20, "key-secret": "k", "iter-time": 10});
+    create(&mut vm, luks.clone()).unwrap();
+    let mut wrong = luks;
+    wrong["key-secret"] = "none".into();
+    assert!(create(&mut vm, wrong).unwrap_err().contains("No secret with id 'none'"));
+    let node = |key: &str| json!({"driver": "luks", "node-name": "n", "file": "f", "key-secret": key});
+    let said = vm.qmp.execute("blockdev-add", node("none")).unwrap_err();
+    assert!(said.contains("No secret with id 'none'"), "{said}");
+    vm.qmp.execute("object-add", json!({"qom-type": "secret", "id": "w", "data": "wrong"})).unwrap();
+    let said = vm.qmp.execute("blockdev-add", node("w")).unwrap_err();
+    assert!(said.contains("Invalid password, cannot unlock any keyslot"), "{said}");
+    vm.qmp.execute("blockdev-add", node("k")).unwrap();
+    io(&mut vm, "n", "write -P 0x21 1000 101k");
+    io(&mut vm, "n", "read -P 0x21 1000 100k");
+    let nodes = vm.qmp.execute("query-named-block-nodes", Value::Null).unwrap();
+    let shown = nodes.as_array().unwrap().iter().find(|one| one["node-name"] == "n").unwrap();
+    assert_eq!(shown["encrypted"], true);
+    for name in ["n", "f"] {
+        vm.qmp.execute("blockdev-del", json!({"node-name": name})).unwrap();
+    }
+    judged("driver=luks,key-secret=k", &path, "read -P 0x21 1024 100k");
+
+    let path = file(&mut vm, "disk.qcow2");
+    let encrypt = json!({"format": "luks", "key-secret": "k", "iter-time": 10});
+    let qcow2 = json!({"driver": "qcow2", "file": "f", "size": 64 << 20, "encrypt": encrypt});
+    create(&mut vm, qcow2).unwrap();
+    let encrypt = json!({"format": "luks", "key-secret": "k"});
+    let node = json!({"driver": "qcow2", "node-name": "n", "file": "f", "encrypt": encrypt});
+    vm.qmp.execute("blockdev-add", node).unwrap();
+    io(&mut vm, "n", "write -P 0x22 1000 101k");
+    io(&mut vm, "n", "write -z 0 512");
+    for name in ["n", "f"] {
+        vm.qmp.execute("blockdev-del", json!({"node-name": name})).unwrap();
+    }
+    judged("driver=qcow2,encrypt.key-secret=k", &path, "read -P 0x22 1024 100k");
+    judged("driver=qcow2,encrypt.key-secret=k", &path, "read -P 0 0 512");
+}
+
+#[test]
+fn what_is_wrong_with_a_secret_is_said() {
+    let mut vm = idle();
+    let add = |vm: &mut Vm, more: Value| {
+        let mut all = json!({"qom-type": "secret", "id": "s"});
+        for (key, value) in more.as_object().unwrap() {
+            all[key] = value.clone();
+        }
+        vm.qmp.execute("object-add", all).map(drop)
+    };
+    assert!(add(&mut vm, json!({})).unwrap_err().contains("Must provide 'file' or 'data'"));
+    let both = json!({"data": "x", "file": "/dev/null"});
+    assert!(add(&mut vm, both).unwrap_err().contains("mutually exclusive"));
+    let keyed = json!({"data": "AAAA", "format": "base64", "keyid": "nobody", "iv": "AAAA"});
+    assert!(add(&mut vm, keyed).unwrap_err().contains("No secret with id 'nobody'"));
+    add(&mut vm, json!({"data": "hidden"})).unwrap();
+    let read = vm.qmp.execute("qom-get", json!({"path": "/objects/s", "property": "data"}));
+    assert!(read.is_err(), "a secret is not shown: {read:?}");
+}
