@@ -1,7 +1,10 @@
 //! Image formats, and the one list of all drivers.
 
+mod mapped;
 pub mod qcow2;
 pub mod raw;
+mod vdi;
+mod vpc;
 
 use crate::driver::Driver;
 
@@ -9,6 +12,8 @@ use crate::driver::Driver;
 pub static DRIVERS: &[&Driver] = &[
     &raw::DRIVER,
     &qcow2::DRIVER,
+    &vdi::DRIVER,
+    &vpc::DRIVER,
     &crate::protocols::file::FILE,
     &crate::protocols::file::HOST_DEVICE,
     &crate::protocols::file::HOST_CDROM,
@@ -41,3 +46,22 @@ pub fn find(name: &str) -> Option<&'static Driver> {
 pub fn by_scheme(scheme: &str) -> Option<&'static Driver> {
     all().find(|driver| driver.schemes.contains(&scheme))
 }
+
+/// A random UUID (version 4) as bytes.
+fn random_uuid() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    let mut have = 0;
+    while have < bytes.len() {
+        match rustix::rand::getrandom(&mut bytes[have..], rustix::rand::GetRandomFlags::empty()) {
+            Ok(some) => have += some,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
+    bytes[6] = bytes[6] & 0x0f | 0x40;
+    bytes[8] = bytes[8] & 0x3f | 0x80;
+    bytes
+}
+
+#[cfg(test)]
+mod tests;
