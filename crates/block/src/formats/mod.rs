@@ -1,9 +1,14 @@
 //! Image formats, and the one list of all drivers.
 
 mod mapped;
+mod parallels;
+mod qcow;
 pub mod qcow2;
+mod qed;
 pub mod raw;
 mod vdi;
+mod vhdx;
+mod vmdk;
 mod vpc;
 
 use crate::driver::Driver;
@@ -12,8 +17,13 @@ use crate::driver::Driver;
 pub static DRIVERS: &[&Driver] = &[
     &raw::DRIVER,
     &qcow2::DRIVER,
+    &qcow::DRIVER,
+    &qed::DRIVER,
+    &vmdk::DRIVER,
     &vdi::DRIVER,
     &vpc::DRIVER,
+    &vhdx::DRIVER,
+    &parallels::DRIVER,
     &crate::protocols::file::FILE,
     &crate::protocols::file::HOST_DEVICE,
     &crate::protocols::file::HOST_CDROM,
@@ -45,6 +55,16 @@ pub fn find(name: &str) -> Option<&'static Driver> {
 /// The driver for file names that begin with `scheme:`.
 pub fn by_scheme(scheme: &str) -> Option<&'static Driver> {
     all().find(|driver| driver.schemes.contains(&scheme))
+}
+
+/// A short text that stands in an image, such as the name of its backing file.
+async fn read_text(file: &crate::graph::Child, offset: u64, len: u64) -> base::Result<String> {
+    let bytes = file.read_vec(offset, len, 1 << 16).await;
+    let bytes = bytes.map_err(|why| base::Failure::os("Could not read a file name from the image", &why))?;
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('\0') => Ok(text),
+        _ => base::bail!("A file name in the image is not text"),
+    }
 }
 
 /// A random UUID (version 4) as bytes.

@@ -22,6 +22,21 @@ const CASES: &[Case] = &[
     case("vdi", &[("static", "on")], true),
     case("vpc", &[("force_size", "on")], false),
     case("vpc", &[("subformat", "fixed"), ("force_size", "on")], false),
+    case("qed", &[], true),
+    Case { backing: true, ..case("qed", &[("cluster_size", "4096"), ("table_size", "2")], true) },
+    case("qcow", &[], false),
+    Case { backing: true, ..case("qcow", &[], false) },
+    case("vhdx", &[], true),
+    case("vhdx", &[("block_size", "1048576"), ("block_state_zero", "off")], true),
+    case("vhdx", &[("subformat", "fixed"), ("log_size", "2097152")], true),
+    case("vmdk", &[], true),
+    case("vmdk", &[("zeroed_grain", "on"), ("adapter_type", "lsilogic"), ("compat6", "on")], true),
+    case("vmdk", &[("subformat", "monolithicFlat")], true),
+    case("vmdk", &[("subformat", "twoGbMaxExtentSparse")], true),
+    case("vmdk", &[("subformat", "twoGbMaxExtentFlat")], true),
+    Case { backing: true, ..case("vmdk", &[], true) },
+    case("parallels", &[], true),
+    case("parallels", &[("cluster_size", "65536")], true),
 ];
 
 const fn case(format: &'static str, options: &'static [(&'static str, &'static str)], checks: bool) -> Case {
@@ -37,13 +52,18 @@ fn ours(graph: &Arc<Graph>, path: &Path, case: &Case, base: Option<&Path>) {
     }
     if let Some(base) = base {
         options["backing_file"] = base.to_str().into();
-        options["backing_fmt"] = "raw".into();
+        options["backing_fmt"] = base_format(case).into();
     }
     if case.format == "qcow" {
         options.as_object_mut().unwrap().remove("backing_fmt");
     }
     let (at, path, format) = (graph.clone(), path.to_str().unwrap().to_string(), case.format);
     graph.block_on(async move { at.create_image(&path, format, Options::json(options)).await }).unwrap();
+}
+
+/// What an overlay can stand on.
+fn base_format(case: &Case) -> &'static str {
+    if case.format == "vmdk" { "vmdk" } else { "raw" }
 }
 
 fn theirs(path: &Path, case: &Case, base: Option<&Path>) {
@@ -54,7 +74,7 @@ fn theirs(path: &Path, case: &Case, base: Option<&Path>) {
         args.extend(["-o", &list]);
     }
     if let Some(base) = base {
-        args.extend(["-b", base.to_str().unwrap(), "-F", "raw"]);
+        args.extend(["-b", base.to_str().unwrap(), "-F", base_format(case)]);
     }
     args.extend([path.to_str().unwrap(), &size]);
     tool("qemu-img", &args);
@@ -129,7 +149,9 @@ fn both_ways(case: &Case, seed: u64) {
         let mut model = vec![0u8; SIZE];
         if case.backing {
             model.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at / 700) as u8);
-            std::fs::write(&base, &model).unwrap();
+            std::fs::write(&raw, &model).unwrap();
+            let args = ["convert", "-f", "raw", "-O", base_format(case)];
+            tool("qemu-img", &[&args[..], &[raw.to_str().unwrap(), base.to_str().unwrap()]].concat());
         }
         let below = case.backing.then_some(base.as_path());
         match made_by_us {

@@ -135,7 +135,7 @@ impl<F: Format> Image<F> {
             self.read_guest(past, &mut tail[..inside]).await?;
         }
         let around = if keeps { (&head[..], &tail[..]) } else { (&[][..], &[][..]) };
-        match self.shape.prefix.is_empty() && self.shape.step.is_multiple_of(cluster) || first == last {
+        match self.shape.prefix.is_empty() && cluster.is_multiple_of(self.shape.step) || first == last {
             true => self.fill_run(first, last - first + 1, head.len() as u64, data, around).await?,
             false => {
                 let mut whole = head;

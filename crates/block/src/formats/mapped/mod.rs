@@ -8,13 +8,14 @@
 //! memory until a flush, which brings data down first, then tables, then the directory. A
 //! cut at any instant leaves tables that name only what was written before.
 
-pub(crate) mod check;
+mod check;
+pub(crate) mod deflate;
 mod io;
 mod layer;
 mod sync;
 pub(crate) mod table;
 
-use crate::driver::{Context, Info, Open};
+use crate::driver::{Info, Open};
 use crate::graph::Child;
 use crate::types::*;
 use base::{Mutex, Result};
@@ -22,7 +23,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use table::State;
 pub(crate) use table::{Root, Word};
-use tokio::runtime::Handle;
 
 /// Where a cluster lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,7 +119,6 @@ pub(crate) trait Format: Send + Sync + Sized + 'static {
 /// An open image (or one extent of it).
 pub(crate) struct Image<F> {
     pub format: F,
-    pub context: Context,
     pub file: Child,
     pub shape: Shape,
     /// Where the extent begins on the disk of the backing file.
@@ -137,7 +136,6 @@ pub(crate) struct Image<F> {
     has_begun: AtomicBool,
     /// The cluster that was decompressed last, by its place.
     unpacked: Mutex<Option<(Place, Arc<Vec<u8>>)>>,
-    pool: Handle,
 }
 
 /// What [`Image::new`] is made of besides the format.
@@ -154,10 +152,9 @@ pub(crate) struct Parts {
 impl<F: Format> Image<F> {
     pub fn new(open: &Open, format: F, parts: Parts) -> Self {
         let shape = parts.shape;
-        let state = State::new(parts.root, &shape, parts.end.max(shape.base));
+        let state = State::new(parts.root, parts.end.max(shape.base));
         Image {
             format,
-            context: open.context.clone(),
             file: parts.file,
             shape,
             origin: 0,
@@ -171,7 +168,6 @@ impl<F: Format> Image<F> {
             begun: Default::default(),
             has_begun: AtomicBool::new(false),
             unpacked: Mutex::new(None),
-            pool: open.graph.main_thread().handle().clone(),
         }
     }
 
@@ -194,11 +190,6 @@ impl<F: Format> Image<F> {
     /// One past the last byte in use.
     pub fn end(&self) -> u64 {
         self.state.lock().end
-    }
-
-    /// Moves the end of what is in use.
-    pub fn set_end(&self, end: u64) {
-        self.state.lock().end = end;
     }
 
     async fn begin(&self) -> IoResult {

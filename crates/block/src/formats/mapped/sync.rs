@@ -132,13 +132,4 @@ impl<F: Format> Image<F> {
         }
         Ok(())
     }
-
-    pub fn is_clean(&self) -> bool {
-        self.state.lock().is_clean()
-    }
-
-    /// Replaces the directory after it was moved or grown in the file.
-    pub fn set_root(&self, root: Root) {
-        self.state.lock().root = root;
-    }
 }

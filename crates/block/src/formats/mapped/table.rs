@@ -128,7 +128,7 @@ fn join(range: &mut Option<(usize, usize)>, from: usize, to: usize) {
 }
 
 impl State {
-    pub fn new(root: Root, _shape: &Shape, end: u64) -> Self {
+    pub fn new(root: Root, end: u64) -> Self {
         let per_page = match &root {
             Root::Flat(_) => PAGE,
             Root::Levels(levels) => levels.table.clamp(1, PAGE),
@@ -262,9 +262,5 @@ impl State {
         if let (true, Some((from, to))) = (failed, capture.root_range) {
             join(&mut self.root_dirty, from, to);
         }
-    }
-
-    pub fn is_clean(&self) -> bool {
-        self.root_dirty.is_none() && self.pages.values().all(|page| page.dirty.is_none())
     }
 }
