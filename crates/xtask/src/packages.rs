@@ -5,7 +5,7 @@ use std::process::Command;
 
 /// What the tests and the demo use.
 const PACKAGES: &[&str] =
-    &["seabios", "busybox-static", "qemu-utils", "gdb", "acpica-tools", "socat", "libnbd-bin", "e2fsprogs"];
+    &["seabios", "busybox-static", "qemu-utils", "gdb", "acpica-tools", "socat", "libnbd-bin", "e2fsprogs", "dosfstools", "mtools"];
 
 /// Those of [`PACKAGES`] that are not installed.
 fn missing() -> Vec<&'static str> {

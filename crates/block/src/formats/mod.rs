@@ -1,5 +1,11 @@
 //! Image formats, and the one list of all drivers.
 
+mod bochs;
+mod chunks;
+mod cloop;
+mod dmg;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 mod mapped;
 mod parallels;
 mod qcow;
@@ -24,9 +30,13 @@ pub static DRIVERS: &[&Driver] = &[
     &vpc::DRIVER,
     &vhdx::DRIVER,
     &parallels::DRIVER,
+    &bochs::DRIVER,
+    &cloop::DRIVER,
+    &dmg::DRIVER,
     &crate::protocols::file::FILE,
     &crate::protocols::file::HOST_DEVICE,
     &crate::protocols::file::HOST_CDROM,
+    &crate::protocols::vvfat::DRIVER,
     &crate::protocols::nbd::DRIVER,
     &crate::protocols::null::NULL_CO,
     &crate::protocols::null::NULL_AIO,
@@ -39,6 +49,8 @@ pub static DRIVERS: &[&Driver] = &[
     &crate::filters::preallocate::DRIVER,
     &crate::filters::compress::DRIVER,
     &crate::filters::quorum::DRIVER,
+    #[cfg(any(test, fuzzing))]
+    &hostile::MEMORY,
     #[cfg(test)]
     &qcow2::crash::RECORDER,
 ];
@@ -83,5 +95,7 @@ fn random_uuid() -> [u8; 16] {
     bytes
 }
 
+#[cfg(test)]
+mod built;
 #[cfg(test)]
 mod tests;

@@ -165,7 +165,9 @@ impl Format for Qed {
     fn encode(&self, place: Place) -> Option<u64> {
         match place {
             Place::Absent => Some(0),
-            Place::Zero => Some(1),
+            // QEMU completes a write into part of a zero cluster from the backing file: such
+            // clusters are read, but over a backing file zeroes are better written out.
+            Place::Zero => None,
             Place::At(offset) => Some(offset),
             Place::Packed(..) => None,
         }

@@ -11,6 +11,12 @@ impl<F: Format> Image<F> {
         let cluster = self.shape.cluster;
         let total = self.disk_size().div_ceil(cluster);
         let mut found = Check { total_clusters: total, ..Check::default() };
+        if self.state.lock().has_shared_tables() {
+            // What hangs on them is not to be told apart, and may be without end.
+            found.corruptions = 1;
+            found.messages.push("a table is used twice".to_string());
+            return Ok(found);
+        }
         let mut places: Vec<(u64, u64)> = Vec::new();
         let mut last = None;
         let mut index = 0;

@@ -42,7 +42,7 @@ impl<F: Format> Image<F> {
         let place = self.format.decode(word)?;
         let end = self.state.lock().end;
         match place {
-            Place::At(offset) if offset >= end => Err(errno(libc::EIO)),
+            Place::At(offset) if offset >= end || offset < self.shape.base => Err(errno(libc::EIO)),
             Place::Packed(offset, len) if offset >= end || len > 2 * self.shape.cluster + 4096 => {
                 Err(errno(libc::EIO))
             }

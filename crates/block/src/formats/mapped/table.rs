@@ -195,6 +195,14 @@ impl State {
         self.pages.contains_key(&number)
     }
 
+    /// Whether two words of the directory name the same table.
+    pub fn has_shared_tables(&self) -> bool {
+        let Root::Levels(levels) = &self.root else { return false };
+        let mut words: Vec<u64> = levels.words.iter().copied().filter(|word| *word != 0).collect();
+        words.sort_unstable();
+        words.windows(2).any(|pair| pair[0] == pair[1])
+    }
+
     pub fn is_crowded(&self) -> bool {
         self.pages.len() > KEPT
     }

@@ -44,9 +44,13 @@ fn dirty_log(image: &mut [u8], sequence: u64, guid: &[u8; 16]) {
     put(&mut zero, 16, &(size - MIB + 4096).to_le_bytes());
     // At the end of the log, so that the second goes around.
     let at = 2 * MIB as usize - 2 * SECTOR as usize;
-    put(image, at, &entry(sequence, &write, Some(&sector)));
+    let tail = ((at - MIB as usize) as u32).to_le_bytes();
+    let mut first = entry(sequence, &write, Some(&sector));
+    put(&mut first, 12, &tail);
+    seal(&mut first);
+    put(image, at, &first);
     let mut second = entry(sequence + 1, &zero, None);
-    put(&mut second, 12, &((at - MIB as usize) as u32).to_le_bytes());
+    put(&mut second, 12, &tail);
     seal(&mut second);
     put(image, MIB as usize, &second);
     let mut header = image[HEADERS[1] as usize..][..SECTOR as usize].to_vec();

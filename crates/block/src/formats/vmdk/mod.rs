@@ -387,6 +387,10 @@ impl Layer for Vmdk {
             for image in self.sparse() {
                 image.reopen(to, options).await?;
             }
+            if to.read_only {
+                *self.renewed.lock().await = false;
+                self.is_renewed.store(false, Ordering::Release);
+            }
             Ok(())
         })
     }
