@@ -9,7 +9,8 @@ use crate::types::*;
 use base::{Result, bail};
 use std::sync::Arc;
 
-pub static DRIVER: Driver = Driver { name: "bochs", probe: Some(probe), open, read_only: true, ..Driver::DEFAULT };
+pub static DRIVER: Driver =
+    Driver { name: "bochs", probe: Some(probe), open, read_only: true, ..Driver::DEFAULT };
 
 const SECTOR: u64 = 512;
 const HEADER: u64 = 512;

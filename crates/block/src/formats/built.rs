@@ -18,7 +18,9 @@ fn zlib(data: &[u8]) -> Vec<u8> {
 /// Blocks of 64 KiB.
 pub(super) fn cloop(data: &[u8]) -> Vec<u8> {
     let blocks: Vec<Vec<u8>> = data.chunks(65536).map(zlib).collect();
-    let mut out = b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\nexit $?\n".to_vec();
+    let mut out =
+        b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\nexit $?\n"
+            .to_vec();
     out.resize(128, 0);
     out.extend(65536u32.to_be_bytes());
     out.extend((blocks.len() as u32).to_be_bytes());

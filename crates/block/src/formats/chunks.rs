@@ -51,7 +51,9 @@ impl Chunks {
         let mut last = 0;
         for chunk in &list {
             let end = chunk.start.checked_add(chunk.len).filter(|end| *end <= size);
-            let (Some(end), true) = (end, chunk.start >= last) else { bail!("The chunks of the image overlap") };
+            let (Some(end), true) = (end, chunk.start >= last) else {
+                bail!("The chunks of the image overlap")
+            };
             last = end;
             let (offset, len) = match chunk.source {
                 Source::Zero => (0, 0),

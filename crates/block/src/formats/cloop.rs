@@ -10,7 +10,8 @@ use crate::types::*;
 use base::{Result, bail};
 use std::sync::Arc;
 
-pub static DRIVER: Driver = Driver { name: "cloop", probe: Some(probe), open, read_only: true, ..Driver::DEFAULT };
+pub static DRIVER: Driver =
+    Driver { name: "cloop", probe: Some(probe), open, read_only: true, ..Driver::DEFAULT };
 
 const MAGIC: &[u8] = b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop";
 const PREAMBLE: u64 = 128;
@@ -24,7 +25,9 @@ fn probe(probe: &Probe<'_>) -> u32 {
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     Box::pin(async {
         let file = open.file().await?;
-        let Ok(head) = file.read_vec(PREAMBLE, 8, 8).await else { bail!("The cloop header is not within the file") };
+        let Ok(head) = file.read_vec(PREAMBLE, 8, 8).await else {
+            bail!("The cloop header is not within the file")
+        };
         let (block, count) = (u64::from(Fields(&head).be32(0)), u64::from(Fields(&head).be32(4)));
         if !block.is_multiple_of(512) || block == 0 {
             bail!("block_size {block} must be a multiple of 512");
@@ -38,7 +41,9 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let offsets = Word::Be64.read(&list);
         let mut chunks = Vec::with_capacity(offsets.len());
         for (index, pair) in offsets.windows(2).enumerate() {
-            let Some(len) = pair[1].checked_sub(pair[0]) else { bail!("offsets not monotonically increasing at index {index}, image file is corrupt") };
+            let Some(len) = pair[1].checked_sub(pair[0]) else {
+                bail!("offsets not monotonically increasing at index {index}, image file is corrupt")
+            };
             let source = Source::Packed(Method::Zlib, pair[0], len);
             chunks.push(Chunk { start: index as u64 * block, len: block, source });
         }

@@ -12,7 +12,8 @@ use base::{Result, bail};
 use base64::Engine;
 use std::sync::Arc;
 
-pub static DRIVER: Driver = Driver { name: "dmg", probe: Some(probe), open, read_only: true, ..Driver::DEFAULT };
+pub static DRIVER: Driver =
+    Driver { name: "dmg", probe: Some(probe), open, read_only: true, ..Driver::DEFAULT };
 
 const SECTOR: u64 = 512;
 const TRAILER: u64 = 512;
@@ -70,7 +71,9 @@ fn list_tables(list: &[u8]) -> Result<Vec<Vec<u8>>> {
     let text = String::from_utf8_lossy(list);
     let mut tables = Vec::new();
     for part in text.split("<data>").skip(1) {
-        let Some((coded, _)) = part.split_once("</data>") else { bail!("The property list of the dmg file is cut off") };
+        let Some((coded, _)) = part.split_once("</data>") else {
+            bail!("The property list of the dmg file is cut off")
+        };
         let coded: String = coded.split_ascii_whitespace().collect();
         let Ok(table) = base64::engine::general_purpose::STANDARD.decode(coded) else {
             bail!("The property list of the dmg file is damaged")

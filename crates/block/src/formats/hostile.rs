@@ -100,9 +100,8 @@ impl Layer for Memory {
 }
 
 /// The formats that are tried, by the first byte of a fuzzer's input.
-pub const FORMATS: &[&str] = &[
-    "raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg",
-];
+pub const FORMATS: &[&str] =
+    &["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "vhdx", "parallels", "bochs", "cloop", "dmg"];
 
 /// Opens file `id` as `format`, reads and asks here and there, and writes if wanted. What
 /// goes wrong must be an error. Returns whether the image could be opened.

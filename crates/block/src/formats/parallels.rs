@@ -93,7 +93,8 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         }
         if fields.le64(56) != 0 {
             // Dirty bitmaps there would no longer be true after a write.
-            open.read_only().map_err(|_| Failure::new("Parallels images with an extension can only be read"))?;
+            open.read_only()
+                .map_err(|_| Failure::new("Parallels images with an extension can only be read"))?;
         }
         let unit = if by_cluster { cluster } else { 512 };
         let data = match u64::from(fields.le32(48)) * 512 {

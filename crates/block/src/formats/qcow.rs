@@ -162,8 +162,14 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             prefix: Vec::new(),
         };
         let end = file.size().max(HEADER as u64).next_multiple_of(cluster);
-        let parts =
-            Parts { file, backing: child, shape, root: Root::Levels(levels), size: header.size.next_multiple_of(512), end };
+        let parts = Parts {
+            file,
+            backing: child,
+            shape,
+            root: Root::Levels(levels),
+            size: header.size.next_multiple_of(512),
+            end,
+        };
         let format = Qcow { cluster_bits: header.cluster_bits, backing };
         Ok(Arc::new(Image::new(open, format, parts)) as Arc<dyn Layer>)
     })

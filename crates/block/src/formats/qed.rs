@@ -85,7 +85,8 @@ impl Header {
         if header.size > header.most() || !header.size.is_multiple_of(512) {
             bail!("QED image size {} is invalid", header.size);
         }
-        if header.header_size == 0 || !header.l1.is_multiple_of(header.cluster) || header.l1 < header.cluster {
+        if header.header_size == 0 || !header.l1.is_multiple_of(header.cluster) || header.l1 < header.cluster
+        {
             bail!("The QED header is invalid");
         }
         Ok((header, fields.le32(56).into(), fields.le32(60).into()))

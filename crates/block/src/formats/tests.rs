@@ -141,7 +141,8 @@ fn their_writes(case: &Case, image: &Path, model: &mut [u8], rng: &mut Rng) {
 
 fn both_ways(case: &Case, seed: u64) {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let (image, raw, base) = (dir.path().join("a.img"), dir.path().join("a.raw"), dir.path().join("base.raw"));
+    let (image, raw, base) =
+        (dir.path().join("a.img"), dir.path().join("a.raw"), dir.path().join("base.raw"));
     let graph = graph();
     let mut rng = Rng(seed);
     for made_by_us in [true, false] {
@@ -194,13 +195,16 @@ fn formats_are_told_by_content() {
         let path = dir.path().join(format!("{at}.img"));
         ours(&graph, &path, case, None);
         let info: Value =
-            serde_json::from_str(&tool("qemu-img", &["info", "--output=json", path.to_str().unwrap()])).unwrap();
+            serde_json::from_str(&tool("qemu-img", &["info", "--output=json", path.to_str().unwrap()]))
+                .unwrap();
         let fixed = case.options.contains(&("subformat", "fixed"));
         let expected = if fixed && case.format == "vpc" { "raw" } else { case.format };
         assert_eq!(info["format"], expected);
         let (opener, name) = (graph.clone(), path.clone());
         let pin = graph.block_on(async move {
-            opener.open(Options::json(json!({"filename": name, "read-only": true})), Settings::default()).await
+            opener
+                .open(Options::json(json!({"filename": name, "read-only": true})), Settings::default())
+                .await
         });
         let pin = pin.unwrap();
         assert_eq!(pin.driver().name, expected);

@@ -117,7 +117,11 @@ fn parse(head: &[u8]) -> Result<Header> {
         bail!("unsupported VDI image (block size {} is not {BLOCK})", fields.le32(0x178));
     }
     if header.blocks > MAX_BLOCKS || header.size > header.blocks * BLOCK {
-        bail!("unsupported VDI image (disk size {}, image bitmap has room for {})", header.size, header.blocks * BLOCK);
+        bail!(
+            "unsupported VDI image (disk size {}, image bitmap has room for {})",
+            header.size,
+            header.blocks * BLOCK
+        );
     }
     if head[0x1a8..0x1c8].iter().any(|byte| *byte != 0) {
         bail!("unsupported VDI image (non-NULL link or parent UUID)");
@@ -133,7 +137,8 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if header.map + header.blocks * 4 > file.size() {
             bail!("unsupported VDI image (the block map is not within the file)");
         }
-        let stored = file.size().saturating_sub(header.data).div_ceil(BLOCK).max(header.allocated.min(MAX_BLOCKS));
+        let stored =
+            file.size().saturating_sub(header.data).div_ceil(BLOCK).max(header.allocated.min(MAX_BLOCKS));
         let shape = Shape {
             cluster: BLOCK,
             word: Word::Le32,
@@ -165,7 +170,10 @@ fn create(create: &mut Create) -> Fut<'_, Result<()>> {
         };
         let blocks = size.div_ceil(BLOCK);
         if blocks > MAX_BLOCKS {
-            bail!("Unsupported VDI image size (size is 0x{size:x}, max supported is 0x{:x})", MAX_BLOCKS * BLOCK);
+            bail!(
+                "Unsupported VDI image size (size is 0x{size:x}, max supported is 0x{:x})",
+                MAX_BLOCKS * BLOCK
+            );
         }
         let file = create.file().await?;
         create.finish()?;
@@ -191,7 +199,8 @@ fn create(create: &mut Create) -> Fut<'_, Result<()>> {
         let mut at = 0;
         while at < blocks {
             let some = (blocks - at).min(1 << 18);
-            let words: Vec<u64> = (at..at + some).map(|block| if fixed { block } else { UNALLOCATED }).collect();
+            let words: Vec<u64> =
+                (at..at + some).map(|block| if fixed { block } else { UNALLOCATED }).collect();
             file.write(HEADER as u64 + at * 4, &Word::Le32.write(&words), WriteFlags::empty()).await?;
             at += some;
         }

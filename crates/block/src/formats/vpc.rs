@@ -124,7 +124,8 @@ fn sectors(footer: &[u8], by: Option<bool>) -> u64 {
     let chs = u64::from(footer[56]) << 8 | u64::from(footer[57]);
     let chs = chs * u64::from(footer[58]) * u64::from(footer[59]);
     let current = fields.be64(48) / 512;
-    let by_size = [&b"win "[..], b"qem2", b"d2v ", b"tap\0", b"vs  ", b"CTXS", b"wa\0\0"].contains(&&footer[28..32]);
+    let by_size =
+        [&b"win "[..], b"qem2", b"d2v ", b"tap\0", b"vs  ", b"CTXS", b"wa\0\0"].contains(&&footer[28..32]);
     match by {
         Some(current_wins) if current_wins => current,
         Some(_) => chs,
@@ -300,7 +301,8 @@ fn plan(size: u64, fixed: bool, force: bool) -> Result<Plan> {
 
 fn footer(plan: &Plan) -> Vec<u8> {
     let mut footer = vec![0; FOOTER as usize];
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs());
+    let now =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |age| age.as_secs());
     let (cylinders, heads, sectors) = plan.geometry;
     put(&mut footer, 0, COOKIE);
     put(&mut footer, 8, &2u32.to_be_bytes());
@@ -325,7 +327,8 @@ fn footer(plan: &Plan) -> Vec<u8> {
 fn create(create: &mut Create) -> Fut<'_, Result<()>> {
     Box::pin(async {
         let size = create.size()?;
-        let fixed = create.options.take_word("subformat", &[("dynamic", false), ("fixed", true)])?.unwrap_or(false);
+        let fixed =
+            create.options.take_word("subformat", &[("dynamic", false), ("fixed", true)])?.unwrap_or(false);
         let force = create.options.take_bool("force-size")?.unwrap_or(false);
         let plan = plan(size, fixed, force)?;
         let file = create.file().await?;

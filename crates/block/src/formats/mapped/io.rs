@@ -127,7 +127,8 @@ impl<F: Format> Image<F> {
         let (start, end) = (first * cluster, (last + 1) * cluster);
         let mut head = vec![0; (at - start) as usize];
         let mut tail = vec![0; (end - at - run.len) as usize];
-        let keeps = !matches!(run.place, Place::Zero) && (self.backing().is_some() || run.place != Place::Absent);
+        let keeps =
+            !matches!(run.place, Place::Zero) && (self.backing().is_some() || run.place != Place::Absent);
         if keeps {
             self.read_guest(start, &mut head).await?;
             let past = (at + run.len).min(self.disk_size());
@@ -150,7 +151,14 @@ impl<F: Format> Image<F> {
     }
 
     /// Writes `data` at `skip` in `count` new clusters, with what lies around it.
-    async fn fill_run(&self, index: u64, count: u64, skip: u64, data: &[u8], around: (&[u8], &[u8])) -> IoResult {
+    async fn fill_run(
+        &self,
+        index: u64,
+        count: u64,
+        skip: u64,
+        data: &[u8],
+        around: (&[u8], &[u8]),
+    ) -> IoResult {
         let prefix = self.shape.prefix.len() as u64;
         let len = prefix + count * self.shape.cluster;
         let start = {

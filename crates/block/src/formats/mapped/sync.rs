@@ -85,7 +85,10 @@ impl<F: Format> Image<F> {
         let start = {
             let mut state = self.state.lock();
             let start = state.end.checked_next_multiple_of(align).ok_or_else(|| errno(libc::EFBIG))?;
-            state.end = start.checked_add(len).filter(|end| *end <= i64::MAX as u64).ok_or_else(|| errno(libc::EFBIG))?;
+            state.end = start
+                .checked_add(len)
+                .filter(|end| *end <= i64::MAX as u64)
+                .ok_or_else(|| errno(libc::EFBIG))?;
             start
         };
         self.extend(start, len).await?;

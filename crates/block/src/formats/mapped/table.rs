@@ -102,7 +102,11 @@ pub(super) enum Found {
     /// No table there: the cluster is absent.
     NoTable,
     /// The page must be read from here.
-    Missing { place: u64, twin: Option<u64>, words: u64 },
+    Missing {
+        place: u64,
+        twin: Option<u64>,
+        words: u64,
+    },
 }
 
 /// What a flush writes.
@@ -162,7 +166,11 @@ impl State {
                     let word = list.get(index).copied().unwrap_or(0);
                     match word {
                         0 => Ok(None),
-                        _ => word.checked_mul(levels.unit).and_then(|at| at.checked_add(inner)).map(Some).ok_or_else(outside),
+                        _ => word
+                            .checked_mul(levels.unit)
+                            .and_then(|at| at.checked_add(inner))
+                            .map(Some)
+                            .ok_or_else(outside),
                     }
                 };
                 let twin = match &levels.twin {
@@ -182,7 +190,10 @@ impl State {
         let used = self.clock;
         self.pages.entry(number).or_insert(Page { words, place, twin, dirty: None, saving: false, used });
         if self.pages.len() > KEPT {
-            let clean = self.pages.iter().filter(|(key, page)| **key != number && page.dirty.is_none() && !page.saving);
+            let clean = self
+                .pages
+                .iter()
+                .filter(|(key, page)| **key != number && page.dirty.is_none() && !page.saving);
             let mut old: Vec<(u64, u64)> = clean.map(|(key, page)| (page.used, *key)).collect();
             old.sort_unstable();
             for (_, key) in old.iter().take(KEPT / 4) {

@@ -244,7 +244,13 @@ fn a_cut_anywhere_leaves_a_valid_image_and_all_flushed_data() {
 fn a_cut_anywhere_in_images_of_other_formats() {
     crash("vdi", &[json!({}), json!({"static": "on"})]);
     crash("vpc", &[json!({"force_size": "on"})]);
-    crash("qed", &[json!({"cluster_size": "4k", "table_size": "2"}), json!({"backing_file": "", "backing_fmt": "raw"})]);
+    crash(
+        "qed",
+        &[
+            json!({"cluster_size": "4k", "table_size": "2"}),
+            json!({"backing_file": "", "backing_fmt": "raw"}),
+        ],
+    );
     crash("qcow", &[json!({}), json!({"backing_file": ""})]);
     crash("vhdx", &[json!({"block_size": "1M"})]);
     crash("vmdk", &[json!({}), json!({"zeroed_grain": "on"})]);

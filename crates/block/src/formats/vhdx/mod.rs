@@ -105,7 +105,9 @@ fn is_sealed(data: &[u8]) -> bool {
 /// Makes the checksums of headers and region tables right again.
 #[cfg(test)]
 pub(super) fn reseal(image: &mut [u8]) {
-    for (offset, len) in [(HEADERS[0], SECTOR), (HEADERS[1], SECTOR), (REGIONS[0], REGION_LEN), (REGIONS[1], REGION_LEN)] {
+    for (offset, len) in
+        [(HEADERS[0], SECTOR), (HEADERS[1], SECTOR), (REGIONS[0], REGION_LEN), (REGIONS[1], REGION_LEN)]
+    {
         if let Some(part) = image.get_mut(offset as usize..(offset + len) as usize) {
             seal(part);
         }
@@ -228,7 +230,8 @@ async fn regions(file: &Child) -> Result<([u64; 2], [u64; 2])> {
         for entry in table[16..].chunks_exact(32).take(count) {
             let fields = Fields(entry);
             let range = [fields.le64(16), u64::from(fields.le32(24))];
-            let inside = range[0] >= MIB && range[0].checked_add(range[1]).is_some_and(|end| end <= file.size());
+            let inside =
+                range[0] >= MIB && range[0].checked_add(range[1]).is_some_and(|end| end <= file.size());
             match &entry[..16] {
                 guid if guid == BAT && inside => bat = Some(range),
                 guid if guid == METADATA && inside => metadata = Some(range),
@@ -311,8 +314,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let shape =
             Shape { cluster: disk.block, word: Word::Le64, slots, base: MIB, step: MIB, prefix: Vec::new() };
         let parts = Parts { file, backing: None, shape, root: Root::Flat(bat[0]), size: disk.size, end };
-        let format =
-            Vhdx { header: tokio::sync::Mutex::new(header), chunk };
+        let format = Vhdx { header: tokio::sync::Mutex::new(header), chunk };
         Ok(Arc::new(Image::new(open, format, parts)) as Arc<dyn Layer>)
     })
 }

@@ -5,7 +5,7 @@ use crate::graph::tests::graph;
 
 /// A log of two entries that were written but not carried out: the table word of the first
 /// block, and zeroes over what was in the way.
-fn dirty_log(image: &mut [u8], sequence: u64, guid: &[u8; 16]) {
+fn dirty_log(image: &mut [u8], start: u64, sequence: u64, guid: &[u8; 16]) {
     let bat = Fields(&image[REGIONS[0] as usize..]).le64(16 + 16) as usize;
     let mut sector = image[bat..bat + SECTOR as usize].to_vec();
     let data_at = (image.len() as u64 - MIB) | 6;
@@ -42,17 +42,16 @@ fn dirty_log(image: &mut [u8], sequence: u64, guid: &[u8; 16]) {
     put(&mut zero, 0, b"zero");
     put(&mut zero, 8, &8192u64.to_le_bytes());
     put(&mut zero, 16, &(size - MIB + 4096).to_le_bytes());
-    // At the end of the log, so that the second goes around.
-    let at = 2 * MIB as usize - 2 * SECTOR as usize;
-    let tail = ((at - MIB as usize) as u32).to_le_bytes();
+    let place = |inner: u64| (MIB + inner % MIB) as usize;
+    let tail = (start as u32).to_le_bytes();
     let mut first = entry(sequence, &write, Some(&sector));
     put(&mut first, 12, &tail);
     seal(&mut first);
-    put(image, at, &first);
+    put(image, place(start), &first);
     let mut second = entry(sequence + 1, &zero, None);
     put(&mut second, 12, &tail);
     seal(&mut second);
-    put(image, MIB as usize, &second);
+    put(image, place(start + 2 * SECTOR), &second);
     let mut header = image[HEADERS[1] as usize..][..SECTOR as usize].to_vec();
     let newest = HEADERS.map(|at| Fields(&image[at as usize..]).le64(8)).into_iter().max().unwrap();
     put(&mut header, 8, &(newest + 1).to_le_bytes());
@@ -61,37 +60,45 @@ fn dirty_log(image: &mut [u8], sequence: u64, guid: &[u8; 16]) {
     put(image, HEADERS[1] as usize, &header);
 }
 
+/// An image of 4 MiB whose log says that its first MiB is 0x5a, but for 8 KiB of zeroes.
+fn with_dirty_log(dir: &std::path::Path, start: u64) -> Vec<u8> {
+    let path = dir.join("new.vhdx");
+    tool("qemu-img", &["create", "-q", "-f", "vhdx", "-o", "block_size=1M", path.to_str().unwrap(), "4M"]);
+    let mut image = std::fs::read(path).unwrap();
+    image.resize(image.len().next_multiple_of(MIB as usize), 0);
+    image.extend(vec![0x5a; MIB as usize]);
+    dirty_log(&mut image, start, 0x1_0000_0005, &[7; 16]);
+    image
+}
+
 #[test]
 fn a_log_is_replayed_as_qemu_img_does() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let (ours, theirs) = (dir.path().join("a.vhdx"), dir.path().join("b.vhdx"));
-    let name = ours.to_str().unwrap();
-    tool("qemu-img", &["create", "-q", "-f", "vhdx", "-o", "block_size=1M", name, "4M"]);
-    let mut image = std::fs::read(name).unwrap();
-    image.truncate(image.len().next_multiple_of(MIB as usize));
-    let end = image.len().next_multiple_of(MIB as usize);
-    image.resize(end, 0);
-    image.extend(vec![0x5a; MIB as usize]);
-    // The first entry begins its sequence: its tail is itself.
-    dirty_log(&mut image, 0x1_0000_0005, &[7; 16]);
-    std::fs::write(&ours, &image).unwrap();
-    std::fs::write(&theirs, &image).unwrap();
-    let graph = graph();
-    let options = serde_json::json!({"driver": "vhdx", "read-only": true, "file": {"driver": "file", "filename": ours}});
-    let at = graph.clone();
-    let refused = graph.block_on(async move {
-        at.open(crate::Options::json(options), crate::Settings::default()).await.map(drop)
-    });
-    assert!(refused.unwrap_err().text.contains("contains a log that needs to be replayed"));
-    let pin = open(&graph, &ours, "vhdx", false);
-    close(&graph, pin);
-    tool("qemu-img", &["check", "-q", "-r", "all", theirs.to_str().unwrap()]);
     let mut expected = vec![0; 4 << 20];
     expected[..1 << 20].fill(0x5a);
     expected[4096..12288].fill(0);
-    assert!(content(&graph, &ours, "vhdx") == expected, "replayed by us");
-    assert!(content(&graph, &theirs, "vhdx") == expected, "replayed by qemu-img");
-    assert!(tool("qemu-img", &["check", name]).contains("No errors"));
+    // The second log goes around the end; qemu-img starts over at the head of such a log.
+    for (start, by_them) in [(0, true), (MIB - 2 * SECTOR, false)] {
+        let image = with_dirty_log(dir.path(), start);
+        std::fs::write(&ours, &image).unwrap();
+        std::fs::write(&theirs, &image).unwrap();
+        let graph = graph();
+        let options = serde_json::json!({"driver": "vhdx", "read-only": true, "file": {"driver": "file", "filename": ours}});
+        let at = graph.clone();
+        let refused = graph.block_on(async move {
+            at.open(crate::Options::json(options), crate::Settings::default()).await.map(drop)
+        });
+        assert!(refused.unwrap_err().text.contains("contains a log that needs to be replayed"));
+        let pin = open(&graph, &ours, "vhdx", false);
+        close(&graph, pin);
+        assert!(content(&graph, &ours, "vhdx") == expected, "replayed by us");
+        assert!(tool("qemu-img", &["check", ours.to_str().unwrap()]).contains("No errors"));
+        if by_them {
+            tool("qemu-img", &["check", "-q", "-r", "all", theirs.to_str().unwrap()]);
+            assert!(content(&graph, &theirs, "vhdx") == expected, "replayed by qemu-img");
+        }
+    }
 }
 
 #[test]

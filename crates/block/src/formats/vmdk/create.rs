@@ -77,9 +77,9 @@ impl Plan {
     fn lengths(&self) -> Vec<u64> {
         match self.subformat.split {
             false => vec![self.size],
-            true => (0..self.size.div_ceil(SPLIT).max(1))
-                .map(|at| SPLIT.min(self.size - at * SPLIT))
-                .collect(),
+            true => {
+                (0..self.size.div_ceil(SPLIT).max(1)).map(|at| SPLIT.min(self.size - at * SPLIT)).collect()
+            }
         }
     }
 

@@ -63,11 +63,15 @@ impl Descriptor {
     fn take_line(&mut self, line: &str, place: u64) -> Result<()> {
         let unquoted = |value: &str| value.trim().trim_matches('"').to_string();
         if let Some(value) = line.strip_prefix("CID=") {
-            let Ok(cid) = u32::from_str_radix(value.trim(), 16) else { bail!("invalid CID in VMDK descriptor") };
+            let Ok(cid) = u32::from_str_radix(value.trim(), 16) else {
+                bail!("invalid CID in VMDK descriptor")
+            };
             self.cid = cid;
             self.cid_at = (value.trim().len() == 8).then_some(place + 4);
         } else if let Some(value) = line.strip_prefix("parentCID=") {
-            let Ok(cid) = u32::from_str_radix(value.trim(), 16) else { bail!("invalid parentCID in VMDK descriptor") };
+            let Ok(cid) = u32::from_str_radix(value.trim(), 16) else {
+                bail!("invalid parentCID in VMDK descriptor")
+            };
             self.parent_cid = cid;
         } else if let Some(value) = line.strip_prefix("createType=") {
             self.create_type = unquoted(value);
@@ -130,7 +134,8 @@ impl Text<'_> {
     pub fn render(&self) -> String {
         let heads = if self.adapter == "ide" { 16 } else { 255 };
         let parent_cid = self.parent.map_or(NO_PARENT, |(cid, _)| cid);
-        let hint = self.parent.map(|(_, name)| format!("parentFileNameHint=\"{name}\"\n")).unwrap_or_default();
+        let hint =
+            self.parent.map(|(_, name)| format!("parentFileNameHint=\"{name}\"\n")).unwrap_or_default();
         format!(
             "# Disk DescriptorFile\nversion=1\nCID={:08x}\nparentCID={parent_cid:08x}\ncreateType=\"{}\"\n{hint}\n\
              # Extent description\n{}\n# The Disk Data Base\n#DDB\n\n\

@@ -60,7 +60,11 @@ const MAX_DESCRIPTOR: u64 = 1 << 20;
 const MAX_EXTENTS: usize = 4096;
 
 fn probe(probe: &Probe<'_>) -> u32 {
-    if matches!(probe.head.get(..4), Some(b"KDMV" | b"COWD")) || descriptor::looks_like(probe.head) { 100 } else { 0 }
+    if matches!(probe.head.get(..4), Some(b"KDMV" | b"COWD")) || descriptor::looks_like(probe.head) {
+        100
+    } else {
+        0
+    }
 }
 
 enum Store {
@@ -167,7 +171,9 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         }
         let mut extents = match (&descriptor, is_sparse) {
             (Some(descriptor), false) => open_extents(open, descriptor, &backing).await?,
-            (Some(descriptor), true) if Fields(&head).le64(12) == 0 => open_extents(open, descriptor, &backing).await?,
+            (Some(descriptor), true) if Fields(&head).le64(12) == 0 => {
+                open_extents(open, descriptor, &backing).await?
+            }
             _ => {
                 let image = sparse::open(open, file.clone(), None, backing.clone()).await?;
                 let (len, filename) = (image.disk_size(), file.node().filename().to_string());
@@ -207,12 +213,19 @@ fn check_parent(descriptor: &Descriptor, backing: &Child) -> Result<()> {
     };
     let now = parent.cid.load(Ordering::Acquire);
     if now != descriptor.parent_cid && descriptor.parent_cid != NO_PARENT {
-        bail!("The backing file is not what it was (its CID is {now:08x}, not {:08x})", descriptor.parent_cid);
+        bail!(
+            "The backing file is not what it was (its CID is {now:08x}, not {:08x})",
+            descriptor.parent_cid
+        );
     }
     Ok(())
 }
 
-async fn open_extents(open: &mut Open, descriptor: &Descriptor, backing: &Option<Child>) -> Result<Vec<Extent>> {
+async fn open_extents(
+    open: &mut Open,
+    descriptor: &Descriptor,
+    backing: &Option<Child>,
+) -> Result<Vec<Extent>> {
     const KNOWN: &[&str] = &[
         "monolithicFlat",
         "monolithicSparse",

@@ -192,8 +192,14 @@ pub(super) async fn open(
         Some(at) => Some((at.saturating_mul(SECTOR), read_directory(&file, at, count).await?)),
         None => None,
     };
-    let levels =
-        Levels { offset: header.directory * SECTOR, words, unit: SECTOR, table: header.table, align: SECTOR, twin };
+    let levels = Levels {
+        offset: header.directory * SECTOR,
+        words,
+        unit: SECTOR,
+        table: header.table,
+        align: SECTOR,
+        twin,
+    };
     let shape = Shape {
         cluster,
         word: Word::Le32,
@@ -253,7 +259,15 @@ pub(super) async fn write(file: &Child, new: &New) -> Result<()> {
     put(&mut header, 0, b"KDMV");
     put(&mut header, 4, &version.to_le_bytes());
     put(&mut header, 8, &flags.to_le_bytes());
-    for (at, value) in [(12, capacity), (20, NEW_GRAIN), (28, 1), (36, DESCRIPTOR_SECTORS), (48, twin), (56, directory), (64, grains)] {
+    for (at, value) in [
+        (12, capacity),
+        (20, NEW_GRAIN),
+        (28, 1),
+        (36, DESCRIPTOR_SECTORS),
+        (48, twin),
+        (56, directory),
+        (64, grains),
+    ] {
         put(&mut header, at, &value.to_le_bytes());
     }
     put(&mut header, 44, &(NEW_TABLE as u32).to_le_bytes());

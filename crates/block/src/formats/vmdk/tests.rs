@@ -48,7 +48,8 @@ fn split_images_go_over_the_edge_of_extents() {
 #[test]
 fn compressed_images_are_read_both_ways() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
-    let (raw, theirs, ours) = (dir.path().join("a.raw"), dir.path().join("a.vmdk"), dir.path().join("b.vmdk"));
+    let (raw, theirs, ours) =
+        (dir.path().join("a.raw"), dir.path().join("a.vmdk"), dir.path().join("b.vmdk"));
     let mut data: Vec<u8> = (0..3_000_000u32).map(|at| (at / 97 ^ at >> 9) as u8).collect();
     data.resize(3 << 20, 0);
     data[1 << 20..2 << 20].fill(0);
@@ -87,8 +88,7 @@ fn a_changed_parent_is_noticed() {
     close(&graph, pin);
     let options = json!({"driver": "vmdk", "file": {"driver": "file", "filename": top}});
     let at = graph.clone();
-    let why = graph.block_on(async move {
-        at.open(Options::json(options), crate::Settings::default()).await.map(drop)
-    });
+    let why = graph
+        .block_on(async move { at.open(Options::json(options), crate::Settings::default()).await.map(drop) });
     assert!(why.unwrap_err().text.contains("not what it was"));
 }

@@ -91,7 +91,8 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             let root = tree::scan(&path)?;
             layout::build(&fat, root, &label)
         };
-        let (pieces, size) = pool.spawn_blocking(work).await.map_err(|_| fail!("The directory could not be read"))??;
+        let (pieces, size) =
+            pool.spawn_blocking(work).await.map_err(|_| fail!("The directory could not be read"))??;
         let filename = filename.unwrap_or_else(|| format!("fat:{dir}"));
         Ok(Arc::new(Vvfat { pieces, size, filename, pool }) as Arc<dyn Layer>)
     })

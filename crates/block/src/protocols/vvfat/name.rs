@@ -10,7 +10,13 @@ pub(super) const DIRECTORY: u8 = 0x10;
 const LONG: u8 = 0x0f;
 
 /// An entry for a short name.
-pub(super) fn entry(name: &[u8; 11], attributes: u8, time: SystemTime, cluster: u32, size: u32) -> [u8; ENTRY] {
+pub(super) fn entry(
+    name: &[u8; 11],
+    attributes: u8,
+    time: SystemTime,
+    cluster: u32,
+    size: u32,
+) -> [u8; ENTRY] {
     let mut out = [0; ENTRY];
     out[..11].copy_from_slice(name);
     out[11] = attributes;

@@ -9,7 +9,8 @@ fn disk(options: serde_json::Value) -> base::Result<Vec<u8>> {
     let graph = graph();
     let at = graph.clone();
     graph.block_on(async move {
-        let pin = at.open(Options::json(options), Settings { read_only: true, ..Settings::default() }).await?;
+        let pin =
+            at.open(Options::json(options), Settings { read_only: true, ..Settings::default() }).await?;
         let mut data = vec![0; pin.size() as usize];
         pin.read(0, &mut data).await?;
         Ok(data)
@@ -36,8 +37,13 @@ fn a_directory_is_a_sound_file_system() {
     for at in 0..40 {
         std::fs::write(tree.join(format!("sub/file number {at:02}")), format!("{at}")).unwrap();
     }
-    let kinds = [(json!({}), 63), (json!({"fat-type": 12}), 63), (json!({"fat-type": 32}), 63),
-        (json!({"floppy": true}), 0), (json!({"floppy": true, "fat-type": 12}), 0)];
+    let kinds = [
+        (json!({}), 63),
+        (json!({"fat-type": 12}), 63),
+        (json!({"fat-type": 32}), 63),
+        (json!({"floppy": true}), 0),
+        (json!({"floppy": true, "fat-type": 12}), 0),
+    ];
     for (mut options, first) in kinds {
         options["driver"] = "vvfat".into();
         options["dir"] = tree.to_str().into();
@@ -46,13 +52,19 @@ fn a_directory_is_a_sound_file_system() {
         std::fs::write(&volume, &data[first * 512..]).unwrap();
         let name = volume.to_str().unwrap();
         let text = tool("fsck.fat", &["-n", "-v", name]);
-        assert!(!text.contains("differ") && !text.contains("wrong") && !text.contains("orrupt"), "{options}: {text}");
+        assert!(
+            !text.contains("differ") && !text.contains("wrong") && !text.contains("orrupt"),
+            "{options}: {text}"
+        );
         let out = dir.path().join("out");
         let _ = std::fs::remove_file(&out);
         tool("mcopy", &["-i", name, &format!("::{long}"), out.to_str().unwrap()]);
         assert!(std::fs::read(&out).unwrap() == content, "{options}");
         let list = tool("mdir", &["-b", "-/", "-i", name]);
-        assert!(list.contains("::/sub/deeper still/empty") && list.contains("::/sub/file number 39"), "{list}");
+        assert!(
+            list.contains("::/sub/deeper still/empty") && list.contains("::/sub/file number 39"),
+            "{list}"
+        );
     }
 }
 

@@ -33,13 +33,16 @@ fn scan_below(path: &Path, depth: usize, left: &mut usize) -> Result<Vec<Entry>>
     if depth > MAX_DEPTH {
         bail!("vvfat: the directories are nested too deeply");
     }
-    let failed = |why: std::io::Error| Failure::os(format!("Could not read directory {}", path.display()), &why);
+    let failed =
+        |why: std::io::Error| Failure::os(format!("Could not read directory {}", path.display()), &why);
     let mut names: Vec<PathBuf> =
         std::fs::read_dir(path).map_err(failed)?.filter_map(|entry| Some(entry.ok()?.path())).collect();
     names.sort();
     let mut entries = Vec::new();
     for path in names {
-        let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_string) else { continue };
+        let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_string) else {
+            continue;
+        };
         let Ok(about) = std::fs::metadata(&path) else { continue };
         let what = match (about.is_dir(), about.is_file()) {
             (true, _) => What::Dir(scan_below(&path, depth + 1, left)?),
