@@ -4,8 +4,18 @@ use crate::run::{Result, step};
 use std::process::Command;
 
 /// What the tests and the demo use.
-const PACKAGES: &[&str] =
-    &["seabios", "busybox-static", "qemu-utils", "gdb", "acpica-tools", "socat", "libnbd-bin", "e2fsprogs", "dosfstools", "mtools"];
+const PACKAGES: &[&str] = &[
+    "seabios",
+    "busybox-static",
+    "qemu-utils",
+    "gdb",
+    "acpica-tools",
+    "socat",
+    "libnbd-bin",
+    "e2fsprogs",
+    "dosfstools",
+    "mtools",
+];
 
 /// Those of [`PACKAGES`] that are not installed.
 fn missing() -> Vec<&'static str> {
