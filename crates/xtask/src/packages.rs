@@ -15,6 +15,8 @@ const PACKAGES: &[&str] = &[
     "e2fsprogs",
     "gnutls-bin",
     "cryptsetup-bin",
+    "dosfstools",
+    "mtools",
 ];
 
 /// Those of [`PACKAGES`] that are not installed.

@@ -3,3 +3,4 @@
 pub mod file;
 pub mod nbd;
 pub mod null;
+pub mod vvfat;

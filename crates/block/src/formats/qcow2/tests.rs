@@ -64,7 +64,7 @@ fn judge(image: &Path, model: &[u8], raw: &Path) {
 }
 
 /// Random requests, checked against a plain array.
-async fn churn(node: &crate::Node, model: &mut [u8], rng: &mut Rng, rounds: usize) {
+pub(crate) async fn churn(node: &crate::Node, model: &mut [u8], rng: &mut Rng, rounds: usize) {
     let size = model.len() as u64;
     for _ in 0..rounds {
         let offset = rng.below(size);
