@@ -221,21 +221,6 @@ impl Graph {
         }
     }
 
-    fn usable(bitmap: &DirtyBitmap, inconsistent_too: bool) -> Result<()> {
-        let name = bitmap.name().unwrap_or_default();
-        if bitmap.is_busy() {
-            bail!("Bitmap '{name}' is currently in use by another operation and cannot be used");
-        }
-        if bitmap.is_inconsistent() && !inconsistent_too {
-            return Err(fail!("Bitmap '{name}' is inconsistent and cannot be used")
-                .hint("Try block-dirty-bitmap-remove to delete this bitmap from disk"));
-        }
-        if bitmap.is_read_only() && !inconsistent_too {
-            bail!("Bitmap '{name}' is readonly and cannot be modified");
-        }
-        Ok(())
-    }
-
     async fn bitmap_action(&self, action: Action) -> Result<Option<Done>> {
         match action {
             Action::BitmapAdd { at, granularity, persistent, disabled } => {
@@ -243,33 +228,33 @@ impl Graph {
             }
             Action::BitmapRemove(at) => {
                 let (node, bitmap) = self.bitmap(&at)?;
-                Self::usable(&bitmap, true)?;
+                usable(&bitmap, true)?;
                 node.bitmaps().remove(&bitmap);
                 Ok(Some(Done::Removed(node, bitmap)))
             }
             Action::BitmapClear(at) => {
                 let (_, bitmap) = self.bitmap(&at)?;
-                Self::usable(&bitmap, false)?;
+                usable(&bitmap, false)?;
                 let bits = bitmap.words();
                 bitmap.clear();
                 Ok(Some(Done::Bits(bitmap, bits)))
             }
             Action::BitmapEnable(at, on) => {
                 let (_, bitmap) = self.bitmap(&at)?;
-                Self::usable(&bitmap, false)?;
+                usable(&bitmap, false)?;
                 let was = bitmap.is_enabled();
                 bitmap.enable(on);
                 Ok(Some(Done::Enabled(bitmap, was)))
             }
             Action::BitmapMerge { target, sources } => {
                 let (_, bitmap) = self.bitmap(&target)?;
-                Self::usable(&bitmap, false)?;
+                usable(&bitmap, false)?;
                 let bits = bitmap.words();
                 let sum = DirtyBitmap::new(None, bitmap.granularity(), bitmap.size());
                 for source in sources {
                     let (_, other) = self.bitmap(&source)?;
                     if other.is_busy() || other.is_inconsistent() {
-                        Self::usable(&other, false)?;
+                        usable(&other, false)?;
                     }
                     if other.size() != bitmap.size() {
                         bail!(
@@ -406,6 +391,22 @@ impl Graph {
         drop(held);
         Ok(found)
     }
+}
+
+/// Refuses bitmaps that cannot be used or changed now.
+pub(crate) fn usable(bitmap: &DirtyBitmap, any: bool) -> Result<()> {
+    let name = bitmap.name().unwrap_or_default();
+    if bitmap.is_busy() {
+        bail!("Bitmap '{name}' is currently in use by another operation and cannot be used");
+    }
+    if bitmap.is_inconsistent() && !any {
+        return Err(fail!("Bitmap '{name}' is inconsistent and cannot be used")
+            .hint("Try block-dirty-bitmap-remove to delete this bitmap from disk"));
+    }
+    if bitmap.is_read_only() && !any {
+        bail!("Bitmap '{name}' is readonly and cannot be modified");
+    }
+    Ok(())
 }
 
 fn absolute(name: &str) -> String {
