@@ -3,14 +3,18 @@
 
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod cpio;
 pub mod disk;
 pub mod foreign;
 pub mod guests;
+pub mod images;
 pub mod linux;
 pub mod qmp;
 pub mod vm;
 
+pub use bench::Bench;
+pub use images::Images;
 pub use linux::Linux;
 pub use qmp::Qmp;
 pub use vm::Vm;

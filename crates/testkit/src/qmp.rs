@@ -96,6 +96,30 @@ impl Qmp {
         }
     }
 
+    /// Takes the events for which `belongs` holds, oldest first, up to the first of them that
+    /// `ends` holds of; others are kept.
+    pub fn events_until(
+        &mut self,
+        belongs: impl Fn(&Value) -> bool,
+        ends: impl Fn(&Value) -> bool,
+        limit: Duration,
+    ) -> Result<Vec<Value>, String> {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(at) = self.events.iter().position(|event| belongs(event) && ends(event)) {
+                let later = self.events.split_off(at + 1);
+                let (taken, kept): (Vec<_>, Vec<_>) =
+                    std::mem::take(&mut self.events).into_iter().partition(&belongs);
+                self.events = kept.into();
+                self.events.extend(later);
+                return Ok(taken);
+            }
+            let message = self.message(end.saturating_duration_since(Instant::now()));
+            let message = message.map_err(|e| format!("{e}; events so far: {:?}", self.events))?;
+            self.events.push_back(message);
+        }
+    }
+
     /// The names of all events received so far, oldest first, which are then forgotten.
     pub fn take_events(&mut self) -> Vec<String> {
         self.events.drain(..).map(|event| event["event"].as_str().unwrap_or_default().to_string()).collect()

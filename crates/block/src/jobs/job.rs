@@ -229,17 +229,24 @@ impl Job {
         Ok(())
     }
 
-    /// `force`: also where a ready mirror would otherwise end cleanly.
-    pub fn cancel(&self, force: bool) -> Result<()> {
+    /// Whether [`Job::cancel`] is refused now.
+    pub fn check_cancel(&self, force: bool) -> Result<()> {
         use Status::*;
         let status = self.status();
         if !matches!(status, Created | Running | Paused | Ready | Standby | Waiting | Pending) {
             return self.refuse("cancel");
         }
-        let mut state = self.state.lock();
-        if state.user_paused && !force && self.setup.block_job && !matches!(status, Waiting | Pending) {
+        let paused = self.state.lock().user_paused;
+        if paused && !force && self.setup.block_job && !matches!(status, Waiting | Pending) {
             bail!("The block job for device '{}' is currently paused", self.setup.id);
         }
+        Ok(())
+    }
+
+    /// `force`: also where a ready mirror would otherwise end cleanly.
+    pub fn cancel(&self, force: bool) -> Result<()> {
+        self.check_cancel(force)?;
+        let mut state = self.state.lock();
         state.cancelled = true;
         state.forced |= force;
         state.user_paused = false;

@@ -281,20 +281,8 @@ impl Mirror {
             Some(name) => replaceable(&graph, name, &source)?,
             None => source.clone(),
         };
-        match self.spec.backing {
-            BackingMode::Leave => {}
-            BackingMode::Header => graph.open_backing(&target).await?,
-            BackingMode::Source => {
-                let backing = match &self.spec.sync {
-                    MirrorSync::None => Some(source.clone()),
-                    MirrorSync::Top(Some(base)) => Some(base.clone()),
-                    MirrorSync::Top(None) => source.skip_filters().backing(),
-                    MirrorSync::Full => None,
-                };
-                if backing.is_some() && target.driver().backing {
-                    graph.set_backing(&target, backing.as_ref())?;
-                }
-            }
+        if self.spec.backing == BackingMode::Header {
+            graph.open_backing(&target).await?;
         }
         let settings = replaced.settings();
         if target.is_read_only() != settings.read_only && !settings.read_only {
@@ -313,7 +301,31 @@ impl Mirror {
             })
             .filter(|edge| !matches!(edge.parent(), Parent::Node(name) if name == target.name()))
             .collect();
-        graph.redirect_all(&edges, &target)
+        graph.redirect_all(&edges, &target)?;
+        if let Err(why) = self.put_under(&target) {
+            graph.redirect_all(&edges, &replaced)?;
+            return Err(why);
+        }
+        if matches!(self.spec.sync, MirrorSync::None) && self.spec.backing == BackingMode::Source {
+            // It stays writable if somebody else writes it.
+            let _ = graph.set_read_only(&source, true).await;
+        }
+        Ok(())
+    }
+
+    /// Gives the target what it stands on from now on.
+    fn put_under(&self, target: &Arc<Node>) -> Result<()> {
+        let source = &self.spec.source;
+        let backing = match (&self.spec.sync, self.spec.backing) {
+            (MirrorSync::None, BackingMode::Source) => Some(source.clone()),
+            (MirrorSync::Top(Some(base)), BackingMode::Source) => Some(base.clone()),
+            (MirrorSync::Top(None), BackingMode::Source) => source.skip_filters().backing(),
+            _ => None,
+        };
+        match backing {
+            Some(backing) if target.driver().backing => self.held.graph.set_backing(target, Some(&backing)),
+            _ => Ok(()),
+        }
     }
 }
 

@@ -334,6 +334,7 @@ async fn set_speed(call: Call, command: BlockJobSetSpeed) -> Result<()> {
 async fn cancel(call: Call, command: BlockJobCancel) -> Result<()> {
     let job = graph(&call).jobs.block_job(&command.device)?;
     let force = command.force.unwrap_or(false);
+    job.check_cancel(force)?;
     call.after_reply(move || {
         // Refused only when the job has ended meanwhile.
         let _ = job.cancel(force);

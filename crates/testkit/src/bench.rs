@@ -1,0 +1,135 @@
+//! A machine without guest (`-accel qtest`) whose disks are driven over QMP, for tests of the
+//! block layer.
+
+use crate::images::Images;
+use crate::vm::Vm;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// How long a job on a small image may take on a busy machine.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// A running machine and its images. Methods panic where a command fails.
+pub struct Bench {
+    pub vm: Vm,
+    pub images: Images,
+}
+
+impl Bench {
+    pub fn start(images: Images, args: &[&str]) -> Bench {
+        let mut all = vec!["-accel", "qtest", "-nodefaults", "-display", "none"];
+        all.extend(args);
+        let vm = Vm::start_plain(&all).unwrap_or_else(|e| panic!("{e}"));
+        Bench { vm, images }
+    }
+
+    /// Runs a command that must succeed.
+    #[track_caller]
+    pub fn run(&mut self, command: &str, arguments: Value) -> Value {
+        let shown = arguments.to_string();
+        match self.vm.qmp.execute(command, arguments) {
+            Ok(reply) => reply,
+            Err(e) => panic!("{command} {shown}: {e}; stderr: {}", self.vm.errors()),
+        }
+    }
+
+    /// Runs a command that must fail; "class: description".
+    #[track_caller]
+    pub fn refused(&mut self, command: &str, arguments: Value) -> String {
+        let shown = arguments.to_string();
+        match self.vm.qmp.execute(command, arguments) {
+            Ok(reply) => panic!("{command} {shown} succeeded: {reply}"),
+            Err(e) => e,
+        }
+    }
+
+    /// Opens an image (format by its name's ending) as a node over its file's node
+    /// `NODE-file`, with further options.
+    #[track_caller]
+    pub fn open(&mut self, node: &str, image: &str, more: Value) {
+        let driver = image.rsplit('.').next().unwrap_or("raw");
+        let mut options = json!({"driver": driver, "node-name": node, "file": {"driver": "file",
+            "node-name": format!("{node}-file"), "filename": self.images.path(image)}});
+        for (key, value) in more.as_object().into_iter().flatten() {
+            options[key] = value.clone();
+        }
+        self.run("blockdev-add", options);
+    }
+
+    /// A `qemu-io` command on a drive or node; what it printed.
+    #[track_caller]
+    pub fn io(&mut self, disk: &str, command: &str) -> String {
+        let line = format!("qemu-io {disk} \"{command}\"");
+        let said = self.vm.qmp.hmp(&line).unwrap_or_else(|e| panic!("{line}: {e}"));
+        assert!(!said.contains("verification failed"), "{line}: {said}");
+        said
+    }
+
+    /// Waits for an event of a job and returns those before it and itself, in short words: the
+    /// status of JOB_STATUS_CHANGE, names of others, with what a job ended with.
+    #[track_caller]
+    pub fn story(&mut self, job: &str, last: &str) -> Vec<String> {
+        let of_job = |event: &Value| event["data"]["id"] == job || event["data"]["device"] == job;
+        let events = self.vm.qmp.events_until(of_job, |event| tell(event) == last, SOON);
+        let events = events.unwrap_or_else(|e| panic!("waiting for {last} of {job}: {e}"));
+        events.iter().map(tell).collect()
+    }
+
+    /// Waits for a job's end; it must have ended well.
+    #[track_caller]
+    pub fn done(&mut self, job: &str) {
+        let story = self.story(job, "null");
+        assert!(story.iter().any(|word| word == "COMPLETED"), "{story:?}");
+    }
+
+    /// The one job of `query-block-jobs` of this id.
+    #[track_caller]
+    pub fn job(&mut self, id: &str) -> Value {
+        let all = self.run("query-block-jobs", Value::Null);
+        let found = all.as_array().and_then(|all| all.iter().find(|one| one["device"] == id));
+        found.unwrap_or_else(|| panic!("no job {id} in {all}")).clone()
+    }
+
+    /// A node as `query-named-block-nodes` tells of it; null if there is none.
+    pub fn node(&mut self, name: &str) -> Value {
+        let all = self.run("query-named-block-nodes", json!({"flat": true}));
+        all.as_array()
+            .and_then(|all| all.iter().find(|one| one["node-name"] == name))
+            .cloned()
+            .unwrap_or_default()
+    }
+
+    /// The medium of a drive as `query-block` tells of it.
+    pub fn medium(&mut self, drive: &str) -> Value {
+        let all = self.run("query-block", Value::Null);
+        let found = all.as_array().and_then(|all| all.iter().find(|one| one["device"] == drive));
+        found.map(|one| one["inserted"].clone()).unwrap_or_default()
+    }
+
+    /// Ends the machine as users do; the images stay.
+    pub fn quit(mut self) -> Images {
+        self.run("quit", Value::Null);
+        match self.vm.wait(SOON) {
+            Ok(status) if status.success() => {}
+            other => panic!("{other:?}: {}", self.vm.errors()),
+        }
+        self.images
+    }
+}
+
+fn tell(event: &Value) -> String {
+    let data = &event["data"];
+    let name = event["event"].as_str().unwrap_or_default();
+    match (name, data["error"].as_str()) {
+        ("JOB_STATUS_CHANGE", _) => data["status"].as_str().unwrap_or_default().to_string(),
+        ("BLOCK_JOB_ERROR", _) => {
+            format!(
+                "ERROR {} {}",
+                data["operation"].as_str().unwrap_or(""),
+                data["action"].as_str().unwrap_or("")
+            )
+        }
+        (name, None) => name.trim_start_matches("BLOCK_JOB_").to_string(),
+        (name, Some(why)) => format!("{}: {why}", name.trim_start_matches("BLOCK_JOB_")),
+    }
+}
