@@ -106,8 +106,8 @@ fn drive_mirror_into_what_exists_and_of_new_writes_only() {
 #[test]
 fn blockdev_mirror_shows_its_filter_and_writes_both_sides_at_once() {
     let mut bench = bench();
-    bench.images.create("copy.qcow2", SIZE, &[]);
-    bench.open("copy", "copy.qcow2", json!({}));
+    bench.images.create("copy.raw", SIZE, &[]);
+    bench.open("copy", "copy.raw", json!({}));
     let mirror = json!({"device": "d", "target": "copy", "sync": "full", "job-id": "j", "speed": 1 << 20,
         "filter-node-name": "f", "copy-mode": "write-blocking"});
     bench.run("blockdev-mirror", mirror);
@@ -124,19 +124,18 @@ fn blockdev_mirror_shows_its_filter_and_writes_both_sides_at_once() {
     bench.story("j", "paused");
     bench.io("d", "write -P 5 3M 128k");
     bench.io("d", "write -z 3200k 64k");
-    bench.io("copy", "read -P 5 3M 128k");
+    assert!(bench.images.bytes("copy.raw")[3 << 20..(3 << 20) + (128 << 10)].iter().all(|byte| *byte == 5));
     bench.run("block-job-resume", json!({"device": "j"}));
     bench.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
     bench.story("j", "READY");
     bench.io("d", "write -P 6 1000001 7777");
-    bench.io("copy", "read -P 6 1000001 7777");
+    assert!(bench.images.bytes("copy.raw")[1_000_001..1_007_778].iter().all(|byte| *byte == 6));
     bench.run("job-complete", json!({"id": "j"}));
     bench.done("j");
     assert_eq!((bench.node("f"), &bench.medium("d")["node-name"]), (Value::Null, &json!("copy")));
     let images = bench.quit();
     images.io("model.raw", &["write -P 5 3M 128k", "write -z 3200k 64k", "write -P 6 1000001 7777"]);
-    images.check("copy.qcow2");
-    images.same("copy.qcow2", "model.raw");
+    images.same("copy.raw", "model.raw");
 }
 
 #[test]

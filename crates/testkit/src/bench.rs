@@ -4,7 +4,7 @@
 use crate::images::Images;
 use crate::vm::Vm;
 use serde_json::{Value, json};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a job on a small image may take on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
@@ -13,6 +13,7 @@ pub const SOON: Duration = Duration::from_secs(60);
 pub struct Bench {
     pub vm: Vm,
     pub images: Images,
+    marks: usize,
 }
 
 impl Bench {
@@ -20,7 +21,7 @@ impl Bench {
         let mut all = vec!["-accel", "qtest", "-nodefaults", "-display", "none"];
         all.extend(args);
         let vm = Vm::start_plain(&all).unwrap_or_else(|e| panic!("{e}"));
-        Bench { vm, images }
+        Bench { vm, images, marks: 0 }
     }
 
     /// Runs a command that must succeed.
@@ -56,13 +57,33 @@ impl Bench {
         self.run("blockdev-add", options);
     }
 
-    /// A `qemu-io` command on a drive or node; what it printed.
+    /// A `qemu-io` command on a drive or node that must succeed; what it printed.
     #[track_caller]
     pub fn io(&mut self, disk: &str, command: &str) -> String {
-        let line = format!("qemu-io {disk} \"{command}\"");
-        let said = self.vm.qmp.hmp(&line).unwrap_or_else(|e| panic!("{line}: {e}"));
-        assert!(!said.contains("verification failed"), "{line}: {said}");
+        let said = self.try_io(disk, command);
+        assert!(!said.contains("failed"), "qemu-io {disk} {command}: {said}");
         said
+    }
+
+    /// As [`Bench::io`] where it may fail. (The emulator prints it on its standard output.)
+    #[track_caller]
+    pub fn try_io(&mut self, disk: &str, command: &str) -> String {
+        self.marks += 1;
+        let mark = format!("mark{}", self.marks);
+        let begin = self.vm.console().len();
+        for line in [format!("qemu-io {disk} \"{command}\""), format!("qemu-io {disk} {mark}")] {
+            let said = self.vm.qmp.hmp(&line).unwrap_or_else(|e| panic!("{line}: {e}"));
+            assert_eq!(said, "", "{line}");
+        }
+        let end = Instant::now() + SOON;
+        loop {
+            let said = self.vm.console();
+            if let Some(at) = said[begin..].find(&format!("command \"{mark}\" not found")) {
+                return said[begin..begin + at].to_string();
+            }
+            assert!(Instant::now() < end, "{disk} {command}: no output but {said}");
+            std::thread::sleep(Duration::from_micros(200));
+        }
     }
 
     /// Waits for an event of a job and returns those before it and itself, in short words: the
