@@ -6,9 +6,13 @@ use crate::driver::Snapshot;
 use crate::graph::{Graph, Node, Parent, Pin, Settings};
 use crate::jobs::{BackupSpec, Job};
 use crate::options::Options;
+use crate::types::Perm;
 use base::{Failure, Result, bail, fail};
 use serde_json::json;
 use std::sync::Arc;
+
+/// Longest name of a bitmap in bytes.
+const BITMAP_NAME: usize = 1023;
 
 /// Which bitmap: of what node (or device), called what.
 #[derive(Clone, Debug)]
@@ -64,11 +68,19 @@ pub struct SnapshotSync {
 
 /// How to take an action back, or make it final.
 enum Done {
-    Overlay { overlay: Arc<Node>, old: Arc<Node>, pin: Option<Pin> },
-    Internal { node: Arc<Node>, id: String },
+    Overlay {
+        overlay: Arc<Node>,
+        old: Arc<Node>,
+        pin: Option<Pin>,
+    },
+    Internal {
+        node: Arc<Node>,
+        id: String,
+    },
     Job(Arc<Job>),
     Added(Arc<Node>, Arc<DirtyBitmap>),
-    Removed(Arc<Node>, Arc<DirtyBitmap>),
+    /// And where it stood in the list.
+    Removed(Arc<Node>, Arc<DirtyBitmap>, usize),
     Bits(Arc<DirtyBitmap>, Vec<u64>),
     Enabled(Arc<DirtyBitmap>, bool),
 }
@@ -161,14 +173,17 @@ impl Graph {
 
     async fn put_over(&self, old: &Arc<Node>, overlay: &Arc<Node>) -> Result<()> {
         old.check_busy()?;
+        if overlay.parents().iter().any(|edge| edge.perm().0.contains(Perm::CONSISTENT_READ)) {
+            bail!("The overlay is already in use");
+        }
+        if overlay.driver().kind == crate::driver::Kind::Filter {
+            bail!("Filters cannot be used as overlays");
+        }
         if overlay.backing().is_some() {
             bail!("The overlay already has a backing image");
         }
         if !overlay.driver().backing {
             bail!("The overlay does not support backing images");
-        }
-        if overlay.parents().iter().any(|edge| matches!(edge.parent(), Parent::Backend(_))) {
-            bail!("The overlay is already in use");
         }
         if !old.is_read_only() {
             old.flush().await.map_err(|_| Failure::new("An IO error has occurred"))?;
@@ -229,8 +244,9 @@ impl Graph {
             Action::BitmapRemove(at) => {
                 let (node, bitmap) = self.bitmap(&at)?;
                 usable(&bitmap, true)?;
+                let at = node.bitmaps().list().iter().position(|one| Arc::ptr_eq(one, &bitmap)).unwrap_or(0);
                 node.bitmaps().remove(&bitmap);
-                Ok(Some(Done::Removed(node, bitmap)))
+                Ok(Some(Done::Removed(node, bitmap, at)))
             }
             Action::BitmapClear(at) => {
                 let (_, bitmap) = self.bitmap(&at)?;
@@ -281,6 +297,9 @@ impl Graph {
     ) -> Result<Done> {
         if at.name.is_empty() {
             bail!("Bitmap name cannot be empty");
+        }
+        if at.name.len() > BITMAP_NAME {
+            bail!("Bitmap name too long: {}", at.name);
         }
         let node = self.lookup(Some(&at.node), Some(&at.node))?.skip_filters();
         let granularity = match granularity {
@@ -338,7 +357,7 @@ impl Graph {
                 }
             }
             Done::Added(node, bitmap) => node.bitmaps().remove(&bitmap),
-            Done::Removed(node, bitmap) => node.bitmaps().add(bitmap),
+            Done::Removed(node, bitmap, at) => node.bitmaps().insert(at, bitmap),
             Done::Bits(bitmap, bits) => bitmap.restore(bits),
             Done::Enabled(bitmap, was) => bitmap.enable(was),
         }
@@ -350,7 +369,7 @@ impl Graph {
                 // It stays writable if somebody else writes it.
                 let _ = self.set_read_only(&old, true).await;
             }
-            Done::Removed(node, bitmap) => {
+            Done::Removed(node, bitmap, _) => {
                 if let (Some(facet), Some(name)) = (node.layer().stored_bitmaps(), bitmap.name())
                     && bitmap.is_persistent()
                     && let Err(why) = facet.remove(&name).await
