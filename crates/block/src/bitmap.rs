@@ -21,8 +21,14 @@ impl Bitmaps {
     }
 
     pub fn add(&self, bitmap: Arc<DirtyBitmap>) {
+        self.insert(usize::MAX, bitmap);
+    }
+
+    /// As [`Bitmaps::add`], at a place in the list.
+    pub fn insert(&self, at: usize, bitmap: Arc<DirtyBitmap>) {
         let mut all = self.all.lock();
-        all.push(bitmap);
+        let at = at.min(all.len());
+        all.insert(at, bitmap);
         self.count.store(all.len(), Ordering::Release);
     }
 

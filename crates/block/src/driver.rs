@@ -161,7 +161,7 @@ impl Open {
             Some(other) => other,
             None => match header {
                 None => return Ok(None),
-                Some((name, _)) if name.is_empty() => return Ok(None),
+                Some(("", _)) => return Ok(None),
                 Some((name, format)) => {
                     let mut table = Options::new();
                     table.set("filename", self.beside(name)?);

@@ -42,7 +42,8 @@ impl BitmapInfo {
     pub fn status(&self) -> &'static str {
         match (self.inconsistent, self.busy, self.recording) {
             (true, ..) => "inconsistent",
-            (_, true, _) => "locked",
+            (_, true, false) => "frozen",
+            (_, true, true) => "locked",
             (_, _, true) => "active",
             _ => "disabled",
         }

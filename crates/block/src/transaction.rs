@@ -6,9 +6,13 @@ use crate::driver::Snapshot;
 use crate::graph::{Graph, Node, Parent, Pin, Settings};
 use crate::jobs::{BackupSpec, Job};
 use crate::options::Options;
+use crate::types::Perm;
 use base::{Failure, Result, bail, fail};
 use serde_json::json;
 use std::sync::Arc;
+
+/// Longest name of a bitmap in bytes.
+const BITMAP_NAME: usize = 1023;
 
 /// Which bitmap: of what node (or device), called what.
 #[derive(Clone, Debug)]
@@ -64,11 +68,19 @@ pub struct SnapshotSync {
 
 /// How to take an action back, or make it final.
 enum Done {
-    Overlay { overlay: Arc<Node>, old: Arc<Node>, pin: Option<Pin> },
-    Internal { node: Arc<Node>, id: String },
+    Overlay {
+        overlay: Arc<Node>,
+        old: Arc<Node>,
+        pin: Option<Pin>,
+    },
+    Internal {
+        node: Arc<Node>,
+        id: String,
+    },
     Job(Arc<Job>),
     Added(Arc<Node>, Arc<DirtyBitmap>),
-    Removed(Arc<Node>, Arc<DirtyBitmap>),
+    /// And where it stood in the list.
+    Removed(Arc<Node>, Arc<DirtyBitmap>, usize),
     Bits(Arc<DirtyBitmap>, Vec<u64>),
     Enabled(Arc<DirtyBitmap>, bool),
 }
@@ -161,14 +173,17 @@ impl Graph {
 
     async fn put_over(&self, old: &Arc<Node>, overlay: &Arc<Node>) -> Result<()> {
         old.check_busy()?;
+        if overlay.parents().iter().any(|edge| edge.perm().0.contains(Perm::CONSISTENT_READ)) {
+            bail!("The overlay is already in use");
+        }
+        if overlay.driver().kind == crate::driver::Kind::Filter {
+            bail!("Filters cannot be used as overlays");
+        }
         if overlay.backing().is_some() {
             bail!("The overlay already has a backing image");
         }
         if !overlay.driver().backing {
             bail!("The overlay does not support backing images");
-        }
-        if overlay.parents().iter().any(|edge| matches!(edge.parent(), Parent::Backend(_))) {
-            bail!("The overlay is already in use");
         }
         if !old.is_read_only() {
             old.flush().await.map_err(|_| Failure::new("An IO error has occurred"))?;
@@ -221,21 +236,6 @@ impl Graph {
         }
     }
 
-    fn usable(bitmap: &DirtyBitmap, inconsistent_too: bool) -> Result<()> {
-        let name = bitmap.name().unwrap_or_default();
-        if bitmap.is_busy() {
-            bail!("Bitmap '{name}' is currently in use by another operation and cannot be used");
-        }
-        if bitmap.is_inconsistent() && !inconsistent_too {
-            return Err(fail!("Bitmap '{name}' is inconsistent and cannot be used")
-                .hint("Try block-dirty-bitmap-remove to delete this bitmap from disk"));
-        }
-        if bitmap.is_read_only() && !inconsistent_too {
-            bail!("Bitmap '{name}' is readonly and cannot be modified");
-        }
-        Ok(())
-    }
-
     async fn bitmap_action(&self, action: Action) -> Result<Option<Done>> {
         match action {
             Action::BitmapAdd { at, granularity, persistent, disabled } => {
@@ -243,33 +243,34 @@ impl Graph {
             }
             Action::BitmapRemove(at) => {
                 let (node, bitmap) = self.bitmap(&at)?;
-                Self::usable(&bitmap, true)?;
+                usable(&bitmap, true)?;
+                let at = node.bitmaps().list().iter().position(|one| Arc::ptr_eq(one, &bitmap)).unwrap_or(0);
                 node.bitmaps().remove(&bitmap);
-                Ok(Some(Done::Removed(node, bitmap)))
+                Ok(Some(Done::Removed(node, bitmap, at)))
             }
             Action::BitmapClear(at) => {
                 let (_, bitmap) = self.bitmap(&at)?;
-                Self::usable(&bitmap, false)?;
+                usable(&bitmap, false)?;
                 let bits = bitmap.words();
                 bitmap.clear();
                 Ok(Some(Done::Bits(bitmap, bits)))
             }
             Action::BitmapEnable(at, on) => {
                 let (_, bitmap) = self.bitmap(&at)?;
-                Self::usable(&bitmap, false)?;
+                usable(&bitmap, false)?;
                 let was = bitmap.is_enabled();
                 bitmap.enable(on);
                 Ok(Some(Done::Enabled(bitmap, was)))
             }
             Action::BitmapMerge { target, sources } => {
                 let (_, bitmap) = self.bitmap(&target)?;
-                Self::usable(&bitmap, false)?;
+                usable(&bitmap, false)?;
                 let bits = bitmap.words();
                 let sum = DirtyBitmap::new(None, bitmap.granularity(), bitmap.size());
                 for source in sources {
                     let (_, other) = self.bitmap(&source)?;
                     if other.is_busy() || other.is_inconsistent() {
-                        Self::usable(&other, false)?;
+                        usable(&other, false)?;
                     }
                     if other.size() != bitmap.size() {
                         bail!(
@@ -296,6 +297,9 @@ impl Graph {
     ) -> Result<Done> {
         if at.name.is_empty() {
             bail!("Bitmap name cannot be empty");
+        }
+        if at.name.len() > BITMAP_NAME {
+            bail!("Bitmap name too long: {}", at.name);
         }
         let node = self.lookup(Some(&at.node), Some(&at.node))?.skip_filters();
         let granularity = match granularity {
@@ -353,7 +357,7 @@ impl Graph {
                 }
             }
             Done::Added(node, bitmap) => node.bitmaps().remove(&bitmap),
-            Done::Removed(node, bitmap) => node.bitmaps().add(bitmap),
+            Done::Removed(node, bitmap, at) => node.bitmaps().insert(at, bitmap),
             Done::Bits(bitmap, bits) => bitmap.restore(bits),
             Done::Enabled(bitmap, was) => bitmap.enable(was),
         }
@@ -365,7 +369,7 @@ impl Graph {
                 // It stays writable if somebody else writes it.
                 let _ = self.set_read_only(&old, true).await;
             }
-            Done::Removed(node, bitmap) => {
+            Done::Removed(node, bitmap, _) => {
                 if let (Some(facet), Some(name)) = (node.layer().stored_bitmaps(), bitmap.name())
                     && bitmap.is_persistent()
                     && let Err(why) = facet.remove(&name).await
@@ -406,6 +410,22 @@ impl Graph {
         drop(held);
         Ok(found)
     }
+}
+
+/// Refuses bitmaps that cannot be used or changed now.
+pub(crate) fn usable(bitmap: &DirtyBitmap, any: bool) -> Result<()> {
+    let name = bitmap.name().unwrap_or_default();
+    if bitmap.is_busy() {
+        bail!("Bitmap '{name}' is currently in use by another operation and cannot be used");
+    }
+    if bitmap.is_inconsistent() && !any {
+        return Err(fail!("Bitmap '{name}' is inconsistent and cannot be used")
+            .hint("Try block-dirty-bitmap-remove to delete this bitmap from disk"));
+    }
+    if bitmap.is_read_only() && !any {
+        bail!("Bitmap '{name}' is readonly and cannot be modified");
+    }
+    Ok(())
 }
 
 fn absolute(name: &str) -> String {

@@ -30,6 +30,9 @@ pub struct BlockInfo {
     /// for devices that may stop the machine on errors
     #[qapi(name = "io-status")]
     pub io_status: Option<BlockDeviceIoStatus>,
+    /// those of `inserted`: their old place
+    #[qapi(name = "dirty-bitmaps")]
+    pub dirty_bitmaps: Option<Vec<BlockDirtyInfo>>,
     /// absent without medium
     pub inserted: Option<BlockDeviceInfo>,
 }
@@ -83,6 +86,29 @@ pub struct BlockDeviceInfo {
     pub image: ImageInfo,
     pub cache: BlockdevCacheInfo,
     pub write_threshold: u64,
+    /// absent where there are none
+    #[qapi(name = "dirty-bitmaps")]
+    pub dirty_bitmaps: Option<Vec<BlockDirtyInfo>>,
+}
+
+/// A dirty bitmap.
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct BlockDirtyInfo {
+    /// absent for those of jobs
+    pub name: Option<String>,
+    /// dirty bytes
+    pub count: i64,
+    /// bytes that one bit stands for
+    pub granularity: u32,
+    /// guest writes are marked
+    pub recording: bool,
+    /// a job or an export uses it
+    pub busy: bool,
+    pub persistent: bool,
+    /// the image was not closed well; it can only be removed
+    pub inconsistent: Option<bool>,
+    /// `active`, `disabled`, `frozen`, `locked` or `inconsistent`: the old way to say it
+    pub status: String,
 }
 
 #[derive(Describe, Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -70,7 +70,21 @@ pub enum BitmapSyncMode {
 /// How a mirror learns of guest writes.
 #[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MirrorCopyMode {
+    /// what was written is copied some time later
     Background,
+    /// a write is answered when the target has it too
+    WriteBlocking,
+}
+
+/// How a backup copies.
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct BackupPerf {
+    /// let the host copy; `true` is not supported
+    pub use_copy_range: Option<bool>,
+    /// copies at the same time, 64 if not given
+    pub max_workers: Option<i64>,
+    /// bytes of one copy, 0 for the usual
+    pub max_chunk: Option<i64>,
 }
 
 /// What every command that starts a job may say of it.
@@ -110,8 +124,13 @@ pub struct BackupOptions {
     pub sync: MirrorSyncMode,
     pub bitmap: Option<String>,
     pub bitmap_mode: Option<BitmapSyncMode>,
+    /// write compressed clusters
+    pub compress: Option<bool>,
     pub on_source_error: Option<BlockdevOnError>,
     pub on_target_error: Option<BlockdevOnError>,
+    /// name for the node that the job puts over the disk
+    pub filter_node_name: Option<String>,
+    pub x_perf: Option<BackupPerf>,
 }
 
 /// Copies data from backing files into an image.
@@ -123,8 +142,12 @@ pub struct BlockStream {
     pub device: String,
     pub base: Option<String>,
     pub base_node: Option<String>,
+    /// the last node that is taken in
+    pub bottom: Option<String>,
     pub backing_file: Option<String>,
     pub on_error: Option<BlockdevOnError>,
+    /// name for the node that the job puts over the disk
+    pub filter_node_name: Option<String>,
 }
 
 /// Writes images into the one they are based on.
@@ -140,6 +163,8 @@ pub struct BlockCommit {
     pub top: Option<String>,
     pub backing_file: Option<String>,
     pub on_error: Option<BlockdevOnError>,
+    /// name for the node that the job puts over the disk
+    pub filter_node_name: Option<String>,
 }
 
 /// Copies a disk to a file and keeps it up to date.
@@ -160,6 +185,8 @@ pub struct DriveMirror {
 pub struct BlockdevMirror {
     #[qapi(flatten)]
     pub common: MirrorOptions,
+    /// name for the node that the job puts over the disk
+    pub filter_node_name: Option<String>,
 }
 
 /// Copies the present state of a disk to a file.

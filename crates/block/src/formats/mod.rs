@@ -9,6 +9,8 @@ pub mod hostile;
 pub mod luks;
 mod mapped;
 mod parallels;
+#[cfg(test)]
+pub(crate) mod power_loss;
 mod qcow;
 pub mod qcow2;
 mod qed;
@@ -55,6 +57,8 @@ pub static DRIVERS: &[&Driver] = &[
     &hostile::MEMORY,
     #[cfg(test)]
     &qcow2::crash::RECORDER,
+    #[cfg(test)]
+    &power_loss::RECORDER,
 ];
 
 pub fn all() -> impl Iterator<Item = &'static Driver> {

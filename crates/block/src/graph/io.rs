@@ -11,10 +11,26 @@ use tokio::sync::{Notify, RwLock};
 /// Zeroes are written from buffers of at most this length where the layer has nothing better.
 const ZERO_CHUNK: u64 = 1 << 20;
 
-/// Called before a range of a node changes.
+/// What became of a range.
+#[derive(Clone, Copy)]
+pub enum Change<'a> {
+    Data(&'a [u8]),
+    Zeroes,
+    /// Discarded, or a change that failed half-way.
+    Unknown,
+}
+
+/// Called around every change of a range of a node.
 pub trait Hook: Send + Sync {
     /// The change waits for this; an error refuses it.
-    fn before_write(&self, offset: u64, len: u64) -> Fut<'_, IoResult>;
+    fn before_write(&self, _offset: u64, _len: u64) -> Fut<'_, IoResult> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// The change was made; its request is answered after this.
+    fn after_write<'a>(&'a self, _offset: u64, _len: u64, _change: Change<'a>) -> Fut<'a, ()> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// Writes in progress on a node, while somebody needs to know.
@@ -130,6 +146,16 @@ impl Node {
         Ok(guard)
     }
 
+    async fn after_write(&self, offset: u64, end: u64, result: &IoResult, change: Change<'_>) {
+        if self.io.hooked.load(Ordering::Acquire) > 0 {
+            let change = if result.is_ok() { change } else { Change::Unknown };
+            let hooks = self.io.hooks.lock().clone();
+            for hook in hooks {
+                hook.after_write(offset, end - offset, change).await;
+            }
+        }
+    }
+
     fn end(offset: u64, len: u64) -> IoResult<u64> {
         match offset.checked_add(len) {
             Some(end) if end <= i64::MAX as u64 => Ok(end),
@@ -183,6 +209,7 @@ impl Node {
         self.warn_threshold(offset, end);
         let _alone = self.before_write(offset, end).await?;
         let result = self.write_fitting(offset, data, flags).await;
+        self.after_write(offset, end, &result, Change::Data(data)).await;
         self.written(offset, end, flags.contains(WriteFlags::UNCHANGED));
         result?;
         if flags.contains(WriteFlags::FUA) && !self.layer().limits().fua {
@@ -284,6 +311,7 @@ impl Node {
         let mut inner = flags;
         inner.set(ZeroFlags::MAY_UNMAP, flags.contains(ZeroFlags::MAY_UNMAP) && self.settings().discard);
         let result = self.zero_fitting(offset, len, inner).await;
+        self.after_write(offset, end, &result, Change::Zeroes).await;
         self.written(offset, end, flags.contains(ZeroFlags::UNCHANGED));
         result?;
         if flags.contains(ZeroFlags::FUA) {
@@ -360,6 +388,7 @@ impl Node {
         }
         let _alone = self.before_write(offset, end).await?;
         let result = self.layer().discard(start, stop - start).await;
+        self.after_write(offset, end, &result, Change::Unknown).await;
         self.written(offset, end, false);
         match result {
             Err(error) if errno_of(&error) == libc::ENOTSUP => Ok(()),

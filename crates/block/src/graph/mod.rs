@@ -3,6 +3,7 @@
 pub mod create;
 mod edge;
 pub mod filename;
+mod insert;
 mod io;
 mod iothread;
 mod node;
@@ -13,7 +14,7 @@ mod surgery;
 
 pub use crate::backend::Drained;
 pub use edge::{Child, Parent};
-pub use io::{Hook, RangeGuard};
+pub use io::{Change, Hook, RangeGuard};
 pub use iothread::IoThread;
 pub use node::{Node, Pin, Settings};
 pub(crate) use open::take_settings;

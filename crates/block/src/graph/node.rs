@@ -231,6 +231,11 @@ impl Node {
         }
     }
 
+    /// Opened by `blockdev-add` for its own sake.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.load(Ordering::Acquire)
+    }
+
     /// Keeps the node open until the pin is dropped (and the graph collected).
     pub fn pin(self: &Arc<Self>) -> Pin {
         self.pins.fetch_add(1, Ordering::AcqRel);

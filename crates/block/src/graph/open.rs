@@ -122,7 +122,12 @@ impl Graph {
         }
     }
 
-    async fn finish_open(&self, open: &mut Open, probe: bool, mut given: Options) -> Result<super::Pin> {
+    pub(super) async fn finish_open(
+        &self,
+        open: &mut Open,
+        probe: bool,
+        mut given: Options,
+    ) -> Result<super::Pin> {
         if probe {
             open.driver = self.probe(open).await?;
         }

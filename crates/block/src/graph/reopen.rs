@@ -1,11 +1,28 @@
 //! Other settings for open nodes: `blockdev-reopen`, read-only to read-write and back.
 
-use super::{Graph, Node, Settings, open::take_settings, perm};
+use super::{Child, Graph, Node, Pin, Settings, open::take_settings, perm};
 use crate::options::Options;
 use crate::types::*;
 use base::{Failure, Result, bail, fail};
 use serde_json::Value;
 use std::sync::Arc;
+
+/// What is to become of a node.
+struct Plan {
+    node: Arc<Node>,
+    settings: Settings,
+    /// What is left for the layer.
+    options: Options,
+    children: Vec<(Child, Arc<Node>)>,
+    backing: Option<Option<Arc<Node>>>,
+}
+
+/// What was changed, and how it was.
+enum Step {
+    Child(Child, Arc<Node>, Pin),
+    Backing(Arc<Node>, Option<Arc<Node>>, Option<Pin>),
+    Settings(Arc<Node>, Settings),
+}
 
 impl Graph {
     /// Makes a node and the files under it writable, or read-only again.
@@ -68,29 +85,68 @@ impl Graph {
         plan.commit()
     }
 
-    /// `blockdev-reopen`: `options` as for opening; what is not given gets its default.
-    pub async fn reopen(&self, mut options: Options) -> Result<()> {
-        let name = options.take_str("node-name")?.ok_or_else(|| fail!("node-name not specified"))?;
-        let node = self.find(&name).ok_or_else(|| fail!("Failed to find node with node-name='{name}'"))?;
+    /// `blockdev-reopen`: options of each node as for opening; what is not given gets its
+    /// default. All or none are changed.
+    pub async fn reopen(&self, list: Vec<Options>) -> Result<()> {
+        let mut plans = Vec::new();
+        for options in list {
+            self.plan_reopen(options, None, &mut plans)?;
+        }
+        let mut held = Vec::new();
+        for plan in &plans {
+            held.extend(self.drain(&plan.node).await);
+        }
+        let mut done = Vec::new();
+        let mut result = Ok(());
+        for plan in plans {
+            result = self.perform_reopen(plan, &mut done).await;
+            if result.is_err() {
+                break;
+            }
+        }
+        if result.is_err() {
+            for step in done.into_iter().rev() {
+                self.undo_reopen(step).await;
+            }
+        }
+        drop(held);
+        self.collect().await;
+        result
+    }
+
+    /// Looks at one node's options without changing anything. `at` is the node where its place in
+    /// its parent's options says which.
+    fn plan_reopen(&self, mut options: Options, at: Option<Arc<Node>>, plans: &mut Vec<Plan>) -> Result<()> {
+        let name = options.take_str("node-name")?;
+        let node = match (at, name) {
+            (Some(node), None) => node,
+            (Some(node), Some(name)) if node.name() == name => node,
+            (Some(_), Some(_)) => bail!("Cannot change the option 'node-name'"),
+            (None, None) => bail!("node-name not specified"),
+            (None, Some(name)) => {
+                self.find(&name).ok_or_else(|| fail!("Failed to find node with node-name='{name}'"))?
+            }
+        };
         if let Some(driver) = options.take_str("driver")?
             && driver != node.driver().name
         {
             bail!("Cannot change the option 'driver'");
         }
-        let settings =
-            take_settings(&mut options, Settings { aio: node.settings().aio, ..Settings::default() })?;
-        let held = self.drain(&node).await;
-        let backing = options.take("backing");
-        for child in node.children().iter().filter(|child| !child.role().contains(Role::BACKING)) {
+        let defaults = Settings { aio: node.settings().aio, ..Settings::default() };
+        let settings = take_settings(&mut options, defaults)?;
+        let backing = self.plan_backing(&node, &mut options)?;
+        let mut children = Vec::new();
+        for child in node.children().into_iter().filter(|child| !child.role().contains(Role::BACKING)) {
             match options.take(child.name()) {
                 None => {}
-                Some(Value::String(name)) if name == child.node().name() => {}
                 Some(Value::String(name)) => {
-                    let to = self
-                        .find(&name)
-                        .ok_or_else(|| fail!("Cannot find device='' nor node-name='{name}'"))?;
-                    self.redirect(child, &to)?;
+                    let to = self.named(&name)?;
+                    self.check_cycle(&node, &to, child.name())?;
+                    if !Arc::ptr_eq(&to, &child.node()) {
+                        children.push((child, to));
+                    }
                 }
+                Some(Value::Object(table)) => self.plan_reopen(Options(table), Some(child.node()), plans)?,
                 Some(_) => bail!("Cannot change the option '{}'", child.name()),
             }
         }
@@ -99,25 +155,41 @@ impl Graph {
         {
             bail!("Cannot change the option 'filename'");
         }
-        self.apply(&node, settings, &mut options).await?;
-        if let Some(key) = options.0.keys().next() {
-            bail!("Cannot change the option '{key}'");
+        plans.push(Plan { node, settings, options, children, backing });
+        Ok(())
+    }
+
+    fn plan_backing(&self, node: &Arc<Node>, options: &mut Options) -> Result<Option<Option<Arc<Node>>>> {
+        let given = options.take("backing");
+        if !node.driver().backing {
+            return match given {
+                None => Ok(None),
+                Some(_) => bail!("Cannot change the option 'backing'"),
+            };
         }
-        match backing {
-            None => {}
-            Some(Value::Null) => self.set_backing(&node, None)?,
+        match given {
+            None if node.backing().is_some() || node.layer().info().backing_filename.is_some() => {
+                bail!("backing is missing for '{}'", node.name())
+            }
+            None => Ok(None),
+            Some(Value::Null) => Ok(Some(None)),
             Some(Value::String(name)) => {
-                let to =
-                    self.find(&name).ok_or_else(|| fail!("Cannot find device='' nor node-name='{name}'"))?;
-                if super::surgery::below(&to, &node) {
-                    bail!("Making '{name}' a backing child of '{}' would create a cycle", node.name());
-                }
-                self.set_backing(&node, Some(&to))?;
+                let to = self.named(&name)?;
+                self.check_cycle(node, &to, "backing")?;
+                Ok(Some(Some(to)))
             }
             Some(_) => bail!("Cannot change the option 'backing'"),
         }
-        drop(held);
-        self.collect().await;
+    }
+
+    fn named(&self, name: &str) -> Result<Arc<Node>> {
+        self.find(name).ok_or_else(|| fail!("Cannot find device='' nor node-name='{name}'"))
+    }
+
+    fn check_cycle(&self, node: &Arc<Node>, to: &Arc<Node>, role: &str) -> Result<()> {
+        if super::surgery::below(to, node) {
+            bail!("Making '{}' a {role} child of '{}' would create a cycle", to.name(), node.name());
+        }
         Ok(())
     }
 
@@ -147,6 +219,67 @@ impl Graph {
                 .is_none_or(|above| above.driver().kind == crate::Kind::Filter && self.is_topmost(&above)),
             _ => true,
         })
+    }
+
+    /// Changes one node; what was changed is noted in `done`, also when a later part fails.
+    async fn perform_reopen(&self, mut plan: Plan, done: &mut Vec<Step>) -> Result<()> {
+        let node = plan.node;
+        for (child, to) in plan.children {
+            let was = child.node();
+            let pin = was.pin();
+            self.redirect(&child, &to)?;
+            done.push(Step::Child(child, was, pin));
+        }
+        let old = node.settings();
+        self.follow(&node, plan.settings.read_only, false).await;
+        self.apply(&node, plan.settings, &mut plan.options).await?;
+        done.push(Step::Settings(node.clone(), old));
+        if let Some(key) = plan.options.0.keys().next() {
+            bail!("Cannot change the option '{key}'");
+        }
+        self.follow(&node, plan.settings.read_only, true).await;
+        if let Some(to) = plan.backing {
+            let was = node.backing();
+            let same = match (&was, &to) {
+                (Some(was), Some(to)) => Arc::ptr_eq(was, to),
+                (was, to) => was.is_none() && to.is_none(),
+            };
+            if !same {
+                let pin = was.as_ref().map(|node| node.pin());
+                self.set_backing(&node, to.as_ref())?;
+                done.push(Step::Backing(node, was, pin));
+            }
+        }
+        Ok(())
+    }
+
+    /// Files below that follow (`auto-read-only`, or opened with the node) become writable
+    /// before a node does, and read-only after it.
+    async fn follow(&self, node: &Arc<Node>, read_only: bool, after: bool) {
+        if read_only != after {
+            return;
+        }
+        for child in node.children() {
+            let below = child.node();
+            let file = child.role().intersects(Role::PRIMARY | Role::DATA | Role::METADATA);
+            if file && (below.settings().auto_read_only || !below.is_kept()) {
+                // Where it cannot, the node's own change says so.
+                let _ = self.set_read_only(&below, read_only).await;
+            }
+        }
+    }
+
+    /// Going back to what was allowed before is allowed.
+    async fn undo_reopen(&self, step: Step) {
+        match step {
+            Step::Child(child, was, _pin) => drop(self.redirect(&child, &was)),
+            Step::Backing(node, was, _pin) => drop(self.set_backing(&node, was.as_ref())),
+            Step::Settings(node, old) => {
+                self.follow(&node, old.read_only, false).await;
+                let _ = self.apply(&node, old, &mut Options::new()).await;
+                self.follow(&node, old.read_only, true).await;
+            }
+        }
     }
 
     /// `block_resize`: another size for a node; its users learn of it.

@@ -1,8 +1,8 @@
 //! `drive-backup`, `blockdev-backup`: the state at one point in time, copied while the guest
 //! goes on writing. Before a write changes a cluster that is still to be copied, it is copied.
 
-use super::copy::{Failed, Held, copy};
-use super::{Body, Job, Jobs, Setup};
+use super::copy::{Failed, Held, How, copy};
+use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
 use crate::bitmap::DirtyBitmap;
 use crate::graph::{Graph, Hook, Node};
@@ -10,12 +10,17 @@ use crate::notice::Action;
 use crate::types::*;
 use base::{Mutex, Result, bail};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 /// Smallest unit of copying in bytes.
 const CLUSTER: u64 = 65536;
 
-#[derive(Clone)]
+/// Most bytes that are copied at once where `x-perf` says nothing.
+const CHUNK: u64 = 1 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BackupSync {
     Full,
     /// Only what the source itself has.
@@ -23,7 +28,7 @@ pub enum BackupSync {
     /// Only what is about to be overwritten.
     None,
     /// What the bitmap says.
-    Bitmap(Arc<DirtyBitmap>, BitmapMode),
+    Bitmap,
 }
 
 /// What becomes of the bitmap.
@@ -34,12 +39,30 @@ pub enum BitmapMode {
     Never,
 }
 
+/// `x-perf`.
+#[derive(Clone, Copy, Debug)]
+pub struct Perf {
+    /// Copies that run at the same time, at least 1.
+    pub workers: usize,
+    /// Bytes of one copy, 0 for the usual.
+    pub chunk: u64,
+}
+
+impl Default for Perf {
+    fn default() -> Self {
+        Perf { workers: 64, chunk: 0 }
+    }
+}
+
 pub struct BackupSpec {
     pub setup: Setup,
     pub source: Arc<Node>,
     pub target: Arc<Node>,
     pub sync: BackupSync,
+    pub bitmap: Option<(Arc<DirtyBitmap>, BitmapMode)>,
     pub compress: bool,
+    pub perf: Perf,
+    pub filter_node_name: Option<String>,
     pub on_source_error: OnError,
     pub on_target_error: OnError,
     /// Holds a target that nobody else holds.
@@ -51,9 +74,10 @@ struct Front {
     source: Arc<Node>,
     target: Arc<Node>,
     cluster: u64,
+    how: How,
     /// Still to be copied.
     todo: DirtyBitmap,
-    copying: Mutex<Vec<u64>>,
+    copying: Mutex<Vec<(u64, u64)>>,
     copied: Notify,
 }
 
@@ -66,43 +90,74 @@ struct Backup {
     successor: Option<Arc<DirtyBitmap>>,
 }
 
+/// A run of clusters that one task copies.
+struct Claim<'a> {
+    front: &'a Front,
+    from: u64,
+    to: u64,
+}
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.front.copying.lock().retain(|run| *run != (self.from, self.to));
+        self.front.copied.notify_waiters();
+    }
+}
+
 impl Front {
-    /// Copies a cluster unless that is done; waits if another does it.
-    async fn cluster(&self, at: u64) -> Result<bool, Failed> {
+    /// Takes a run of clusters that begins with the one at `at`, at most `max` bytes (but one
+    /// cluster) long; waits while another copies that one. `None` if it is copied.
+    async fn claim(&self, at: u64, max: u64) -> Option<Claim<'_>> {
         loop {
             let copied = self.copied.notified();
             {
                 let mut copying = self.copying.lock();
-                if !copying.contains(&at) {
+                let taken = |at: u64| copying.iter().any(|(from, to)| (*from..*to).contains(&at));
+                if !taken(at) {
                     if !self.todo.get(at) {
-                        return Ok(false);
+                        return None;
                     }
-                    copying.push(at);
-                    break;
+                    let mut to = at + self.cluster;
+                    while to - at + self.cluster <= max && self.todo.get(to) && !taken(to) {
+                        to += self.cluster;
+                    }
+                    copying.push((at, to));
+                    return Some(Claim { front: self, from: at, to });
                 }
             }
             copied.await;
         }
-        let len = self.cluster.min(self.source.size() - at);
-        let result = copy(&self.source, &self.target, at, len, true).await;
-        if result.is_ok() {
-            self.todo.reset(at, len);
+    }
+
+    async fn copy(&self, claim: &Claim<'_>) -> Result<(), Failed> {
+        let len = claim.to.min(self.source.size()) - claim.from;
+        copy(&self.source, &self.target, claim.from, len, self.how).await?;
+        self.todo.reset(claim.from, len);
+        Ok(())
+    }
+
+    async fn copy_run(&self, at: u64, max: u64) -> Result<(), Failed> {
+        match self.claim(at, max).await {
+            Some(claim) => self.copy(&claim).await,
+            None => Ok(()),
         }
-        self.copying.lock().retain(|one| *one != at);
-        self.copied.notify_waiters();
-        result.map(|()| true)
     }
 }
 
 impl Hook for Front {
     fn before_write(&self, offset: u64, len: u64) -> Fut<'_, IoResult> {
         Box::pin(async move {
+            let end = (offset + len).min(self.source.size());
             let mut at = offset / self.cluster * self.cluster;
-            while at < (offset + len).min(self.source.size()) {
-                if let Err(Failed::Source(error) | Failed::Target(error)) = self.cluster(at).await {
+            while at < end {
+                let Some(claim) = self.claim(at, (end - at).min(CHUNK)).await else {
+                    at += self.cluster;
+                    continue;
+                };
+                if let Err(Failed::Source(error) | Failed::Target(error)) = self.copy(&claim).await {
                     return Err(error);
                 }
-                at += self.cluster;
+                at = claim.to;
             }
             Ok(())
         })
@@ -120,38 +175,41 @@ impl Jobs {
         if spec.source.size() != spec.target.size() {
             bail!("Source and target image have different sizes");
         }
-        let mut held = Held::new(graph, "backup", &spec.setup.id);
-        held.block(&spec.source);
-        held.block(&spec.target);
-        held.attach("source", &spec.source, Perm::CONSISTENT_READ, Perm::all())?;
-        held.attach("target", &spec.target, Perm::WRITE, Perm::GUEST_SHARED | Perm::WRITE)?;
+        if spec.compress && !packs(&spec.target.skip_filters()) {
+            bail!("Compression is not supported for this drive {}", spec.target.name());
+        }
         let cluster = spec.target.layer().info().cluster_size.unwrap_or(CLUSTER).clamp(CLUSTER, 16 << 20);
+        if spec.perf.chunk != 0 && spec.perf.chunk < cluster {
+            let chunk = spec.perf.chunk;
+            bail!("Required max-chunk ({chunk}) is less than backup cluster size ({cluster})");
+        }
+        if let Some((bitmap, _)) = &spec.bitmap {
+            crate::transaction::usable(bitmap, false)?;
+        }
+        let mut held = Held::new(graph, "backup", &spec.setup.id);
         let size = spec.source.size();
         let todo = DirtyBitmap::new(None, cluster as u32, size);
         // One point in time: nothing is in flight while the hook is put in.
         let drained = graph.drain(&spec.source).await;
-        let mut successor = None;
-        match &spec.sync {
-            BackupSync::Bitmap(bitmap, _) => {
-                if bitmap.is_busy() || bitmap.is_inconsistent() {
-                    bail!(
-                        "Bitmap '{}' is currently in use by another operation and cannot be used",
-                        bitmap.name().unwrap_or_default()
-                    );
-                }
-                todo.merge(bitmap);
-                let next = Arc::new(DirtyBitmap::new(None, bitmap.granularity(), size));
-                next.enable(bitmap.is_enabled());
-                bitmap.set_busy(true);
-                bitmap.enable(false);
-                spec.source.bitmaps().add(next.clone());
-                successor = Some(next);
-            }
+        held.put_filter(&filter::BACKUP, spec.filter_node_name.as_deref(), &spec.source).await?;
+        held.block(&spec.source);
+        held.block(&spec.target);
+        held.attach("source", &spec.source, Perm::CONSISTENT_READ, Perm::all())?;
+        held.attach("target", &spec.target, Perm::WRITE, Perm::GUEST_SHARED | Perm::WRITE)?;
+        match &spec.bitmap {
+            Some((bitmap, _)) if spec.sync == BackupSync::Bitmap => todo.merge(bitmap),
             _ => todo.set(0, size),
         }
-        let (source, target) = (spec.source.clone(), spec.target.clone());
-        let front = Front { source, target, cluster, todo, copying: Mutex::default(), copied: Notify::new() };
-        let front = Arc::new(front);
+        let successor = spec.bitmap.as_ref().map(|(bitmap, _)| succeed(&spec.source, bitmap));
+        let front = Arc::new(Front {
+            source: spec.source.clone(),
+            target: spec.target.clone(),
+            cluster,
+            how: How { unmap: true, compress: spec.compress },
+            todo,
+            copying: Mutex::default(),
+            copied: Notify::new(),
+        });
         let hook: Arc<dyn Hook> = front.clone();
         spec.source.add_hook(hook.clone());
         drop(drained);
@@ -160,51 +218,99 @@ impl Jobs {
     }
 }
 
+/// Whether clusters can be written compressed.
+fn packs(node: &Node) -> bool {
+    let info = node.layer().info();
+    node.driver().name == "qcow2" && info.specific.is_none_or(|told| told["data"]["data-file"].is_null())
+}
+
+/// Freezes a bitmap; the answer records in its place.
+fn succeed(node: &Node, bitmap: &DirtyBitmap) -> Arc<DirtyBitmap> {
+    let next = Arc::new(DirtyBitmap::new(None, bitmap.granularity(), bitmap.size()));
+    next.enable(bitmap.is_enabled());
+    bitmap.set_busy(true);
+    bitmap.enable(false);
+    node.bitmaps().add(next.clone());
+    next
+}
+
 impl Backup {
     async fn copy_all(&mut self, job: &Job) -> IoResult {
         let size = self.spec.source.size();
-        if matches!(self.spec.sync, BackupSync::Top) {
+        if self.spec.sync == BackupSync::Top {
             self.leave_out_unallocated(job).await?;
         }
         let total = match self.spec.sync {
-            BackupSync::Bitmap(..) => self.front.todo.count(),
+            BackupSync::Bitmap => self.front.todo.count(),
             _ => size,
         };
         job.set_len(total);
-        if matches!(self.spec.sync, BackupSync::None) {
+        if self.spec.sync == BackupSync::None {
             loop {
                 job.pause_point().await?;
                 if job.is_cancelled() {
                     return Err(errno(libc::ECANCELED));
                 }
-                job.wait(std::time::Duration::from_secs(60)).await;
+                job.wait(Duration::from_secs(60)).await;
             }
         }
-        let mut at = 0;
-        while let Some((from, _)) = self.front.todo.next_dirty(at, 1) {
-            job.pause_point().await?;
-            let from = from / self.front.cluster * self.front.cluster;
-            let len = self.front.cluster.min(size - from);
-            job.pace(len).await?;
-            let (policy, write, error) = match self.front.cluster(from).await {
-                Ok(_) => {
-                    at = from + len;
-                    let left = self.front.todo.count().min(total);
-                    self.report(job, total, left);
-                    continue;
-                }
-                Err(Failed::Source(error)) => (self.spec.on_source_error, false, error),
-                Err(Failed::Target(error)) => (self.spec.on_target_error, true, error),
-            };
-            if job.on_error(policy, write, &error) == Action::Report {
-                return Err(error);
-            }
-        }
-        self.report(job, total, 0);
+        let mut running = JoinSet::new();
+        let result = self.feed(job, total, &mut running).await;
+        // What has begun is waited for: nobody writes to the target after the end.
+        while running.join_next().await.is_some() {}
+        result?;
+        self.report(job, total);
         self.spec.target.flush().await
     }
 
-    fn report(&self, job: &Job, total: u64, left: u64) {
+    /// Keeps the workers busy until everything is copied.
+    async fn feed(&self, job: &Job, total: u64, running: &mut JoinSet<Result<(), Failed>>) -> IoResult {
+        let front = &self.front;
+        let usual = if self.spec.compress { front.cluster } else { CHUNK.max(front.cluster) };
+        let chunk = if self.spec.perf.chunk == 0 { usual } else { self.spec.perf.chunk };
+        let mut at = 0;
+        loop {
+            let next = front.todo.next_dirty(at, chunk);
+            match next {
+                Some((from, len)) if running.len() < self.spec.perf.workers => {
+                    let from = from / front.cluster * front.cluster;
+                    job.pace(len).await?;
+                    at = from + len.next_multiple_of(front.cluster);
+                    let front = front.clone();
+                    running.spawn(async move { front.copy_run(from, chunk).await });
+                }
+                None if running.is_empty() && front.todo.count() == 0 => return Ok(()),
+                // What failed before is tried again.
+                None if running.is_empty() => at = 0,
+                _ => {
+                    job.pause_point().await?;
+                    match running.join_next().await {
+                        Some(Ok(Err(failed))) => self.failed(job, failed).await?,
+                        Some(Err(_)) => return Err(errno(libc::EIO)),
+                        _ => self.report(job, total),
+                    }
+                }
+            }
+        }
+    }
+
+    async fn failed(&self, job: &Job, failed: Failed) -> IoResult {
+        let (policy, write, error) = match failed {
+            Failed::Source(error) => (self.spec.on_source_error, false, error),
+            Failed::Target(error) => (self.spec.on_target_error, true, error),
+        };
+        match job.on_error(policy, write, &error) {
+            Action::Report => Err(error),
+            Action::Stop => Ok(()),
+            Action::Ignore => {
+                job.wait(Duration::from_millis(10)).await;
+                Ok(())
+            }
+        }
+    }
+
+    fn report(&self, job: &Job, total: u64) {
+        let left = self.front.todo.count().min(total);
         let done = job.info().progress.offset;
         job.advance((total - left).saturating_sub(done));
     }
@@ -230,9 +336,7 @@ impl Backup {
     }
 
     fn end_bitmap(&mut self, ok: bool) {
-        let (BackupSync::Bitmap(bitmap, mode), Some(next)) = (&self.spec.sync, self.successor.take()) else {
-            return;
-        };
+        let (Some((bitmap, mode)), Some(next)) = (&self.spec.bitmap, self.successor.take()) else { return };
         let copied = match mode {
             BitmapMode::OnSuccess => ok,
             BitmapMode::Always => true,
@@ -262,6 +366,7 @@ impl Body for Backup {
             let drained = self.held.graph.drain(&self.spec.source).await;
             self.spec.source.remove_hook(&self.hook);
             self.end_bitmap(ok);
+            self.held.take_filter_drained();
             drop(drained);
             self.held.release();
         })

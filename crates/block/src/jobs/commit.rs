@@ -1,7 +1,7 @@
 //! `block-commit` of images that are not active: writes them into their base.
 
-use super::copy::{CHUNK, Failed, Held, allocated_above, below, copy};
-use super::{Body, Job, Jobs, Setup};
+use super::copy::{CHUNK, Failed, Held, How, allocated_above, below, copy};
+use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
 use crate::graph::{Graph, Node};
 use crate::notice::Action;
@@ -18,6 +18,7 @@ pub struct CommitSpec {
     /// Name to write into the overlay's header instead of the base's own.
     pub backing_file: Option<String>,
     pub on_error: OnError,
+    pub filter_node_name: Option<String>,
 }
 
 struct Commit {
@@ -53,6 +54,7 @@ impl Jobs {
             graph.set_read_only(&spec.base, false).await?;
         }
         let prepared = async {
+            held.put_filter(&filter::COMMIT, spec.filter_node_name.as_deref(), &spec.top).await?;
             let perm = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
             held.attach("base", &spec.base, perm, Perm::all())?;
             if spec.base.size() < spec.top.size() {
@@ -61,7 +63,9 @@ impl Jobs {
             Ok(())
         };
         if let Err(why) = prepared.await {
+            held.take_filter().await;
             held.release();
+            graph.collect().await;
             if base_was_read_only {
                 let _ = graph.set_read_only(&spec.base, true).await;
             }
@@ -84,7 +88,7 @@ impl Commit {
             let result = match data {
                 true => {
                     job.pace(run).await?;
-                    copy(&self.spec.top, &self.spec.base, at, run, true).await
+                    copy(&self.spec.top, &self.spec.base, at, run, How { unmap: true, compress: false }).await
                 }
                 false => Ok(()),
             };
@@ -139,6 +143,7 @@ impl Body for Commit {
 
     fn clean<'a>(&'a mut self, _ok: bool) -> Fut<'a, ()> {
         Box::pin(async {
+            self.held.take_filter().await;
             self.held.release();
             if self.base_was_read_only {
                 // It stays writable if somebody began to write it.

@@ -1,5 +1,6 @@
 //! What several jobs share: nodes held for a job, allocation over a chain, copying a piece.
 
+use crate::driver::Driver;
 use crate::graph::{Child, Graph, Node, Parent, Pin};
 use crate::types::*;
 use base::Result;
@@ -16,12 +17,13 @@ pub(super) struct Held {
     pins: Vec<Pin>,
     edges: Vec<Child>,
     blocks: Vec<(Arc<Node>, u64)>,
+    filter: Option<Pin>,
 }
 
 impl Held {
     pub fn new(graph: &Arc<Graph>, kind: &'static str, id: &str) -> Self {
         let (graph, id) = (graph.clone(), id.to_string());
-        Held { graph, kind, id, pins: Vec::new(), edges: Vec::new(), blocks: Vec::new() }
+        Held { graph, kind, id, pins: Vec::new(), edges: Vec::new(), blocks: Vec::new(), filter: None }
     }
 
     pub fn keep(&mut self, node: &Arc<Node>) {
@@ -44,6 +46,42 @@ impl Held {
         Ok(())
     }
 
+    /// Puts the job's filter over a node, if it has a name; to be called before the node is
+    /// attached.
+    pub async fn put_filter(
+        &mut self,
+        driver: &'static Driver,
+        name: Option<&str>,
+        node: &Arc<Node>,
+    ) -> Result<()> {
+        if let Some(name) = name {
+            let drained = self.graph.drain(node).await;
+            let filter = self.graph.put_filter(driver, name, node).await?;
+            drop(drained);
+            self.block(&filter);
+            self.filter = Some(filter);
+        }
+        Ok(())
+    }
+
+    /// Takes the filter out; its users use what it showed.
+    pub async fn take_filter(&mut self) {
+        if let Some(filter) = &self.filter {
+            let drained = self.graph.drain(filter).await;
+            self.take_filter_drained();
+            drop(drained);
+        }
+    }
+
+    /// As [`Held::take_filter`] where no request can be in flight.
+    pub fn take_filter_drained(&mut self) {
+        if let Some(filter) = self.filter.take()
+            && let Err(why) = self.graph.take_filter(&filter)
+        {
+            eprintln!("block: filter '{}' of job '{}' stays: {why}", filter.name(), self.id);
+        }
+    }
+
     pub fn detach(&mut self) {
         for edge in self.edges.drain(..) {
             self.graph.detach(&edge);
@@ -51,6 +89,7 @@ impl Held {
     }
 
     pub fn release(&mut self) {
+        self.take_filter_drained();
         self.detach();
         for (node, token) in self.blocks.drain(..) {
             node.unblock(token);
@@ -143,25 +182,38 @@ pub(super) enum Failed {
     Target(std::io::Error),
 }
 
+/// How pieces are copied.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct How {
+    /// Zeroes may be holes in the target.
+    pub unmap: bool,
+    pub compress: bool,
+}
+
 /// Copies a range; zeroes are written as such.
 pub(super) async fn copy(
     from: &Arc<Node>,
     to: &Arc<Node>,
     offset: u64,
     len: u64,
-    unmap: bool,
+    how: How,
 ) -> Result<(), Failed> {
     let end = offset + len;
     let mut at = offset;
     while at < end {
         let (zero, run) = known_zero(from, at, end - at).await.map_err(Failed::Source)?;
+        // Compressed clusters are written as a whole.
+        let zero = zero && (!how.compress || run == end - at);
+        let run = if how.compress { end - at } else { run };
         if zero {
-            let flags = if unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
+            let flags = if how.unmap { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
             to.write_zeroes(at, run, flags).await.map_err(Failed::Target)?;
         } else {
             let mut data = crate::buffers::take(run as usize);
             from.read(at, &mut data).await.map_err(Failed::Source)?;
-            to.write(at, &data, WriteFlags::empty()).await.map_err(Failed::Target)?;
+            let mut flags = WriteFlags::empty();
+            flags.set(WriteFlags::COMPRESSED, how.compress);
+            to.write(at, &data, flags).await.map_err(Failed::Target)?;
         }
         at += run;
     }

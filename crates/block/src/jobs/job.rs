@@ -1,6 +1,6 @@
 //! One job: its state, and what its body asks (may I go on, how fast, what about this error).
 
-use super::{Ending, Jobs, Kind, Progress, Status};
+use super::{Ending, Group, Jobs, Kind, Progress, Status};
 use crate::backend::{IoStatus, OnError};
 use crate::notice::{Action, Notice};
 use crate::types::{IoResult, errno, errno_of};
@@ -26,11 +26,21 @@ pub struct Setup {
     pub kind: Kind,
     /// Only block jobs have the old events and commands.
     pub block_job: bool,
+    /// Jobs that end well together or not at all.
+    pub group: Option<Arc<Group>>,
 }
 
 impl Setup {
     pub fn new(kind: Kind, id: impl Into<String>) -> Self {
-        Setup { id: id.into(), speed: 0, auto_finalize: true, auto_dismiss: true, kind, block_job: true }
+        Setup {
+            id: id.into(),
+            speed: 0,
+            auto_finalize: true,
+            auto_dismiss: true,
+            kind,
+            block_job: true,
+            group: None,
+        }
     }
 }
 
@@ -177,7 +187,7 @@ impl Job {
 
     pub fn set_speed(&self, speed: u64) -> Result<()> {
         use Status::*;
-        if !matches!(self.status(), Created | Running | Paused | Ready | Standby | Waiting | Pending) {
+        if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {
             return self.refuse("set-speed");
         }
         let mut state = self.state.lock();
@@ -219,17 +229,24 @@ impl Job {
         Ok(())
     }
 
-    /// `force`: also where a ready mirror would otherwise end cleanly.
-    pub fn cancel(&self, force: bool) -> Result<()> {
+    /// Whether [`Job::cancel`] is refused now.
+    pub fn check_cancel(&self, force: bool) -> Result<()> {
         use Status::*;
         let status = self.status();
         if !matches!(status, Created | Running | Paused | Ready | Standby | Waiting | Pending) {
             return self.refuse("cancel");
         }
-        let mut state = self.state.lock();
-        if state.user_paused && !force && self.setup.block_job && !matches!(status, Waiting | Pending) {
+        let paused = self.state.lock().user_paused;
+        if paused && !force && self.setup.block_job && !matches!(status, Waiting | Pending) {
             bail!("The block job for device '{}' is currently paused", self.setup.id);
         }
+        Ok(())
+    }
+
+    /// `force`: also where a ready mirror would otherwise end cleanly.
+    pub fn cancel(&self, force: bool) -> Result<()> {
+        self.check_cancel(force)?;
+        let mut state = self.state.lock();
         state.cancelled = true;
         state.forced |= force;
         state.user_paused = false;
@@ -257,9 +274,16 @@ impl Job {
         if self.status() != Status::Pending {
             return self.refuse("finalize");
         }
+        match &self.setup.group {
+            Some(group) => group.finalize(),
+            None => self.let_finish(),
+        }
+        Ok(())
+    }
+
+    pub(super) fn let_finish(&self) {
         self.state.lock().finalize = true;
         self.woken.notify_waiters();
-        Ok(())
     }
 
     /// Holds the job still from its next pause point on (drains); not shown as paused by a
@@ -287,6 +311,11 @@ impl Job {
 
     pub fn wants_completion(&self) -> bool {
         self.state.lock().complete
+    }
+
+    /// Lets the body look at its state again.
+    pub(super) fn wake(&self) {
+        self.woken.notify_waiters();
     }
 
     pub fn is_ready(&self) -> bool {
@@ -349,15 +378,29 @@ impl Job {
         self.state.lock().busy = true;
     }
 
+    /// Whether the job was told to finish, or else was cancelled.
     pub(super) async fn wait_finalized(&self) -> bool {
+        self.wait_until(|state| state.finalize).await
+    }
+
+    /// Whether all of its group are done with their work, or else one of them failed.
+    pub(super) async fn wait_for(&self, group: &Group) -> bool {
+        self.wait_until(|_| group.is_done()).await
+    }
+
+    async fn wait_until(&self, reached: impl Fn(&State) -> bool) -> bool {
+        let soft_before = {
+            let state = self.state.lock();
+            state.cancelled && state.ready && !state.forced
+        };
         loop {
             let woken = self.woken.notified();
             {
                 let state = self.state.lock();
-                if state.cancelled {
+                if state.cancelled && (!soft_before || state.forced) {
                     return false;
                 }
-                if state.finalize {
+                if reached(&state) {
                     return true;
                 }
             }

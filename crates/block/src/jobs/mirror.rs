@@ -1,11 +1,12 @@
 //! `drive-mirror`, `blockdev-mirror` and the commit of an active image: copies, then keeps
 //! copying what the guest changes, until told to switch over or to stop.
 
-use super::copy::{CHUNK, Failed, Held, allocated_above, copy};
-use super::{Body, Job, Jobs, Setup};
+use super::active::Active;
+use super::copy::{CHUNK, Failed, Held, How, allocated_above, copy};
+use super::{Body, Job, Jobs, Kind, Setup, filter};
 use crate::backend::OnError;
 use crate::bitmap::DirtyBitmap;
-use crate::graph::{Drained, Graph, Node, Parent};
+use crate::graph::{Child, Drained, Graph, Hook, Node, Parent};
 use crate::notice::Action;
 use crate::types::*;
 use base::{Result, bail, fail};
@@ -45,6 +46,32 @@ pub struct MirrorSpec {
     /// Node to be replaced instead of the source.
     pub replaces: Option<String>,
     pub backing: BackingMode,
+    /// Guest writes go to both sides before they are answered.
+    pub write_blocking: bool,
+    /// Most bytes copied at once, 0 for the usual.
+    pub buf_size: u64,
+    pub filter_node_name: Option<String>,
+}
+
+impl MirrorSpec {
+    /// A mirror of everything with the usual settings.
+    pub fn new(setup: Setup, source: Arc<Node>, target: Arc<Node>) -> Self {
+        MirrorSpec {
+            setup,
+            source,
+            target,
+            sync: MirrorSync::Full,
+            granularity: 65536,
+            on_source_error: OnError::Report,
+            on_target_error: OnError::Report,
+            unmap: true,
+            replaces: None,
+            backing: BackingMode::Leave,
+            write_blocking: false,
+            buf_size: 0,
+            filter_node_name: None,
+        }
+    }
 }
 
 struct Mirror {
@@ -54,6 +81,7 @@ struct Mirror {
     /// From the last look at the bitmap until the switch.
     drained: Vec<Drained>,
     base_was_read_only: bool,
+    active: Option<Arc<Active>>,
 }
 
 impl Jobs {
@@ -64,27 +92,19 @@ impl Jobs {
         }
         spec.source.check_busy()?;
         spec.target.check_busy()?;
-        let kind = spec.setup.kind.as_str();
-        let mut held = Held::new(graph, kind, &spec.setup.id);
-        let base_was_read_only = kind == "commit" && spec.target.is_read_only();
+        if let Some(name) = &spec.replaces {
+            replaceable(graph, name, &spec.source)?;
+        }
+        let commits = spec.setup.kind == Kind::Commit;
+        let mut held = Held::new(graph, spec.setup.kind.as_str(), &spec.setup.id);
+        let base_was_read_only = commits && spec.target.is_read_only();
         if base_was_read_only {
             graph.set_read_only(&spec.target, false).await?;
         }
-        held.block(&spec.source);
-        held.block(&spec.target);
-        let prepared = async {
-            held.attach("main node", &spec.source, Perm::CONSISTENT_READ, Perm::all())?;
-            let shared = if kind == "commit" { Perm::all() } else { Perm::GUEST_SHARED };
-            held.attach("target", &spec.target, Perm::WRITE | Perm::RESIZE, shared)?;
-            if spec.target.size() != spec.source.size()
-                && (kind != "commit" || spec.target.size() < spec.source.size())
-            {
-                spec.target.truncate(spec.source.size(), Truncate::default()).await?;
-            }
-            Ok::<_, base::Failure>(())
-        };
-        if let Err(why) = prepared.await {
+        if let Err(why) = prepare(&mut held, &spec, commits).await {
+            held.take_filter().await;
             held.release();
+            graph.collect().await;
             if base_was_read_only {
                 let _ = graph.set_read_only(&spec.target, true).await;
             }
@@ -92,10 +112,68 @@ impl Jobs {
         }
         let bitmap = Arc::new(DirtyBitmap::new(None, spec.granularity.max(512), spec.source.size()));
         spec.source.bitmaps().add(bitmap.clone());
-        let (setup, source) = (spec.setup.clone(), spec.source.clone());
-        let body = Mirror { spec, held, bitmap: bitmap.clone(), drained: Vec::new(), base_was_read_only };
-        self.start(setup, body).inspect_err(|_| source.bitmaps().remove(&bitmap))
+        let setup = spec.setup.clone();
+        let active = spec.write_blocking.then(|| Active::new(&spec, &bitmap));
+        if let Some(active) = &active {
+            let drained = graph.drain(&spec.source).await;
+            // From now on the hook alone marks what is to be copied.
+            bitmap.enable(false);
+            spec.source.track();
+            let hook: Arc<dyn Hook> = active.clone();
+            spec.source.add_hook(hook);
+            drop(drained);
+        }
+        let front = active.clone();
+        let body = Mirror { spec, held, bitmap, drained: Vec::new(), base_was_read_only, active };
+        let job = self.start(setup, body)?;
+        if let Some(front) = front {
+            front.serve(&job);
+        }
+        Ok(job)
     }
+}
+
+async fn prepare(held: &mut Held, spec: &MirrorSpec, commits: bool) -> Result<()> {
+    let record = if commits { &filter::COMMIT } else { &filter::MIRROR };
+    held.put_filter(record, spec.filter_node_name.as_deref(), &spec.source).await?;
+    held.block(&spec.source);
+    held.block(&spec.target);
+    held.attach("main node", &spec.source, Perm::CONSISTENT_READ, Perm::all())?;
+    let shared = if commits { Perm::all() } else { Perm::GUEST_SHARED };
+    held.attach("target", &spec.target, Perm::WRITE | Perm::RESIZE, shared)?;
+    if spec.target.size() < spec.source.size() {
+        spec.target.truncate(spec.source.size(), Truncate::default()).await?;
+    }
+    Ok(())
+}
+
+/// The node called `name`, if a copy of `source` may take its place: it must be what the source
+/// shows, or one of several equal children of a quorum.
+fn replaceable(graph: &Graph, name: &str, source: &Arc<Node>) -> Result<Arc<Node>> {
+    let node = graph.find(name).ok_or_else(|| fail!("Node name '{name}' not found"))?;
+    if node.size() != source.size() {
+        bail!("cannot replace image with a mirror image of different size");
+    }
+    if !shows(source, &node) {
+        bail!(
+            "Cannot replace '{name}' by a node mirrored from '{}', because it cannot be guaranteed that doing so \
+             would not lead to an abrupt change of visible data",
+            source.name()
+        );
+    }
+    Ok(node)
+}
+
+fn shows(source: &Arc<Node>, node: &Arc<Node>) -> bool {
+    if Arc::ptr_eq(source, node) {
+        return true;
+    }
+    let through: Vec<Child> = source
+        .children()
+        .into_iter()
+        .filter(|child| child.role().contains(Role::FILTERED) || source.driver().name == "quorum")
+        .collect();
+    through.iter().any(|child| shows(&child.node(), node))
 }
 
 impl Mirror {
@@ -110,7 +188,7 @@ impl Mirror {
                 return Ok(());
             }
             MirrorSync::Top(Some(base)) => (Some(base.clone()), false),
-            MirrorSync::Top(None) => (source.backing(), true),
+            MirrorSync::Top(None) => (source.skip_filters().backing(), true),
         };
         if top_only && base.is_none() {
             self.bitmap.set(0, size);
@@ -134,7 +212,11 @@ impl Mirror {
         loop {
             job.pause_point().await?;
             job.set_remaining(self.bitmap.count().min(self.spec.source.size()));
-            let chunk = CHUNK.max(u64::from(self.bitmap.granularity()));
+            if let Some(error) = self.active.as_ref().and_then(|active| active.failure()) {
+                return Err(error);
+            }
+            let usual = if self.spec.buf_size == 0 { CHUNK } else { self.spec.buf_size.min(CHUNK) };
+            let chunk = usual.max(u64::from(self.bitmap.granularity()));
             let next = self.bitmap.next_dirty(at, chunk).or_else(|| self.bitmap.next_dirty(0, chunk));
             if let Some((from, len)) = next {
                 job.pace(len).await?;
@@ -164,9 +246,15 @@ impl Mirror {
     }
 
     async fn copy_piece(&self, job: &Job, from: u64, len: u64) -> IoResult {
+        // A guest write to both sides must not fall between reading and writing here.
+        let _alone = match self.active {
+            Some(_) => Some(self.spec.source.exclusive(from, len).await),
+            None => None,
+        };
         // Cleared before reading: a write that comes meanwhile marks it again.
         self.bitmap.reset(from, len);
-        let result = copy(&self.spec.source, &self.spec.target, from, len, self.spec.unmap).await;
+        let how = How { unmap: self.spec.unmap, compress: false };
+        let result = copy(&self.spec.source, &self.spec.target, from, len, how).await;
         let (policy, write, error) = match result {
             Ok(()) => {
                 job.advance(len);
@@ -190,31 +278,17 @@ impl Mirror {
         let graph = self.held.graph.clone();
         let (source, target) = (self.spec.source.clone(), self.spec.target.clone());
         let replaced = match &self.spec.replaces {
-            Some(name) => graph.find(name).ok_or_else(|| fail!("Node name '{name}' not found"))?,
+            Some(name) => replaceable(&graph, name, &source)?,
             None => source.clone(),
         };
-        if self.spec.replaces.is_some() && replaced.size() != target.size() {
-            bail!("cannot replace image with a mirror image of different size");
-        }
-        match self.spec.backing {
-            BackingMode::Leave => {}
-            BackingMode::Header => graph.open_backing(&target).await?,
-            BackingMode::Source => {
-                let backing = match &self.spec.sync {
-                    MirrorSync::None => Some(source.clone()),
-                    MirrorSync::Top(Some(base)) => Some(base.clone()),
-                    MirrorSync::Top(None) => source.backing(),
-                    MirrorSync::Full => None,
-                };
-                if backing.is_some() && target.driver().backing {
-                    graph.set_backing(&target, backing.as_ref())?;
-                }
-            }
+        if self.spec.backing == BackingMode::Header {
+            graph.open_backing(&target).await?;
         }
         let settings = replaced.settings();
         if target.is_read_only() != settings.read_only && !settings.read_only {
             graph.set_read_only(&target, false).await?;
         }
+        self.held.take_filter_drained();
         self.held.detach();
         let edges: Vec<_> = replaced
             .parents()
@@ -223,11 +297,35 @@ impl Mirror {
             .filter(|edge| {
                 !edge.role().contains(Role::BACKING)
                     || !Arc::ptr_eq(&replaced, &source)
-                    || self.spec.setup.kind.as_str() == "mirror"
+                    || self.spec.setup.kind == Kind::Mirror
             })
             .filter(|edge| !matches!(edge.parent(), Parent::Node(name) if name == target.name()))
             .collect();
-        graph.redirect_all(&edges, &target)
+        graph.redirect_all(&edges, &target)?;
+        if let Err(why) = self.put_under(&target) {
+            graph.redirect_all(&edges, &replaced)?;
+            return Err(why);
+        }
+        if matches!(self.spec.sync, MirrorSync::None) && self.spec.backing == BackingMode::Source {
+            // It stays writable if somebody else writes it.
+            let _ = graph.set_read_only(&source, true).await;
+        }
+        Ok(())
+    }
+
+    /// Gives the target what it stands on from now on.
+    fn put_under(&self, target: &Arc<Node>) -> Result<()> {
+        let source = &self.spec.source;
+        let backing = match (&self.spec.sync, self.spec.backing) {
+            (MirrorSync::None, BackingMode::Source) => Some(source.clone()),
+            (MirrorSync::Top(Some(base)), BackingMode::Source) => Some(base.clone()),
+            (MirrorSync::Top(None), BackingMode::Source) => source.skip_filters().backing(),
+            _ => None,
+        };
+        match backing {
+            Some(backing) if target.driver().backing => self.held.graph.set_backing(target, Some(&backing)),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -248,7 +346,15 @@ impl Body for Mirror {
     fn clean<'a>(&'a mut self, _ok: bool) -> Fut<'a, ()> {
         Box::pin(async {
             self.drained.clear();
+            if let Some(active) = self.active.take() {
+                let drained = self.held.graph.drain(&self.spec.source).await;
+                let hook: Arc<dyn Hook> = active;
+                self.spec.source.remove_hook(&hook);
+                self.spec.source.untrack();
+                drop(drained);
+            }
             self.spec.source.bitmaps().remove(&self.bitmap);
+            self.held.take_filter().await;
             self.held.release();
             if self.base_was_read_only {
                 // It stays writable if it is the active image now.

@@ -3,15 +3,19 @@
 //! A job is a [`Body`] (an async function over nodes with pause points, and what is done at
 //! its end) run by [`Jobs::start`], which walks it through its states and tells of them.
 
+mod active;
 mod backup;
 mod commit;
 mod copy;
+mod filter;
+mod group;
 mod job;
 mod mirror;
 mod stream;
 
-pub use backup::{BackupSpec, BackupSync, BitmapMode};
+pub use backup::{BackupSpec, BackupSync, BitmapMode, Perf};
 pub use commit::CommitSpec;
+pub use group::Group;
 pub use job::{Info, Job, Setup};
 pub use mirror::{BackingMode, MirrorSpec, MirrorSync};
 pub use stream::StreamSpec;
@@ -184,6 +188,9 @@ impl Jobs {
         let Some(graph) = self.0.graph.upgrade() else { bail!("The block layer is gone") };
         let job = Job::new(setup, &self.0);
         self.0.list.lock().push(job.clone());
+        if let Some(group) = &job.setup.group {
+            group.join(&job);
+        }
         let inner = self.0.clone();
         inner.notices.send(crate::Notice::JobStatus { id: job.id().to_string(), status: Status::Created });
         let running = job.clone();
@@ -228,44 +235,57 @@ fn forget(inner: &Inner, job: &Arc<Job>) {
     job.set_status(Status::Null);
 }
 
-async fn conduct(job: &Job, mut body: impl Body) {
+/// Why a job did not end well: cancelled, or an error.
+type Why = Option<String>;
+
+async fn work(job: &Job, body: &mut impl Body) -> Result<(), Why> {
     job.set_status(Status::Running);
-    let mut result = body.run(job).await.map_err(|error| match error.raw_os_error() {
+    body.run(job).await.map_err(|error| match error.raw_os_error() {
         Some(libc::ECANCELED) => None,
         _ => Some(Job::text_of(&error)),
-    });
-    if result.is_ok() && job.is_cancelled() && !job.is_ready() {
-        result = Err(None);
+    })?;
+    if job.is_cancelled() && !job.is_ready() {
+        return Err(None);
     }
-    if result.is_ok() {
-        job.set_status(Status::Waiting);
-        job.set_status(Status::Pending);
+    job.set_status(Status::Waiting);
+    let mut waits = !job.setup.auto_finalize;
+    if let Some(group) = &job.setup.group {
+        group.arrive();
+        if !job.wait_for(group).await {
+            return Err(None);
+        }
+        waits = group.waits();
+    }
+    job.set_status(Status::Pending);
+    if waits {
         if !job.setup.auto_finalize {
             job.tell_pending();
-            if !job.wait_finalized().await {
-                result = Err(None);
-            }
+        }
+        if !job.wait_finalized().await {
+            return Err(None);
         }
     }
-    if result.is_ok()
-        && let Err(why) = body.commit(job).await
-    {
-        result = Err(Some(why.text));
-    }
-    match &result {
+    body.commit(job).await.map_err(|why| Some(why.text))
+}
+
+async fn conduct(job: &Job, mut body: impl Body) {
+    match work(job, &mut body).await {
         Ok(()) => {
             body.clean(true).await;
             job.tell(Ending::Completed, None);
         }
         Err(why) => {
+            if let Some(group) = &job.setup.group {
+                group.fail();
+            }
+            job.set_error(
+                why.clone().unwrap_or_else(|| base::failure::strerror(&crate::errno(libc::ECANCELED))),
+            );
             job.set_status(Status::Aborting);
             body.clean(false).await;
             match why {
                 None => job.tell(Ending::Cancelled, None),
-                Some(text) => {
-                    job.set_error(text.clone());
-                    job.tell(Ending::Completed, Some(text.clone()));
-                }
+                Some(text) => job.tell(Ending::Completed, Some(text)),
             }
         }
     }

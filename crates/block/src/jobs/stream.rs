@@ -1,7 +1,7 @@
 //! `block-stream`: fills a node with what it so far takes from the nodes below it.
 
 use super::copy::{CHUNK, Held, allocated_above, below, known_zero};
-use super::{Body, Job, Jobs, Setup};
+use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
 use crate::graph::{Graph, Node};
 use crate::notice::Action;
@@ -17,6 +17,7 @@ pub struct StreamSpec {
     /// Name to write into the header instead of the base's own.
     pub backing_file: Option<String>,
     pub on_error: OnError,
+    pub filter_node_name: Option<String>,
 }
 
 struct Stream {
@@ -49,8 +50,20 @@ impl Jobs {
         if was_read_only {
             graph.set_read_only(&spec.top, false).await?;
         }
-        let perm = Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED;
-        held.attach("main node", &spec.top, perm, Perm::all())?;
+        let prepared = async {
+            held.put_filter(&filter::STREAM, spec.filter_node_name.as_deref(), &spec.top).await?;
+            let perm = Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED;
+            held.attach("main node", &spec.top, perm, Perm::all())
+        };
+        if let Err(why) = prepared.await {
+            held.take_filter().await;
+            held.release();
+            graph.collect().await;
+            if was_read_only {
+                let _ = graph.set_read_only(&spec.top, true).await;
+            }
+            return Err(why);
+        }
         let drained = graph.drain(&spec.top).await;
         spec.top.track();
         drop(drained);
@@ -168,6 +181,7 @@ impl Body for Stream {
             if std::mem::take(&mut self.tracked) {
                 self.spec.top.untrack();
             }
+            self.held.take_filter().await;
             self.held.release();
             if self.was_read_only {
                 // It stays writable if somebody began to write it.

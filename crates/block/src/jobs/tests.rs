@@ -123,7 +123,14 @@ fn stream_takes_the_chain_in() {
     let top = bench.open("top", &path, json!({}));
     let drive = bench.drive(&top);
     let setup = Setup::new(Kind::Stream, "j");
-    let spec = StreamSpec { setup, top, base: None, backing_file: None, on_error: OnError::Report };
+    let spec = StreamSpec {
+        setup,
+        top,
+        base: None,
+        backing_file: None,
+        on_error: OnError::Report,
+        filter_node_name: None,
+    };
     let graph = bench.graph.clone();
     bench.graph.block_on(async move { graph.jobs.stream(&graph, spec).await }).unwrap();
     drive.write_blocking(700 << 10, vec![9; 5000]).unwrap();
@@ -154,6 +161,7 @@ fn commit_of_the_middle_goes_into_the_base() {
         base,
         backing_file: None,
         on_error: OnError::Report,
+        filter_node_name: None,
     };
     let graph = bench.graph.clone();
     bench.graph.block_on(async move { graph.jobs.commit(&graph, spec).await }).unwrap();
@@ -172,18 +180,8 @@ fn bench_path(path: &Path, name: &str) -> PathBuf {
 }
 
 fn mirror(bench: &Bench, source: &Arc<Node>, target: &Arc<Node>, kind: Kind, sync: MirrorSync) {
-    let spec = MirrorSpec {
-        setup: Setup::new(kind, "j"),
-        source: source.clone(),
-        target: target.clone(),
-        sync,
-        granularity: 65536,
-        on_source_error: OnError::Report,
-        on_target_error: OnError::Report,
-        unmap: true,
-        replaces: None,
-        backing: BackingMode::Leave,
-    };
+    let setup = Setup::new(kind, "j");
+    let spec = MirrorSpec { sync, ..MirrorSpec::new(setup, source.clone(), target.clone()) };
     let graph = bench.graph.clone();
     bench.graph.block_on(async move { graph.jobs.mirror(&graph, spec).await }).unwrap();
 }
@@ -267,7 +265,11 @@ fn a_backup_is_of_one_point_in_time_and_increments_restore() {
     let target = bench.open("full", &full, json!({}));
     let bitmap = Arc::new(DirtyBitmap::new(Some("b".into()), 65536, SIZE));
     source.bitmaps().add(bitmap.clone());
-    let start = |bench: &Bench, target: &Arc<Node>, sync: BackupSync, speed: u64| {
+    let start = |bench: &Bench,
+                 target: &Arc<Node>,
+                 sync: BackupSync,
+                 bitmap: Option<(Arc<DirtyBitmap>, BitmapMode)>,
+                 speed: u64| {
         let mut setup = Setup::new(Kind::Backup, "j");
         setup.speed = speed;
         let spec = BackupSpec {
@@ -275,7 +277,10 @@ fn a_backup_is_of_one_point_in_time_and_increments_restore() {
             source: source.clone(),
             target: target.clone(),
             sync,
+            bitmap,
             compress: false,
+            perf: Perf::default(),
+            filter_node_name: None,
             on_source_error: OnError::Report,
             on_target_error: OnError::Report,
             pin: None,
@@ -283,7 +288,7 @@ fn a_backup_is_of_one_point_in_time_and_increments_restore() {
         let graph = bench.graph.clone();
         bench.graph.block_on(async move { graph.jobs.backup(&graph, spec).await }).unwrap();
     };
-    start(&bench, &target, BackupSync::Full, 8 << 20);
+    start(&bench, &target, BackupSync::Full, None, 8 << 20);
     for at in 0..64 {
         drive.write_blocking((63 - at) * 65536 + 100, vec![2; 1000]).unwrap();
     }
@@ -296,7 +301,7 @@ fn a_backup_is_of_one_point_in_time_and_increments_restore() {
     bitmap.clear();
     drive.write_blocking(5 << 16, vec![7; 10]).unwrap();
     bench.seen.clear();
-    start(&bench, &more, BackupSync::Bitmap(bitmap.clone(), BitmapMode::OnSuccess), 0);
+    start(&bench, &more, BackupSync::Bitmap, Some((bitmap.clone(), BitmapMode::OnSuccess)), 0);
     bench.wait("null");
     assert_eq!(bitmap.count(), 0);
     drive.perform_blocking(Request::Flush).unwrap();
@@ -319,18 +324,8 @@ fn a_paused_job_stands_and_a_cancelled_one_says_so() {
     bench.drive(&source);
     let copy = bench.image("copy", json!({}));
     let target = bench.open("copy", &copy, json!({}));
-    let spec = MirrorSpec {
-        setup: Setup { speed: 1 << 20, ..Setup::new(Kind::Mirror, "j") },
-        source: source.clone(),
-        target: target.clone(),
-        sync: MirrorSync::Full,
-        granularity: 65536,
-        on_source_error: OnError::Report,
-        on_target_error: OnError::Report,
-        unmap: true,
-        replaces: None,
-        backing: BackingMode::Leave,
-    };
+    let setup = Setup { speed: 1 << 20, ..Setup::new(Kind::Mirror, "j") };
+    let spec = MirrorSpec::new(setup, source.clone(), target.clone());
     let graph = bench.graph.clone();
     bench.graph.block_on(async move { graph.jobs.mirror(&graph, spec).await }).unwrap();
     let job = bench.graph.jobs.get("j").unwrap();

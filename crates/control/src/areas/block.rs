@@ -32,6 +32,7 @@ fn device(info: query::DeviceInfo) -> BlockInfo {
             IoStatus::Failed => BlockDeviceIoStatus::Failed,
             IoStatus::Nospace => BlockDeviceIoStatus::Nospace,
         }),
+        dirty_bitmaps: info.inserted.as_ref().and_then(|node| bitmaps(&node.bitmaps)),
         inserted: info.inserted.map(node),
     }
 }
@@ -44,10 +45,25 @@ fn length(bucket: Bucket) -> Option<i64> {
     (bucket.max > 0).then_some(bucket.burst_length as i64)
 }
 
+fn bitmaps(list: &[query::BitmapInfo]) -> Option<Vec<BlockDirtyInfo>> {
+    let tell = |info: &query::BitmapInfo| BlockDirtyInfo {
+        name: info.name.clone(),
+        count: info.count as i64,
+        granularity: info.granularity,
+        recording: info.recording,
+        busy: info.busy,
+        persistent: info.persistent,
+        inconsistent: info.inconsistent.then_some(true),
+        status: info.status().into(),
+    };
+    (!list.is_empty()).then(|| list.iter().map(tell).collect())
+}
+
 /// A node in the form of `query-block` and `query-named-block-nodes`.
 pub fn node(info: query::NodeInfo) -> BlockDeviceInfo {
     let limits = &info.limits;
     BlockDeviceInfo {
+        dirty_bitmaps: bitmaps(&info.bitmaps),
         file: info.file,
         node_name: Some(info.node_name),
         ro: info.read_only,

@@ -86,10 +86,8 @@ async fn blockdev_del(call: Call, command: BlockdevDel) -> Result<()> {
 async fn blockdev_reopen(call: Call, command: BlockdevReopen) -> Result<()> {
     let at = graph(&call);
     there(&call, async move {
-        for options in command.options {
-            at.reopen(Options::crumple(options)?).await?;
-        }
-        Ok(())
+        let list: Result<Vec<Options>> = command.options.into_iter().map(Options::crumple).collect();
+        at.reopen(list?).await
     })
     .await
 }

@@ -3,11 +3,8 @@
 use super::blockdev::{graph, there};
 use crate::{Call, Routes};
 use base::{Class, Failure, Result, bail, fail};
-use block::jobs::{
-    self, BackingMode, BackupSpec, BackupSync, BitmapMode, Kind, MirrorSpec, MirrorSync, Setup,
-};
-use block::transaction::Action;
-use block::{Graph, IoStatus, Node, OnError, Options, Role, Settings};
+use block::jobs::{self, BackingMode, Kind, MirrorSpec, MirrorSync, Setup};
+use block::{Graph, IoStatus, Node, OnError, Options, Perm, Settings};
 use schema::block::BlockDeviceIoStatus;
 use schema::blockjobs::*;
 use serde_json::json;
@@ -18,8 +15,6 @@ pub fn route(routes: &mut Routes) {
     routes.add(block_commit);
     routes.add(drive_mirror);
     routes.add(blockdev_mirror);
-    routes.add(drive_backup);
-    routes.add(blockdev_backup);
     routes.add(set_speed);
     routes.add(cancel);
     routes.add(pause);
@@ -37,7 +32,7 @@ pub fn route(routes: &mut Routes) {
     routes.add(query_jobs);
 }
 
-fn policy(given: Option<BlockdevOnError>) -> OnError {
+pub(super) fn policy(given: Option<BlockdevOnError>) -> OnError {
     match given {
         None | Some(BlockdevOnError::Report) => OnError::Report,
         Some(BlockdevOnError::Ignore) => OnError::Ignore,
@@ -46,7 +41,7 @@ fn policy(given: Option<BlockdevOnError>) -> OnError {
     }
 }
 
-fn setup(graph: &Graph, kind: Kind, job: JobOptions, node: &Arc<Node>) -> Result<Setup> {
+pub(super) fn setup(graph: &Graph, kind: Kind, job: JobOptions, node: &Arc<Node>) -> Result<Setup> {
     let device = || {
         let at =
             graph.backends().into_iter().find(|one| one.node().is_some_and(|root| Arc::ptr_eq(&root, node)));
@@ -63,7 +58,7 @@ fn setup(graph: &Graph, kind: Kind, job: JobOptions, node: &Arc<Node>) -> Result
     })
 }
 
-fn root(graph: &Graph, device: &str) -> Result<Arc<Node>> {
+pub(super) fn root(graph: &Graph, device: &str) -> Result<Arc<Node>> {
     graph.lookup(Some(device), Some(device))
 }
 
@@ -91,27 +86,50 @@ fn by_file(top: &Arc<Node>, file: &str) -> Option<Arc<Node>> {
     })
 }
 
+fn exclusive(one: (&str, &Option<String>), other: (&str, &Option<String>)) -> Result<()> {
+    if one.1.is_some() && other.1.is_some() {
+        bail!("'{}' and '{}' cannot be specified at the same time", one.0, other.0);
+    }
+    Ok(())
+}
+
+/// Down to which node (and not this one) is streamed.
+fn stream_base(graph: &Graph, top: &Arc<Node>, command: &BlockStream) -> Result<Option<Arc<Node>>> {
+    let (base, node) = (("base", &command.base), ("base-node", &command.base_node));
+    let bottom = ("bottom", &command.bottom);
+    exclusive(base, node)?;
+    exclusive(base, bottom)?;
+    exclusive(bottom, node)?;
+    let under = top.filtered().or_else(|| top.backing());
+    if let Some(file) = &command.base {
+        let found = under.and_then(|below| by_file(&below, file));
+        return found.ok_or_else(|| fail!("Can't find '{file}' in the backing chain")).map(Some);
+    }
+    if let Some(name) = &command.base_node {
+        graph.lookup(None, Some(name))?;
+        let found = under.and_then(|below| in_chain(&below, |node| node.name() == name));
+        let missing = || fail!("Node '{name}' is not a backing image of '{}'", command.device);
+        return found.ok_or_else(missing).map(Some);
+    }
+    let Some(name) = &command.bottom else { return Ok(None) };
+    let last = graph.lookup(None, Some(name))?;
+    if last.driver().kind == block::Kind::Filter {
+        bail!("Node '{name}' is a filter, use a non-filter node as 'bottom'");
+    }
+    if in_chain(top, |node| Arc::ptr_eq(node, &last)).is_none() {
+        bail!("Node '{name}' is not in a chain starting from '{}'", command.device);
+    }
+    Ok(last.backing())
+}
+
 async fn block_stream(call: Call, command: BlockStream) -> Result<()> {
     let graph = graph(&call);
     let top = root(&graph, &command.device)?;
-    if command.base.is_some() && command.base_node.is_some() {
-        bail!("'base' and 'base-node' cannot be specified at the same time");
-    }
-    let base = match (&command.base, &command.base_node) {
-        (Some(file), _) => {
-            let found = top.backing().and_then(|below| by_file(&below, file));
-            Some(found.ok_or_else(|| fail!("Can't find '{file}' in the backing chain"))?)
-        }
-        (_, Some(name)) => {
-            let found = top.backing().and_then(|below| in_chain(&below, |node| node.name() == name));
-            let missing = || fail!("Node '{name}' is not a backing image of '{}'", command.device);
-            Some(found.ok_or_else(missing)?)
-        }
-        _ => None,
-    };
+    let base = stream_base(&graph, &top, &command)?;
     let setup = setup(&graph, Kind::Stream, command.job, &top)?;
     let on_error = policy(command.on_error);
-    let spec = jobs::StreamSpec { setup, top, base, backing_file: command.backing_file, on_error };
+    let (backing_file, filter_node_name) = (command.backing_file, command.filter_node_name);
+    let spec = jobs::StreamSpec { setup, top, base, backing_file, on_error, filter_node_name };
     there(&call, async move { graph.jobs.stream(&graph, spec).await.map(drop) }).await
 }
 
@@ -120,6 +138,15 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     let lookup = root(&graph, &command.device);
     let active = lookup
         .map_err(|_| Failure::of(Class::DeviceNotFound, format!("Device '{}' not found", command.device)))?;
+    if command.top_node.is_some() && command.top.is_some() {
+        bail!("'top-node' and 'top' are mutually exclusive");
+    }
+    if command.base_node.is_some() && command.base.is_some() {
+        bail!("'base-node' and 'base' are mutually exclusive");
+    }
+    for name in [&command.top_node, &command.base_node].into_iter().flatten() {
+        graph.lookup(None, Some(name))?;
+    }
     let shown = active.skip_filters();
     let top = match (&command.top_node, &command.top) {
         (Some(name), _) => in_chain(&active, |node| node.name() == name)
@@ -139,30 +166,28 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     if Arc::ptr_eq(&top, &base) {
         bail!("cannot commit an image into itself");
     }
-    let is_active = Arc::ptr_eq(&top, &shown) || Arc::ptr_eq(&top, &active);
+    let is_active = Arc::ptr_eq(&top.skip_filters(), &shown);
+    let written = top.parents().iter().any(|edge| edge.perm().0.contains(Perm::WRITE));
     let setup = setup(&graph, Kind::Commit, command.job, &active)?;
     let on_error = policy(command.on_error);
-    if is_active {
+    if is_active || written {
         if command.backing_file.is_some() {
-            bail!("'backing-file' specified, but 'top' is the active layer");
+            let why = if is_active { "is the active layer" } else { "has a writer on it" };
+            bail!("'backing-file' specified, but 'top' {why}");
         }
         let spec = MirrorSpec {
-            setup,
-            source: active,
-            target: base.clone(),
-            sync: MirrorSync::Top(Some(base)),
-            granularity: 65536,
+            sync: MirrorSync::Top(Some(base.clone())),
             on_source_error: on_error,
             on_target_error: on_error,
-            unmap: true,
-            replaces: None,
-            backing: BackingMode::Leave,
+            filter_node_name: command.filter_node_name,
+            ..MirrorSpec::new(setup, if is_active { active } else { top }, base)
         };
         return there(&call, async move { graph.jobs.mirror(&graph, spec).await.map(drop) }).await;
     }
     let overlay = in_chain(&shown, |node| node.backing().is_some_and(|below| Arc::ptr_eq(&below, &top)))
         .ok_or_else(|| fail!("Could not find overlay image for {}:", top.filename()))?;
-    let spec = jobs::CommitSpec { setup, overlay, top, base, backing_file: command.backing_file, on_error };
+    let (backing_file, filter_node_name) = (command.backing_file, command.filter_node_name);
+    let spec = jobs::CommitSpec { setup, overlay, top, base, backing_file, on_error, filter_node_name };
     there(&call, async move { graph.jobs.commit(&graph, spec).await.map(drop) }).await
 }
 
@@ -177,10 +202,14 @@ fn granularity(given: Option<u32>, target: &Node) -> Result<u32> {
     }
 }
 
-fn mirror_sync(sync: MirrorSyncMode) -> Result<MirrorSync> {
+fn buffer(given: Option<i64>) -> Result<u64> {
+    u64::try_from(given.unwrap_or(0)).map_err(|_| fail!("Invalid parameter 'buf-size'"))
+}
+
+fn mirror_sync(sync: MirrorSyncMode, source: &Arc<Node>) -> Result<MirrorSync> {
     match sync {
-        MirrorSyncMode::Full => Ok(MirrorSync::Full),
-        MirrorSyncMode::Top => Ok(MirrorSync::Top(None)),
+        MirrorSyncMode::Top if source.skip_filters().backing().is_some() => Ok(MirrorSync::Top(None)),
+        MirrorSyncMode::Full | MirrorSyncMode::Top => Ok(MirrorSync::Full),
         MirrorSyncMode::None => Ok(MirrorSync::None),
         MirrorSyncMode::Incremental | MirrorSyncMode::DirtyBitmap => {
             bail!("Sync mode 'incremental' not supported")
@@ -190,7 +219,7 @@ fn mirror_sync(sync: MirrorSyncMode) -> Result<MirrorSync> {
 }
 
 /// Makes (unless it exists) and opens the file that a disk is copied to.
-async fn open_target(
+pub(super) async fn open_target(
     graph: &Graph,
     source: &Arc<Node>,
     file: &str,
@@ -234,19 +263,16 @@ async fn open_target(
 }
 
 async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
-    let graph = graph(&call);
-    let common = command.common;
+    let (graph, common) = (graph(&call), command.common);
     let source = root(&graph, &common.device)?;
-    let mut sync = mirror_sync(common.sync)?;
+    let sync = mirror_sync(common.sync, &source)?;
     let below = source.skip_filters().backing();
-    if matches!(sync, MirrorSync::Top(_)) && below.is_none() {
-        sync = MirrorSync::Full;
-    }
     if common.replaces.is_some() && command.node_name.is_none() {
         bail!("a node-name must be provided when replacing a named node of the graph");
     }
     let setup = setup(&graph, Kind::Mirror, common.job, &source)?;
     granularity(common.granularity, &source)?;
+    let buf_size = buffer(common.buf_size)?;
     there(&call, async move {
         let existing = command.mode == Some(NewImageMode::Existing);
         let stand_on = match &sync {
@@ -259,16 +285,16 @@ async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
             open_target(&graph, &source, &common.target, format, existing, stand_on.as_ref(), name).await?;
         let backing = if existing { BackingMode::Header } else { BackingMode::Source };
         let spec = MirrorSpec {
-            setup,
             granularity: granularity(common.granularity, &target)?,
-            target: target.clone(),
-            source,
             sync,
             on_source_error: policy(common.on_source_error),
             on_target_error: policy(common.on_target_error),
             unmap: command.unmap.unwrap_or(true),
             replaces: common.replaces,
             backing,
+            write_blocking: common.copy_mode == Some(MirrorCopyMode::WriteBlocking),
+            buf_size,
+            ..MirrorSpec::new(setup, source, target.clone())
         };
         let started = graph.jobs.mirror(&graph, spec).await.map(drop);
         drop(target);
@@ -284,119 +310,19 @@ async fn blockdev_mirror(call: Call, command: BlockdevMirror) -> Result<()> {
     let (graph, common) = (graph(&call), command.common);
     let source = root(&graph, &common.device)?;
     let target = root(&graph, &common.target)?;
+    let setup = setup(&graph, Kind::Mirror, common.job, &source)?;
     let spec = MirrorSpec {
-        setup: setup(&graph, Kind::Mirror, common.job, &source)?,
         granularity: granularity(common.granularity, &target)?,
-        source,
-        target,
-        sync: mirror_sync(common.sync)?,
+        sync: mirror_sync(common.sync, &source)?,
         on_source_error: policy(common.on_source_error),
         on_target_error: policy(common.on_target_error),
-        unmap: true,
         replaces: common.replaces,
-        backing: BackingMode::Leave,
+        write_blocking: common.copy_mode == Some(MirrorCopyMode::WriteBlocking),
+        buf_size: buffer(common.buf_size)?,
+        filter_node_name: command.filter_node_name,
+        ..MirrorSpec::new(setup, source, target)
     };
     there(&call, async move { graph.jobs.mirror(&graph, spec).await.map(drop) }).await
-}
-
-fn backup_sync(
-    source: &Arc<Node>,
-    sync: MirrorSyncMode,
-    bitmap: Option<String>,
-    mode: Option<BitmapSyncMode>,
-) -> Result<BackupSync> {
-    let uses =
-        matches!(sync, MirrorSyncMode::Incremental | MirrorSyncMode::Bitmap | MirrorSyncMode::DirtyBitmap);
-    if uses {
-        let Some(name) = bitmap else {
-            bail!(
-                "must provide a valid bitmap name for '{}' sync mode",
-                if sync == MirrorSyncMode::Bitmap { "bitmap" } else { "incremental" }
-            )
-        };
-        let shown = source.skip_filters();
-        let found = shown.bitmaps().find(&name).ok_or_else(|| fail!("Bitmap '{name}' could not be found"))?;
-        let mode = match (sync, mode) {
-            (MirrorSyncMode::Bitmap, None) => bail!("Bitmap sync mode must be given when providing a bitmap"),
-            (_, Some(BitmapSyncMode::Never)) => BitmapMode::Never,
-            (_, Some(BitmapSyncMode::Always)) => BitmapMode::Always,
-            _ => BitmapMode::OnSuccess,
-        };
-        return Ok(BackupSync::Bitmap(found, mode));
-    }
-    if bitmap.is_some() {
-        bail!("Bitmap given, but sync mode does not use it");
-    }
-    Ok(match sync {
-        MirrorSyncMode::Top if source.skip_filters().child(Role::BACKING).is_some() => BackupSync::Top,
-        MirrorSyncMode::None => BackupSync::None,
-        _ => BackupSync::Full,
-    })
-}
-
-/// A `drive-backup` with its target open.
-pub(super) async fn drive_backup_action(call: &Call, command: DriveBackup) -> Result<Action> {
-    let graph = graph(call);
-    let common = command.common;
-    let source = root(&graph, &common.device)?.skip_filters();
-    let at_device = root(&graph, &common.device)?;
-    let setup = setup(&graph, Kind::Backup, common.job, &at_device)?;
-    let sync = backup_sync(&source, common.sync, common.bitmap, common.bitmap_mode)?;
-    there(call, async move {
-        let existing = command.mode == Some(NewImageMode::Existing);
-        let below = match &sync {
-            BackupSync::Top => source.backing(),
-            BackupSync::None => Some(source.clone()),
-            _ => None,
-        };
-        let format = command.format.as_deref();
-        let target =
-            open_target(&graph, &source, &common.target, format, existing, below.as_ref(), None).await?;
-        if let (BackupSync::None, true) = (&sync, target.driver().backing) {
-            graph.set_backing(&target, Some(&source))?;
-        }
-        let spec = BackupSpec {
-            setup,
-            target: target.clone(),
-            source,
-            sync,
-            compress: false,
-            on_source_error: policy(common.on_source_error),
-            on_target_error: policy(common.on_target_error),
-            pin: Some(target),
-        };
-        Ok(Action::Backup(Box::new(spec)))
-    })
-    .await
-}
-
-async fn drive_backup(call: Call, command: DriveBackup) -> Result<()> {
-    let graph = graph(&call);
-    let action = drive_backup_action(&call, command).await?;
-    there(&call, async move { graph.transaction(vec![action]).await }).await
-}
-
-pub(super) fn blockdev_backup_action(call: &Call, command: BlockdevBackup) -> Result<Action> {
-    let (graph, common) = (graph(call), command.common);
-    let source = root(&graph, &common.device)?;
-    let target = root(&graph, &common.target)?;
-    let setup = setup(&graph, Kind::Backup, common.job, &source)?;
-    let sync = backup_sync(&source, common.sync, common.bitmap, common.bitmap_mode)?;
-    Ok(Action::Backup(Box::new(BackupSpec {
-        setup,
-        source,
-        target,
-        sync,
-        compress: false,
-        on_source_error: policy(common.on_source_error),
-        on_target_error: policy(common.on_target_error),
-        pin: None,
-    })))
-}
-
-async fn blockdev_backup(call: Call, command: BlockdevBackup) -> Result<()> {
-    let (graph, action) = (graph(&call), blockdev_backup_action(&call, command)?);
-    there(&call, async move { graph.transaction(vec![action]).await }).await
 }
 
 async fn set_speed(call: Call, command: BlockJobSetSpeed) -> Result<()> {
@@ -408,6 +334,7 @@ async fn set_speed(call: Call, command: BlockJobSetSpeed) -> Result<()> {
 async fn cancel(call: Call, command: BlockJobCancel) -> Result<()> {
     let job = graph(&call).jobs.block_job(&command.device)?;
     let force = command.force.unwrap_or(false);
+    job.check_cancel(force)?;
     call.after_reply(move || {
         // Refused only when the job has ended meanwhile.
         let _ = job.cancel(force);

@@ -1,5 +1,6 @@
 //! The handlers, one file an area of `schema`.
 
+mod backup;
 mod block;
 mod blockdev;
 mod blockjobs;
@@ -35,6 +36,7 @@ pub fn route_all(routes: &mut Routes) {
     block::route(routes);
     media::route(routes);
     blockdev::route(routes);
+    backup::route(routes);
     blockjobs::route(routes);
     snapshot::route(routes);
     export::route(routes);

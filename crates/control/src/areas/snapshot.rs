@@ -3,11 +3,12 @@
 use super::blockdev::{graph, there};
 use crate::{Call, Routes};
 use base::{Failure, Result, bail};
-use block::Options;
 use block::transaction::{Action, BitmapName, SnapshotSync};
+use block::{Options, jobs};
 use qapi::{Map, Value};
 use schema::blockjobs::NewImageMode;
 use schema::snapshot::*;
+use std::sync::Arc;
 
 pub fn route(routes: &mut Routes) {
     routes.add(snapshot_sync);
@@ -137,13 +138,15 @@ async fn bitmap_merge(call: Call, command: BlockDirtyBitmapMerge) -> Result<()> 
 }
 
 async fn transaction(call: Call, command: Transaction) -> Result<()> {
-    if let Some(mode) = command.properties.as_ref().and_then(|map| map.get("completion-mode"))
-        && mode != "individual"
-    {
-        bail!("completion-mode '{}' is not supported", mode.as_str().unwrap_or_default());
-    }
+    let group = match completion_mode(command.properties)? {
+        true => Some(Arc::<jobs::Group>::default()),
+        false => None,
+    };
     let mut actions = Vec::new();
     for TransactionAction { kind, data } in command.actions {
+        if group.is_some() && !["drive-backup", "blockdev-backup", "abort"].contains(&kind.as_str()) {
+            bail!("Action '{kind}' does not support transaction property completion-mode = grouped");
+        }
         let name = |data: Map| {
             let mut options = Options(data);
             Ok::<_, Failure>(BitmapName { node: options.need_str("node")?, name: options.need_str("name")? })
@@ -158,8 +161,13 @@ async fn transaction(call: Call, command: Transaction) -> Result<()> {
                 let command: BlockdevSnapshotInternalSync = qapi::arguments(data)?;
                 internal(&call, command.device, command.name)
             }
-            "drive-backup" => super::blockjobs::drive_backup_action(&call, qapi::arguments(data)?).await?,
-            "blockdev-backup" => super::blockjobs::blockdev_backup_action(&call, qapi::arguments(data)?)?,
+            "drive-backup" => {
+                let command = qapi::arguments(data)?;
+                super::backup::drive_backup_action(&call, command, group.clone()).await?
+            }
+            "blockdev-backup" => {
+                super::backup::blockdev_backup_action(&call, qapi::arguments(data)?, group.clone())?
+            }
             "block-dirty-bitmap-add" => add_action(qapi::arguments(data)?),
             "block-dirty-bitmap-remove" => Action::BitmapRemove(name(data)?),
             "block-dirty-bitmap-clear" => Action::BitmapClear(name(data)?),
@@ -170,5 +178,19 @@ async fn transaction(call: Call, command: Transaction) -> Result<()> {
             other => bail!("Invalid parameter '{other}'"),
         });
     }
-    perform(&call, actions).await
+    let done = perform(&call, actions).await;
+    if let (Ok(()), Some(group)) = (&done, group) {
+        group.close();
+    }
+    done
+}
+
+/// Whether all jobs of a transaction are to end well or none.
+fn completion_mode(properties: Option<Map>) -> Result<bool> {
+    let mut properties = Options(properties.unwrap_or_default());
+    let mode = properties.take_word("completion-mode", &[("individual", false), ("grouped", true)])?;
+    match properties.0.keys().next() {
+        Some(key) => bail!("Parameter '{key}' is unexpected"),
+        None => Ok(mode.unwrap_or(false)),
+    }
 }

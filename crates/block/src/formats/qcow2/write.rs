@@ -94,8 +94,8 @@ impl Qcow2 {
         // Space behind the end of the file reads as zeroes already, unless they are encrypted.
         let fresh = space.new && self.crypto.is_none() && space.host >= self.store().size();
         let zero = |edge: &[u8]| edge.iter().all(|byte| *byte == 0);
-        let keep_head = !head.is_empty() && !(fresh && zero(&head));
-        let keep_tail = !tail.is_empty() && !(fresh && zero(&tail));
+        let keep_head = !(head.is_empty() || fresh && zero(&head));
+        let keep_tail = !(tail.is_empty() || fresh && zero(&tail));
         let start = if keep_head { space.copy_from } else { space.from };
         if keep_head || keep_tail {
             blkdebug::event(&self.file, "cow_write").await;

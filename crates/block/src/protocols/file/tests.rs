@@ -71,7 +71,7 @@ fn reopening_with_direct_io_aligns_from_then_on() {
         let options =
             json!({"driver": "file", "node-name": "f", "filename": path, "aio": aio, "cache": cache});
         let at = graph.clone();
-        graph.block_on(async move { at.reopen(Options::json(options)).await })
+        graph.block_on(async move { at.reopen(vec![Options::json(options)]).await })
     };
     assert_eq!(reopen("io_uring").unwrap_err().text, "Cannot change the option 'aio'");
     reopen("threads").unwrap();

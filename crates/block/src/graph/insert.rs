@@ -1,0 +1,63 @@
+//! Filters put over a node that is in use, and taken out again.
+
+use super::{Child, Graph, Node, Parent, Pin};
+use crate::driver::{Context, Driver, Open};
+use crate::options::Options;
+use crate::types::Role;
+use base::Result;
+use std::sync::Arc;
+
+impl Graph {
+    /// Puts a filter over `node`: all that use the node now use the filter. `driver` takes one
+    /// child, `file`. No request may be in flight.
+    pub(crate) async fn put_filter(
+        &self,
+        driver: &'static Driver,
+        name: &str,
+        node: &Arc<Node>,
+    ) -> Result<Pin> {
+        self.check_new_name(name)?;
+        let mut options = Options::new();
+        options.set("file", node.name());
+        let users = node.parents();
+        let mut open = Open {
+            graph: self.arc(),
+            driver,
+            context: Context {
+                node_name: name.to_string(),
+                notices: self.notices.clone(),
+                graph: self.this.clone(),
+                bitmaps: Arc::default(),
+            },
+            options,
+            settings: node.settings().for_child(Role::FILTER),
+            children: Vec::new(),
+            pins: Vec::new(),
+        };
+        let filter = match self.finish_open(&mut open, false, Options::new()).await {
+            Ok(filter) => filter,
+            Err(why) => {
+                open.children.drain(..).for_each(|child| self.detach(&child));
+                return Err(why);
+            }
+        };
+        if let Err(why) = self.redirect_all(&users, &filter) {
+            drop(filter);
+            self.collect().await;
+            return Err(why);
+        }
+        Ok(filter)
+    }
+
+    /// Gives the users of a filter to the node it shows. It is closed with its last pin. No
+    /// request may be in flight.
+    pub(crate) fn take_filter(&self, filter: &Arc<Node>) -> Result<()> {
+        let Some(below) = filter.filtered() else { return Ok(()) };
+        let users: Vec<Child> = filter
+            .parents()
+            .into_iter()
+            .filter(|edge| !matches!(edge.parent(), Parent::Job { .. }))
+            .collect();
+        self.redirect_all(&users, &below)
+    }
+}

@@ -1,0 +1,340 @@
+//! drive-mirror and blockdev-mirror over QMP.
+
+use serde_json::{Value, json};
+use testkit::images::tool;
+use testkit::{Bench, Images};
+
+const SIZE: &str = "4M";
+
+/// top.qcow2 over base.qcow2, and `model.raw` as they read.
+fn images() -> Images {
+    let images = Images::new();
+    images.create("base.qcow2", SIZE, &[]);
+    images.io("base.qcow2", &["write -P 1 0 2M"]);
+    images.overlay("top.qcow2", "base.qcow2");
+    images.io("top.qcow2", &["write -P 2 1M 2M", "write -z 0 64k"]);
+    images.create("model.raw", SIZE, &[]);
+    images.io("model.raw", &["write -P 1 0 2M", "write -P 2 1M 2M", "write -z 0 64k"]);
+    images
+}
+
+fn bench() -> Bench {
+    let images = images();
+    let drive = format!("if=none,id=d,driver=qcow2,node-name=top,file.filename={}", images.path("top.qcow2"));
+    Bench::start(images, &["-drive", &drive])
+}
+
+/// Waits until it is ready, writes, switches over, writes again.
+fn pivot(bench: &mut Bench, job: &str) {
+    bench.story(job, "READY");
+    bench.io("d", "write -P 5 3M 100k");
+    bench.run("block-job-complete", json!({"device": job}));
+    assert_eq!(bench.story(job, "null"), ["waiting", "pending", "COMPLETED", "concluded", "null"]);
+    bench.io("d", "write -P 6 3500k 100k");
+}
+
+fn pivoted(images: &Images, copy: &str) {
+    images.io("model.raw", &["write -P 5 3M 100k", "write -P 6 3500k 100k"]);
+    images.check(copy);
+    images.same(copy, "model.raw");
+}
+
+#[test]
+fn drive_mirror_full_makes_a_file_and_moves_the_drive_to_it() {
+    let mut bench = bench();
+    let target = bench.images.path("copy.qcow2");
+    bench.run(
+        "drive-mirror",
+        json!({"device": "d", "target": target, "sync": "full", "format": "qcow2", "node-name": "copy",
+            "granularity": 65536, "buf-size": 131072}),
+    );
+    assert_eq!(bench.story("d", "READY"), ["created", "running", "ready", "READY"]);
+    let job = bench.job("d");
+    let told = json!({"type": "mirror", "device": "d", "len": 4 << 20, "offset": 4 << 20, "busy": job["busy"],
+        "paused": false, "speed": 0, "io-status": "ok", "ready": true, "status": "ready",
+        "auto-finalize": true, "auto-dismiss": true});
+    assert_eq!(job, told);
+    bench.io("d", "write -P 5 3M 100k");
+    bench.run("block-job-complete", json!({"device": "d"}));
+    assert_eq!(bench.story("d", "null"), ["waiting", "pending", "COMPLETED", "concluded", "null"]);
+    let medium = bench.medium("d");
+    assert_eq!((&medium["node-name"], &medium["file"]), (&json!("copy"), &json!(target)));
+    assert_eq!((&medium["backing_file_depth"], bench.node("top")), (&json!(0), Value::Null));
+    bench.io("d", "write -P 6 3500k 100k");
+    let images = bench.quit();
+    images.remove("top.qcow2");
+    images.remove("base.qcow2");
+    pivoted(&images, "copy.qcow2");
+}
+
+#[test]
+fn drive_mirror_top_stands_on_the_same_base() {
+    let mut bench = bench();
+    let target = bench.images.path("copy.qcow2");
+    bench.run("drive-mirror", json!({"device": "d", "job-id": "j", "target": target, "sync": "top"}));
+    pivot(&mut bench, "j");
+    assert_eq!(bench.medium("d")["backing_file"], bench.images.path("base.qcow2"));
+    let images = bench.quit();
+    let own = tool("qemu-img", &["map", "--output=json", &images.path("copy.qcow2")]);
+    assert!(own.contains("\"depth\": 1"), "{own}");
+    pivoted(&images, "copy.qcow2");
+}
+
+#[test]
+fn drive_mirror_into_what_exists_and_of_new_writes_only() {
+    let mut bench = bench();
+    bench.images.create("copy.raw", SIZE, &[]);
+    bench.images.io("copy.raw", &["write -P 77 0 4M"]);
+    let target = bench.images.path("copy.raw");
+    let mode = json!({"device": "d", "target": target, "sync": "full", "format": "raw", "mode": "existing",
+        "unmap": false, "copy-mode": "background"});
+    bench.run("drive-mirror", mode);
+    pivot(&mut bench, "d");
+    let images = bench.quit();
+    images.io("model.raw", &["write -P 5 3M 100k", "write -P 6 3500k 100k"]);
+    images.same("copy.raw", "model.raw");
+
+    let mut bench = self::bench();
+    let target = bench.images.path("new.qcow2");
+    bench.run("drive-mirror", json!({"device": "d", "target": target, "sync": "none"}));
+    pivot(&mut bench, "d");
+    assert_eq!(bench.medium("d")["backing_file_depth"], 2);
+    let images = bench.quit();
+    pivoted(&images, "new.qcow2");
+}
+
+#[test]
+fn blockdev_mirror_shows_its_filter_and_writes_both_sides_at_once() {
+    let mut bench = bench();
+    bench.images.create("copy.raw", SIZE, &[]);
+    bench.open("copy", "copy.raw", json!({}));
+    let mirror = json!({"device": "d", "target": "copy", "sync": "full", "job-id": "j", "speed": 1 << 20,
+        "filter-node-name": "f", "copy-mode": "write-blocking"});
+    bench.run("blockdev-mirror", mirror);
+    assert_eq!(
+        (&bench.node("f")["drv"], &bench.medium("d")["node-name"]),
+        (&json!("mirror_top"), &json!("f"))
+    );
+    for (node, text) in [("top", "Node 'top' is busy"), ("copy", "Node 'copy' is busy")] {
+        let busy = bench.refused("block_resize", json!({"node-name": node, "size": 8 << 20}));
+        assert_eq!(busy, format!("GenericError: {text}: block device is in use by block job: mirror"));
+    }
+    // Written to both although the job is far from there.
+    bench.run("block-job-pause", json!({"device": "j"}));
+    bench.story("j", "paused");
+    bench.io("d", "write -P 5 3M 128k");
+    bench.io("d", "write -z 3200k 64k");
+    assert!(bench.images.bytes("copy.raw")[3 << 20..(3 << 20) + (128 << 10)].iter().all(|byte| *byte == 5));
+    bench.run("block-job-resume", json!({"device": "j"}));
+    bench.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
+    bench.story("j", "READY");
+    bench.io("d", "write -P 6 1000001 7777");
+    assert!(bench.images.bytes("copy.raw")[1_000_001..1_007_778].iter().all(|byte| *byte == 6));
+    bench.run("job-complete", json!({"id": "j"}));
+    bench.done("j");
+    assert_eq!((bench.node("f"), &bench.medium("d")["node-name"]), (Value::Null, &json!("copy")));
+    let images = bench.quit();
+    images.io("model.raw", &["write -P 5 3M 128k", "write -z 3200k 64k", "write -P 6 1000001 7777"]);
+    images.same("copy.raw", "model.raw");
+}
+
+#[test]
+fn a_mirror_stopped_before_it_is_ready_is_cancelled_and_afterwards_complete() {
+    let mut bench = bench();
+    let before = bench.images.bytes("top.qcow2");
+    bench.images.create("copy.qcow2", SIZE, &[]);
+    bench.open("copy", "copy.qcow2", json!({}));
+    let mirror = |speed: u64| {
+        json!({"device": "d", "target": "copy", "sync": "full", "speed": speed,
+        "filter-node-name": "f"})
+    };
+    bench.run("blockdev-mirror", mirror(65536));
+    bench.run("block-job-cancel", json!({"device": "d"}));
+    let story = bench.story("d", "null");
+    assert_eq!(story, ["created", "running", "aborting", "CANCELLED", "concluded", "null"]);
+    bench.run("blockdev-mirror", mirror(0));
+    bench.story("d", "READY");
+    bench.run("block-job-cancel", json!({"device": "d"}));
+    assert_eq!(bench.story("d", "null"), ["waiting", "pending", "COMPLETED", "concluded", "null"]);
+    assert_eq!(bench.medium("d")["node-name"], "top");
+    for (command, arguments) in
+        [("block-job-cancel", json!({"device": "d", "force": true})), ("job-cancel", json!({"id": "d"}))]
+    {
+        bench.run("blockdev-mirror", mirror(0));
+        bench.story("d", "READY");
+        bench.run(command, arguments);
+        assert_eq!(bench.story("d", "null"), ["aborting", "CANCELLED", "concluded", "null"]);
+    }
+    assert_eq!(bench.node("f"), Value::Null);
+    let images = bench.quit();
+    assert!(images.bytes("top.qcow2") == before, "the source was written");
+    images.check("copy.qcow2");
+    images.same("copy.qcow2", "model.raw");
+}
+
+#[test]
+fn a_child_of_a_quorum_is_replaced() {
+    let images = Images::new();
+    for name in ["a.raw", "b.raw", "c.raw"] {
+        images.create(name, SIZE, &[]);
+        images.io(name, &["write -P 1 0 1M"]);
+    }
+    let mut bench = Bench::start(images, &[]);
+    for name in ["a", "b", "c"] {
+        bench.open(name, &format!("{name}.raw"), json!({}));
+    }
+    let quorum =
+        json!({"driver": "quorum", "node-name": "q", "vote-threshold": 2, "children": ["a", "b", "c"]});
+    bench.run("blockdev-add", quorum);
+    bench.images.create("new.qcow2", SIZE, &[]);
+    bench.images.create("big.raw", "8M", &[]);
+    bench.open("big", "big.raw", json!({}));
+    bench.images.create("alone.raw", SIZE, &[]);
+    bench.open("alone", "alone.raw", json!({}));
+    let target = bench.images.path("new.qcow2");
+    let mirror = |replaces: &str| {
+        json!({"device": "q", "job-id": "j", "target": target, "sync": "full",
+        "mode": "existing", "format": "qcow2", "node-name": "new", "replaces": replaces})
+    };
+    let mut unnamed = mirror("a");
+    unnamed.as_object_mut().unwrap().remove("node-name");
+    let refused = bench.refused("drive-mirror", unnamed);
+    assert_eq!(
+        refused,
+        "GenericError: a node-name must be provided when replacing a named node of the graph"
+    );
+    assert_eq!(bench.refused("drive-mirror", mirror("x")), "GenericError: Node name 'x' not found");
+    let size = bench.refused("drive-mirror", mirror("big"));
+    assert_eq!(size, "GenericError: cannot replace image with a mirror image of different size");
+    let other = bench.refused("drive-mirror", mirror("alone"));
+    assert!(other.contains("Cannot replace 'alone' by a node mirrored from 'q'"), "{other}");
+    assert_eq!(bench.node("new"), Value::Null);
+    bench.run("drive-mirror", mirror("b"));
+    bench.story("j", "READY");
+    bench.run("block-job-complete", json!({"device": "j"}));
+    bench.done("j");
+    bench.run("blockdev-del", json!({"node-name": "b"}));
+    bench.io("q", "write -P 3 1M 1M");
+    let images = bench.quit();
+    images.check("new.qcow2");
+    images.same("new.qcow2", "a.raw");
+    images.io("new.qcow2", &["read -P 1 0 1M", "read -P 3 1M 1M"]);
+}
+
+#[test]
+fn what_mirrors_refuse_leaves_nothing_behind() {
+    let mut bench = bench();
+    bench.images.create("copy.qcow2", SIZE, &[]);
+    let target = bench.images.path("copy.qcow2");
+    let before = bench.run("query-named-block-nodes", json!({"flat": true}));
+    let with = |more: Value| {
+        let mut all = json!({"device": "d", "target": target, "sync": "full", "mode": "existing"});
+        more.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+        all
+    };
+    let cases = [
+        (json!({"device": "x"}), "Cannot find device='x' nor node-name='x'"),
+        (json!({"granularity": 256}), "Parameter 'granularity' expects a value in range [512B, 64MB]"),
+        (json!({"granularity": 3000}), "Parameter 'granularity' expects a power of 2"),
+        (json!({"buf-size": -1}), "Invalid parameter 'buf-size'"),
+        (json!({"speed": -1}), "Invalid parameter 'speed'"),
+        (json!({"sync": "incremental"}), "Sync mode 'incremental' not supported"),
+        (json!({"format": "nonsense"}), "Unknown driver 'nonsense'"),
+        (json!({"job-id": "1x"}), "Invalid job ID '1x'"),
+        (json!({"target": "/nowhere/x"}), "Could not open '/nowhere/x': No such file or directory"),
+        (json!({"node-name": "top"}), "Duplicate nodes with node-name='top'"),
+    ];
+    for (more, text) in cases {
+        assert_eq!(bench.refused("drive-mirror", with(more)), format!("GenericError: {text}"));
+    }
+    let itself = bench.refused("blockdev-mirror", json!({"device": "d", "target": "top", "sync": "full"}));
+    assert_eq!(itself, "GenericError: Can't mirror node into itself");
+    assert_eq!(bench.run("query-jobs", Value::Null), json!([]));
+    assert_eq!(bench.run("query-named-block-nodes", json!({"flat": true})), before);
+    bench.quit();
+}
+
+/// Opens `copy.qcow2` as node copy over a blkdebug with these rules.
+fn open_broken(bench: &mut Bench, rules: Value) {
+    bench.images.create("copy.raw", SIZE, &[]);
+    let file = bench.images.path("copy.raw");
+    let copy = json!({"driver": "raw", "node-name": "copy", "file": {"driver": "blkdebug", "inject-error": rules,
+        "image": {"driver": "file", "filename": file}}});
+    bench.run("blockdev-add", copy);
+}
+
+#[test]
+fn errors_of_the_target_are_met_as_the_policy_says() {
+    let full = |once: bool| json!([{"event": "none", "iotype": "write", "errno": 28, "once": once}]);
+    let mirror = |policy: &str| {
+        json!({"device": "d", "job-id": "j", "target": "copy", "sync": "full",
+        "on-target-error": policy})
+    };
+    let mut bench = bench();
+    open_broken(&mut bench, full(false));
+    bench.run("blockdev-mirror", mirror("report"));
+    let story = bench.story("j", "null");
+    let end = ["aborting", "COMPLETED: No space left on device", "concluded", "null"];
+    assert_eq!(story[story.len() - 4..], end);
+    assert!(story.contains(&"ERROR write report".to_string()), "{story:?}");
+    bench.run("blockdev-del", json!({"node-name": "copy"}));
+    for policy in ["stop", "enospc", "auto"] {
+        open_broken(&mut bench, full(true));
+        bench.run("blockdev-mirror", mirror(policy));
+        assert_eq!(bench.story("j", "paused"), ["created", "running", "ERROR write stop", "paused"]);
+        assert_eq!(bench.job("j")["io-status"], "nospace");
+        bench.run("block-job-resume", json!({"device": "j"}));
+        bench.story("j", "READY");
+        assert_eq!(bench.job("j")["io-status"], "ok");
+        bench.run("block-job-cancel", json!({"device": "j"}));
+        bench.done("j");
+        bench.run("blockdev-del", json!({"node-name": "copy"}));
+        bench.images.same("copy.raw", "model.raw");
+    }
+    open_broken(&mut bench, full(true));
+    bench.run("blockdev-mirror", mirror("ignore"));
+    let story = bench.story("j", "READY");
+    assert_eq!(story, ["created", "running", "ERROR write ignore", "ready", "READY"]);
+    bench.run("block-job-cancel", json!({"device": "j"}));
+    bench.done("j");
+    bench.quit();
+}
+
+#[test]
+fn a_target_that_disappears_ends_the_job_and_not_the_guest() {
+    for copy_mode in ["background", "write-blocking"] {
+        let mut bench = bench();
+        bench.images.create("far.raw", SIZE, &[]);
+        let socket = bench.images.path("nbd");
+        let mut server = std::process::Command::new("qemu-nbd")
+            .args(["-t", "-f", "raw", "-k", &socket, "-x", "e", &bench.images.path("far.raw")])
+            .spawn()
+            .unwrap();
+        for _ in 0..500 {
+            if std::path::Path::new(&socket).exists() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        let far = json!({"driver": "nbd", "node-name": "far", "export": "e", "server": {"type": "unix", "path": socket}});
+        bench.run("blockdev-add", far);
+        let mirror =
+            json!({"device": "d", "job-id": "j", "target": "far", "sync": "full", "copy-mode": copy_mode});
+        bench.run("blockdev-mirror", mirror);
+        bench.story("j", "READY");
+        server.kill().unwrap();
+        server.wait().unwrap();
+        bench.io("d", "write -P 5 3M 64k");
+        let story = bench.story("j", "null");
+        assert!(story.contains(&"ERROR write report".to_string()), "{story:?}");
+        let why = "COMPLETED: Input/output error".to_string();
+        assert!(story.contains(&why), "{story:?}");
+        assert_eq!(bench.medium("d")["node-name"], "top");
+        bench.io("d", "read -P 5 3M 64k");
+        bench.run("blockdev-del", json!({"node-name": "far"}));
+        let images = bench.quit();
+        images.io("model.raw", &["write -P 5 3M 64k"]);
+        images.check("top.qcow2");
+        images.same("top.qcow2", "model.raw");
+    }
+}

@@ -1,0 +1,228 @@
+//! transaction over QMP: every kind of action, all at one point in time, all or none; and
+//! blockdev-reopen, which is as strict.
+
+use serde_json::{Value, json};
+use testkit::{Bench, Images};
+
+/// Two drives, d and e, on qcow2 images a and b.
+fn bench() -> Bench {
+    let images = Images::new();
+    for name in ["a.qcow2", "b.qcow2"] {
+        images.create(name, "4M", &[]);
+        images.io(name, &["write -P 1 0 2M"]);
+    }
+    let drive = |id: &str, node: &str| {
+        let file = images.path(&format!("{node}.qcow2"));
+        format!("if=none,id={id},driver=qcow2,node-name={node},file.filename={file}")
+    };
+    let (d, e) = (drive("d", "a"), drive("e", "b"));
+    Bench::start(images, &["-drive", &d, "-drive", &e])
+}
+
+fn action(kind: &str, data: Value) -> Value {
+    json!({"type": kind, "data": data})
+}
+
+/// What must be the same after a rollback.
+fn state(bench: &mut Bench) -> Value {
+    let (nodes, block) = (json!({"flat": true}), Value::Null);
+    json!([bench.run("query-named-block-nodes", nodes), bench.run("query-block", block)])
+}
+
+#[test]
+fn everything_at_once() {
+    let mut bench = bench();
+    bench.images.create("over.qcow2", "4M", &[]);
+    bench.open("over", "over.qcow2", json!({"backing": null}));
+    bench.images.create("copy.raw", "4M", &[]);
+    bench.open("copy", "copy.raw", json!({}));
+    for name in ["old", "cleared"] {
+        bench.run("block-dirty-bitmap-add", json!({"node": "a", "name": name}));
+    }
+    bench.io("d", "write -P 2 0 64k");
+    let snapshot = bench.images.path("snap.qcow2");
+    let actions = json!([
+        action("block-dirty-bitmap-add", json!({"node": "a", "name": "new", "disabled": true})),
+        action("block-dirty-bitmap-merge", json!({"node": "a", "target": "new", "bitmaps": ["old"]})),
+        action("block-dirty-bitmap-enable", json!({"node": "a", "name": "new"})),
+        action("block-dirty-bitmap-disable", json!({"node": "a", "name": "cleared"})),
+        action("block-dirty-bitmap-clear", json!({"node": "a", "name": "cleared"})),
+        action("block-dirty-bitmap-remove", json!({"node": "a", "name": "old"})),
+        action("blockdev-snapshot-internal-sync", json!({"device": "d", "name": "inside"})),
+        action("blockdev-backup", json!({"device": "d", "target": "copy", "sync": "full", "job-id": "j"})),
+        action("blockdev-snapshot-sync", json!({"device": "e", "snapshot-file": snapshot})),
+    ]);
+    bench.run("transaction", json!({"actions": actions}));
+    bench.done("j");
+    let bitmaps = bench.node("a")["dirty-bitmaps"].clone();
+    let told: Vec<Value> = bitmaps
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| json!([one["name"], one["count"], one["recording"]]))
+        .collect();
+    assert_eq!(json!(told), json!([["cleared", 0, false], ["new", 65536, true]]));
+    assert_eq!(bench.medium("e")["file"], snapshot);
+    bench.run(
+        "transaction",
+        json!({"actions": [action("blockdev-snapshot", json!({"node": "a", "overlay": "over"}))]}),
+    );
+    bench.io("d", "write -P 3 0 64k");
+    bench.run("transaction", json!({"actions": []}));
+    let images = bench.quit();
+    images.check("a.qcow2");
+    images.same("a.qcow2", "copy.raw");
+    let list = images.info("a.qcow2")["snapshots"].clone();
+    assert_eq!((list.as_array().unwrap().len(), &list[0]["name"]), (1, &json!("inside")));
+    images.io("over.qcow2", &["read -P 3 0 64k"]);
+}
+
+#[test]
+fn the_first_failure_takes_everything_back() {
+    let mut bench = bench();
+    bench.images.create("over.qcow2", "4M", &[]);
+    bench.open("over", "over.qcow2", json!({"backing": null}));
+    bench.images.create("copy.raw", "4M", &[]);
+    bench.open("copy", "copy.raw", json!({}));
+    bench.run("block-dirty-bitmap-add", json!({"node": "a", "name": "m", "persistent": true}));
+    bench.run("block-dirty-bitmap-add", json!({"node": "a", "name": "n", "disabled": true}));
+    bench.io("d", "write -P 2 0 1M");
+    let before = state(&mut bench);
+    let (snapshot, backup) = (bench.images.path("snap.qcow2"), bench.images.path("backup.qcow2"));
+    let all = [
+        action(
+            "blockdev-snapshot-sync",
+            json!({"device": "e", "snapshot-file": snapshot, "snapshot-node-name": "s"}),
+        ),
+        action("drive-backup", json!({"device": "d", "target": backup, "sync": "none", "job-id": "k"})),
+        action("block-dirty-bitmap-add", json!({"node": "b", "name": "new"})),
+        action("block-dirty-bitmap-merge", json!({"node": "a", "target": "n", "bitmaps": ["m"]})),
+        action("block-dirty-bitmap-clear", json!({"node": "a", "name": "m"})),
+        action("block-dirty-bitmap-disable", json!({"node": "a", "name": "m"})),
+        action("block-dirty-bitmap-enable", json!({"node": "a", "name": "n"})),
+        action("block-dirty-bitmap-remove", json!({"node": "a", "name": "m"})),
+    ];
+    let failures = [
+        ("abort", json!({}), "Transaction aborted using Abort action"),
+        ("block-dirty-bitmap-clear", json!({"node": "a", "name": "x"}), "Dirty bitmap 'x' not found"),
+        (
+            "blockdev-snapshot",
+            json!({"node": "a", "overlay": "none"}),
+            "Cannot find device='none' nor node-name='none'",
+        ),
+        ("blockdev-snapshot-internal-sync", json!({"device": "e", "name": ""}), "Name is empty"),
+    ];
+    for (kind, data, text) in failures {
+        let mut actions = all.to_vec();
+        actions.push(action(kind, data));
+        // Never reached.
+        actions.push(action("blockdev-snapshot", json!({"node": "a", "overlay": "over"})));
+        let refused = bench.refused("transaction", json!({"actions": actions}));
+        assert!(refused.ends_with(text), "{refused}");
+        assert!(bench.story("k", "null").contains(&"CANCELLED".to_string()));
+        assert_eq!(state(&mut bench), before, "after {kind}");
+        assert_eq!(bench.run("query-jobs", Value::Null), json!([]));
+    }
+    let internal = json!([
+        action("blockdev-snapshot-internal-sync", json!({"device": "d", "name": "inside"})),
+        action("blockdev-snapshot-internal-sync", json!({"device": "e", "name": "inside"})),
+        action("blockdev-snapshot", json!({"node": "a", "overlay": "over"})),
+        action("abort", json!({})),
+    ]);
+    bench.refused("transaction", json!({"actions": internal}));
+    assert!(bench.medium("d")["image"]["snapshots"].is_null());
+    for text in ["unknown", ""] {
+        let refused = bench.refused("transaction", json!({"actions": [action(text, json!({}))]}));
+        assert!(refused.contains(&format!("'{text}'")), "{refused}");
+    }
+    bench.io("d", "read -P 2 0 1M");
+    let images = bench.quit();
+    for name in ["a.qcow2", "b.qcow2"] {
+        images.check(name);
+        assert!(images.info(name)["snapshots"].is_null());
+    }
+}
+
+#[test]
+fn overlays_of_two_drives_made_together_hold_the_same() {
+    let mut bench = bench();
+    for round in 0..8 {
+        for count in 0..5 {
+            let value = 10 + round * 5 + count;
+            bench.io("d", &format!("write -q -P {value} 0 512"));
+            bench.io("e", &format!("write -q -P {value} 0 512"));
+        }
+        let file = |bench: &Bench, drive: &str| bench.images.path(&format!("{drive}{round}.qcow2"));
+        let (d, e) = (file(&bench, "d"), file(&bench, "e"));
+        let actions = json!([
+            action("blockdev-snapshot-sync", json!({"device": "d", "snapshot-file": d})),
+            action("blockdev-snapshot-sync", json!({"device": "e", "snapshot-file": e})),
+        ]);
+        bench.run("transaction", json!({"actions": actions}));
+    }
+    let images = bench.quit();
+    images.same("d7.qcow2", "e7.qcow2");
+    images.same("d3.qcow2", "e3.qcow2");
+    images.same("a.qcow2", "b.qcow2");
+}
+
+#[test]
+fn reopening_changes_all_or_nothing() {
+    let mut bench = bench();
+    bench.images.create("base.qcow2", "4M", &[]);
+    bench.images.create("other.qcow2", "4M", &[]);
+    bench.images.create("top.qcow2", "4M", &[]);
+    bench.images.io("base.qcow2", &["write -P 7 0 1M"]);
+    bench.images.io("other.qcow2", &["write -P 8 0 1M"]);
+    bench.open("base", "base.qcow2", json!({"read-only": true}));
+    bench.open("other", "other.qcow2", json!({"read-only": true}));
+    bench.open("top", "top.qcow2", json!({"backing": "base"}));
+    bench.io("top", "read -P 7 0 1M");
+    let top = |more: Value| {
+        let mut all = json!({"driver": "qcow2", "node-name": "top", "file": "top-file", "backing": "base"});
+        more.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+        all
+    };
+    let reopen = |list: Vec<Value>| json!({"options": list});
+    bench.run("blockdev-reopen", reopen(vec![top(json!({"backing": "other"}))]));
+    bench.io("top", "read -P 8 0 1M");
+    bench.run("blockdev-reopen", reopen(vec![top(json!({"backing": null}))]));
+    bench.io("top", "read -P 0 0 1M");
+    bench.run("blockdev-reopen", reopen(vec![top(json!({"backing": "base", "read-only": true}))]));
+    assert_eq!(bench.node("top")["ro"], true);
+    bench.io("top", "read -P 7 0 1M");
+    let before = state(&mut bench);
+    let mut missing = top(json!({}));
+    missing.as_object_mut().unwrap().remove("backing");
+    let cases = [
+        (missing, "backing is missing for 'top'"),
+        (top(json!({"driver": "raw"})), "Cannot change the option 'driver'"),
+        (top(json!({"node-name": "x"})), "Failed to find node with node-name='x'"),
+        (top(json!({"backing": "x"})), "Cannot find device='' nor node-name='x'"),
+        (top(json!({"backing": "top"})), "Making 'top' a backing child of 'top' would create a cycle"),
+        (top(json!({"file": "x"})), "Cannot find device='' nor node-name='x'"),
+        (top(json!({"nonsense": 1})), "Cannot change the option 'nonsense'"),
+        (top(json!({"detect-zeroes": "maybe"})), "does not accept value 'maybe'"),
+    ];
+    for (bad, text) in cases {
+        // The good one comes first, and is taken back.
+        let other =
+            json!({"driver": "qcow2", "node-name": "other", "file": "other-file", "detect-zeroes": "on"});
+        let refused = bench.refused("blockdev-reopen", reopen(vec![other, bad]));
+        assert!(refused.contains(text), "{refused}");
+        assert_eq!(state(&mut bench), before, "{text}");
+    }
+    let unnamed = bench.refused("blockdev-reopen", reopen(vec![json!({"driver": "raw"})]));
+    assert_eq!(unnamed, "GenericError: node-name not specified");
+    // A writer below forbids read-only.
+    let a = json!({"driver": "qcow2", "node-name": "a", "read-only": true});
+    let refused = bench.refused("blockdev-reopen", reopen(vec![top(json!({"backing": null})), a]));
+    assert!(refused.contains("read-only"), "{refused}");
+    assert_eq!(state(&mut bench), before);
+    bench.io("top", "read -P 7 0 1M");
+    bench.run("blockdev-reopen", reopen(vec![top(json!({}))]));
+    bench.io("top", "write -P 9 0 64k");
+    let images = bench.quit();
+    images.check("top.qcow2");
+    images.io("top.qcow2", &["read -P 9 0 64k"]);
+}
