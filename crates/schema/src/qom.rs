@@ -158,6 +158,10 @@ impl qapi::Object for ObjectKind {
 #[derive(Describe, Debug, Clone)]
 #[qapi(tag = "qom-type", tag_name = "ObjectType")]
 pub enum ObjectOptions {
+    /// TLS peers that a file lists
+    AuthzListFile(AuthzListFileProperties),
+    /// one TLS peer
+    AuthzSimple(AuthzSimpleProperties),
     /// a thread that serves block devices
     Iothread,
     /// guest memory in a file
@@ -174,6 +178,33 @@ pub enum ObjectOptions {
     Secret(SecretProperties),
     /// limits that disks share
     ThrottleGroup(ThrottleGroupProperties),
+    /// X.509 certificates and keys for TLS
+    TlsCredsX509(TlsCredsX509Properties),
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct AuthzListFileProperties {
+    pub filename: String,
+    /// read the file again when it changes
+    pub refresh: Option<bool>,
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct AuthzSimpleProperties {
+    /// distinguished name of the peer
+    pub identity: String,
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct TlsCredsX509Properties {
+    /// folder with the certificates and the key
+    pub dir: String,
+    /// `client` (default) or `server`
+    pub endpoint: Option<String>,
+    /// check the files when the object is made
+    pub sanity_check: Option<bool>,
+    /// ask the peer for a certificate
+    pub verify_peer: Option<bool>,
 }
 
 #[derive(Describe, Debug, Clone)]
@@ -213,6 +244,44 @@ pub struct RngRandomProperties {
 #[derive(Describe, Debug, Clone)]
 pub struct ThrottleGroupProperties {
     pub limits: Option<ThrottleLimits>,
+    #[qapi(name = "x-iops-total")]
+    pub x_iops_total: Option<i64>,
+    #[qapi(name = "x-iops-total-max")]
+    pub x_iops_total_max: Option<i64>,
+    #[qapi(name = "x-iops-total-max-length")]
+    pub x_iops_total_max_length: Option<i64>,
+    #[qapi(name = "x-iops-read")]
+    pub x_iops_read: Option<i64>,
+    #[qapi(name = "x-iops-read-max")]
+    pub x_iops_read_max: Option<i64>,
+    #[qapi(name = "x-iops-read-max-length")]
+    pub x_iops_read_max_length: Option<i64>,
+    #[qapi(name = "x-iops-write")]
+    pub x_iops_write: Option<i64>,
+    #[qapi(name = "x-iops-write-max")]
+    pub x_iops_write_max: Option<i64>,
+    #[qapi(name = "x-iops-write-max-length")]
+    pub x_iops_write_max_length: Option<i64>,
+    #[qapi(name = "x-bps-total")]
+    pub x_bps_total: Option<i64>,
+    #[qapi(name = "x-bps-total-max")]
+    pub x_bps_total_max: Option<i64>,
+    #[qapi(name = "x-bps-total-max-length")]
+    pub x_bps_total_max_length: Option<i64>,
+    #[qapi(name = "x-bps-read")]
+    pub x_bps_read: Option<i64>,
+    #[qapi(name = "x-bps-read-max")]
+    pub x_bps_read_max: Option<i64>,
+    #[qapi(name = "x-bps-read-max-length")]
+    pub x_bps_read_max_length: Option<i64>,
+    #[qapi(name = "x-bps-write")]
+    pub x_bps_write: Option<i64>,
+    #[qapi(name = "x-bps-write-max")]
+    pub x_bps_write_max: Option<i64>,
+    #[qapi(name = "x-bps-write-max-length")]
+    pub x_bps_write_max_length: Option<i64>,
+    #[qapi(name = "x-iops-size")]
+    pub x_iops_size: Option<i64>,
 }
 
 /// Bytes and operations a second; a burst rate (`max`) may last for its length in seconds.
@@ -246,6 +315,10 @@ pub struct SecretProperties {
     /// file that holds it
     pub file: Option<String>,
     pub format: Option<SecretFormat>,
+    /// secret with the key that `data` is encrypted with (AES-256-CBC)
+    pub keyid: Option<String>,
+    /// base64
+    pub iv: Option<String>,
 }
 
 #[derive(Describe, Debug, Clone, Copy, PartialEq, Eq)]

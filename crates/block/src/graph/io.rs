@@ -405,7 +405,8 @@ impl Node {
         }
         self.layer().flush().await?;
         for child in self.children() {
-            if child.perm().0.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) {
+            // Not by permissions: they follow the users above, who may have gone.
+            if !child.role().contains(Role::BACKING) {
                 child.flush().await?;
             }
         }

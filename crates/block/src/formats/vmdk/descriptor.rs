@@ -23,8 +23,8 @@ pub(super) struct ExtentLine {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Descriptor {
     pub cid: u32,
-    /// Where the eight digits of the content ID stand in the file.
-    pub cid_at: Option<u64>,
+    /// Where the one to eight digits of the content ID stand in the file, and how many.
+    pub cid_at: Option<(u64, usize)>,
     pub parent_cid: u32,
     pub create_type: String,
     pub parent: Option<String>,
@@ -67,7 +67,8 @@ impl Descriptor {
                 bail!("invalid CID in VMDK descriptor")
             };
             self.cid = cid;
-            self.cid_at = (value.trim().len() == 8).then_some(place + 4);
+            let digits = value.trim().len();
+            self.cid_at = (1..=8).contains(&digits).then_some((place + 4, digits));
         } else if let Some(value) = line.strip_prefix("parentCID=") {
             let Ok(cid) = u32::from_str_radix(value.trim(), 16) else {
                 bail!("invalid parentCID in VMDK descriptor")

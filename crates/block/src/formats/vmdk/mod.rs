@@ -118,9 +118,10 @@ impl Vmdk {
         }
         let mut renewed = self.renewed.lock().await;
         if let (false, Some(descriptor)) = (*renewed, &self.descriptor) {
-            let cid = fresh_cid();
-            let place = descriptor.cid_at.ok_or_else(|| errno(libc::EROFS))?;
-            self.file.write(place, format!("{cid:08x}").as_bytes(), WriteFlags::empty()).await?;
+            let (place, digits) = descriptor.cid_at.ok_or_else(|| errno(libc::EROFS))?;
+            // The text keeps its length: some tools write no leading zeroes.
+            let cid = fresh_cid() & (u32::MAX >> (32 - 4 * digits));
+            self.file.write(place, format!("{cid:0digits$x}").as_bytes(), WriteFlags::empty()).await?;
             self.cid.store(cid, Ordering::Release);
         }
         *renewed = true;
