@@ -78,10 +78,7 @@ fn step_by_step(device: &[&str]) {
     bench.run("blockdev-remove-medium", cd.clone());
     assert!(disk(&mut bench)["inserted"].is_null());
     bench.run("blockdev-insert-medium", insert.clone());
-    assert_eq!(
-        bench.refused("blockdev-insert-medium", insert),
-        "GenericError: There already is a medium in device 'cd'"
-    );
+    assert_eq!(bench.refused("blockdev-insert-medium", insert), "GenericError: Node 'new' is already in use");
     bench.run("blockdev-close-tray", cd.clone());
     moved(&mut bench, false);
     let closed = disk(&mut bench);

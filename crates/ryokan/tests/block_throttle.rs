@@ -147,7 +147,7 @@ fn what_is_set_is_shown_and_what_contradicts_is_refused() {
     assert_eq!(bench.medium("d")["bps_rd"], json!(1000), "a refused change changes nothing");
     let mut by_id = limits(&[("bps", 77)]);
     by_id.as_object_mut().unwrap().remove("device");
-    by_id["id"] = json!("v");
+    by_id["id"] = json!("/machine/peripheral/v/virtio-backend");
     by_id["group"] = json!("other");
     bench.run("block_set_io_throttle", by_id);
     let shown = bench.medium("d");
@@ -225,11 +225,17 @@ fn throttle_group_objects() {
 fn intervals_histograms_and_what_counts() {
     let drive = format!("{DISK},id=d,stats-intervals.0=10,stats-intervals.1=60,stats-account-failed=off");
     let mut timed = Timed::start(&["-drive", &drive, "-device", "virtio-blk-pci,id=v,drive=d"]);
-    let set = json!({"id": "v", "boundaries": [10, 2_000_000], "boundaries-write": [5]});
+    let set = json!({"id": "/machine/peripheral/v/virtio-backend", "boundaries": [10, 2_000_000], "boundaries-write": [5]});
     timed.bench.run("block-latency-histogram-set", set);
     for bad in [json!([0, 1]), json!([5, 5]), json!([9, 3])] {
-        let why = timed.bench.refused("block-latency-histogram-set", json!({"id": "v", "boundaries": bad}));
-        assert_eq!(why, "GenericError: Device 'v' set read boundaries fail");
+        let why = timed.bench.refused(
+            "block-latency-histogram-set",
+            json!({"id": "/machine/peripheral/v/virtio-backend", "boundaries": bad}),
+        );
+        assert_eq!(
+            why,
+            "GenericError: Device '/machine/peripheral/v/virtio-backend' set read boundaries fail"
+        );
     }
     timed.step(SECOND);
     timed.bench.io("d", "aio_read 0 64k");
@@ -250,7 +256,7 @@ fn intervals_histograms_and_what_counts() {
     assert_eq!(later["timed_stats"][0]["max_rd_latency_ns"], json!(0));
     assert_eq!(later["timed_stats"][1]["max_rd_latency_ns"], json!(1_000_000));
     assert_eq!(later["idle_time_ns"], json!(20 * SECOND));
-    timed.bench.run("block-latency-histogram-set", json!({"id": "v"}));
+    timed.bench.run("block-latency-histogram-set", json!({"id": "/machine/peripheral/v/virtio-backend"}));
     assert!(timed.stats("d")["rd_latency_histogram"].is_null());
     timed.bench.quit();
 }

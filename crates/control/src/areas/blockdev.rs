@@ -36,10 +36,13 @@ pub(super) fn drive(
             Ok((found.ok_or_else(|| Failure::device_not_found(&device))?, device))
         }
         (None, Some(id)) => {
-            let entry = call.machine().devices.find(&id);
+            // The disk of a virtio device is the part that its path ends with.
+            let entry = call.machine().devices.find(id.strip_suffix("/virtio-backend").unwrap_or(&id));
             let entry = entry.ok_or_else(|| Failure::device_not_found(&id))?;
-            let name = entry.id.as_deref().unwrap_or(&entry.path);
-            let holds = |one: &block::Backend| one.front_end().is_some_and(|front| front.qdev_id() == name);
+            let name = entry.id.clone().unwrap_or_else(|| entry.path.clone());
+            let names = [format!("{}/virtio-backend", entry.path), entry.path.clone(), name];
+            let holds =
+                |one: &block::Backend| one.front_end().is_some_and(|front| names.contains(&front.qdev_id()));
             let found = graph(call).backends().into_iter().find(holds);
             Ok((found.ok_or_else(|| fail!("Device does not have a block device backend"))?, id))
         }
