@@ -108,6 +108,7 @@ fn memtest_boots_from_cd() {
 }
 
 #[test]
+#[ignore = "takes minutes on a busy machine"]
 fn installer_asks_for_a_language() {
     let (kernel, initrd) = guests::installer().unwrap();
     let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());

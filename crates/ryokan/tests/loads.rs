@@ -21,6 +21,7 @@ fn luajit() {
 }
 
 #[test]
+#[ignore = "takes minutes on a busy machine"]
 fn programs_in_go() {
     passes("go", &["-smp", "2"], 0);
 }
