@@ -23,8 +23,8 @@ pub enum Kind {
     /// A direct branch to `target`.
     ///
     /// `patch` is the rel32 of the jump; `id` (if the target lies in another page) the word
-    /// that is compared with the page's id, or its negative.
-    Link { target: u64, patch: u32, id: u32, negated: bool },
+    /// that is compared with the page's id, or its negative. `polls`: a loop may be closed here.
+    Link { target: u64, patch: u32, id: u32, negated: bool, polls: bool },
     /// The head of a block.
     Head,
     /// The page that the last instruction reaches into is not known to be the same.
@@ -262,16 +262,18 @@ impl Cache {
     /// another one.
     pub fn link(&mut self, site: u32, block: u32) {
         let at = &mut self.sites[site as usize];
-        let (target, patch, id) = match at.kind {
-            Kind::Link { target, patch, id, negated } => (target, patch, (id != 0).then_some((id, negated))),
-            Kind::Plain { patch } => (u64::MAX, patch, None),
+        let (target, patch, id, polls) = match at.kind {
+            Kind::Link { target, patch, id, negated, polls } => {
+                (target, patch, (id != 0).then_some((id, negated)), polls)
+            }
+            Kind::Plain { patch } => (0, patch, None, false),
             _ => return,
         };
         if at.next != NONE {
             return;
         }
         let target_block = &mut self.blocks[block as usize];
-        let entry = if target <= at.rip { target_block.poll } else { target_block.body };
+        let entry = if polls { target_block.poll } else { target_block.body };
         at.next = block;
         target_block.incoming.push(site);
         self.area.patch(self.area.execute + patch as usize, entry.wrapping_sub(patch + 4));

@@ -716,7 +716,7 @@ impl TranslatorVcpu {
             }
             return Next::Host(entry);
         }
-        let Kind::Link { target, id, .. } = site.kind else { return Next::Loop };
+        let Kind::Link { target, id, polls, .. } = site.kind else { return Next::Loop };
         *rip = target;
         if let Some((host, _, _)) = self.code_at(target) {
             let mut cache = self.shared.cache();
@@ -726,7 +726,7 @@ impl TranslatorVcpu {
                 }
                 let pair = if id != 0 { cache.pair(target, host) } else { 0 };
                 let b = &cache.blocks[block as usize];
-                let entry = if target <= site.rip { b.poll } else { b.body };
+                let entry = if polls { b.poll } else { b.body };
                 let entry = cache.host(entry);
                 drop(cache);
                 if id != 0 {

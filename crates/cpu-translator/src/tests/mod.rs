@@ -1,10 +1,11 @@
 //! Bare guests in memory, on the translator with everything translated at once.
 
+mod loops;
 mod system;
 
 use crate::{Options, Translator};
 use cpu::cpuid::CpuidTable;
-use cpu::{CpuState, Engine, Exit, Vcpu, VcpuConfig};
+use cpu::{CpuState, Engine, Exit, Link, Vcpu, VcpuConfig};
 use cpu_interpreter::testing::{identity_tables, long_mode_state, quiet_bus};
 use memory::{AddressSpace, RamBlock, SpaceKind};
 use std::sync::Arc;
@@ -15,6 +16,7 @@ pub const STACK: u64 = 0x80000;
 pub struct Guest {
     pub memory: Arc<AddressSpace>,
     pub vcpu: Box<dyn Vcpu>,
+    pub link: Arc<Link>,
     engine: Translator,
 }
 
@@ -33,10 +35,11 @@ impl Guest {
         let options = Options { cache_size: 8 << 20, warm: 1, ..Options::default() };
         let engine = Translator::with(options).unwrap();
         let bus = quiet_bus(memory.clone());
+        let link = bus.link.clone();
         let config = VcpuConfig { index: 0, bus, cpuid: Arc::new(CpuidTable::default()) };
         let mut vcpu = engine.vcpu(config).unwrap();
         vcpu.load(state).unwrap();
-        Guest { memory, vcpu, engine }
+        Guest { memory, vcpu, link, engine }
     }
 
     /// Runs to HLT.

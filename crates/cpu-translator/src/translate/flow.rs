@@ -67,7 +67,10 @@ impl Builder {
         let near = source.offset(target).is_some();
         let counted = self.leaves_early();
         let patch = if near && !counted { self.here() } else { 0 };
-        let site = self.site(Kind::Link { target, patch, id: 0, negated: false });
+        // A trace may have gone back by a jump: every loop has a way out to somewhere not beyond all
+        // that its block has reached.
+        let polls = self.steps[..=self.k].iter().any(|step| target <= step.i.ip());
+        let site = self.site(Kind::Link { target, patch, id: 0, negated: false, polls });
         let label = self.code.label();
         self.code.rel32(label);
         self.cold.push(Cold::Link { label, site, live, counted });
@@ -247,7 +250,7 @@ impl Builder {
         live: bool,
         counted: bool,
     ) {
-        let Kind::Link { target, mut patch, mut id, .. } = self.site_mut(site).kind else { return };
+        let Kind::Link { target, mut patch, mut id, polls, .. } = self.site_mut(site).kind else { return };
         let behind = self.site_mut(site).left - 1;
         if patch == 0 {
             let away = self.code.label();
@@ -287,7 +290,7 @@ impl Builder {
         let here = self.here();
         let at = self.site_mut(site);
         at.stub = here;
-        at.kind = Kind::Link { target, patch, id, negated: live };
+        at.kind = Kind::Link { target, patch, id, negated: live, polls };
         self.code.store_imm32(SITE, site);
         self.jump_out(cache, cache.stubs.exits[reason::LINK as usize]);
     }
