@@ -61,6 +61,7 @@ pub static ACCEL: Group = Group {
     keys: &[
         s("accel", "kvm, tcg (translator or interpreter), translator, interpreter or qtest"),
         n("tb-size", "size of the translation cache in MiB"),
+        only("tables", Kind::String, "how linear pages are looked up", &["flat", "hashed"]),
         b("perfmap", "write /tmp/perf-PID.map, so that perf names guest code"),
         only("split-wx", Kind::Bool, "code is never writable where it is executable", &["on"]),
         only("thread", Kind::String, "vCPU threads", &["multi"]),

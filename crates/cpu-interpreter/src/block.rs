@@ -5,7 +5,7 @@ use crate::op::{Op, Stop};
 use crate::tlb::code_index;
 use cpu::state::seg;
 use iced_x86::Instruction;
-use memory::HostPage;
+use memory::{HostPage, UNWATCHED};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -34,6 +34,17 @@ pub struct Head {
     pub second: Option<(CodePage, Cell<u32>)>,
     /// The code bytes: range in [`Cache::bytes`].
     pub bytes: (u32, u16),
+    /// The page is [`UNWATCHED`]: `seen` is no version, and the bytes are compared at each entry.
+    /// Such blocks end with their first store.
+    pub checked: bool,
+}
+
+impl Head {
+    /// Whether the bytes of the first page, from byte `at`, are still those of the block.
+    pub fn holds(&self, cache: &Cache, at: usize) -> bool {
+        let (start, len) = (self.bytes.0 as usize, usize::from(self.bytes.1).min(4096 - at));
+        cache.bytes.get(start..start + len).is_some_and(|bytes| self.first.page.holds(at, bytes))
+    }
 }
 
 /// [`Head::heat`] of a block that a faster engine has refused.
@@ -64,6 +75,7 @@ pub struct Cache {
 pub struct Mixer(u64);
 
 impl std::hash::Hasher for Mixer {
+    #[inline]
     fn finish(&self) -> u64 {
         self.0 ^ self.0 >> 29
     }
@@ -72,11 +84,17 @@ impl std::hash::Hasher for Mixer {
             self.write_u64(u64::from(b));
         }
     }
+    #[inline]
     fn write_u64(&mut self, value: u64) {
         self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     }
+    #[inline]
     fn write_u32(&mut self, value: u32) {
         self.write_u64(u64::from(value));
+    }
+    #[inline]
+    fn write_usize(&mut self, value: usize) {
+        self.write_u64(value as u64);
     }
 }
 
@@ -160,7 +178,8 @@ pub fn enter_head<'a>(core: &mut Core, cache: &'a Cache, head: &'a Head, block: 
         core.rip = head.rip;
         return Stop::Poll;
     }
-    if head.first.version.load(Ordering::Acquire) != head.seen.get() {
+    let version = head.first.version.load(Ordering::Acquire);
+    if version != head.seen.get() && !(head.checked && still_holds(core, cache, head, version)) {
         core.budget += i64::from(head.count);
         core.rip = head.rip;
         core.goto_block = block;
@@ -190,6 +209,13 @@ pub fn enter_head<'a>(core: &mut Core, cache: &'a Cache, head: &'a Head, block: 
         core.goto_block = block;
         Stop::Goto
     }
+}
+
+/// Whether a block of an unwatched page has the bytes that it was made of.
+#[inline(never)]
+fn still_holds(core: &Core, cache: &Cache, head: &Head, version: u32) -> bool {
+    let at = (head.rip.wrapping_add(core.sc[seg::CS].base) & 0xfff) as usize;
+    version & UNWATCHED != 0 && head.holds(cache, at)
 }
 
 /// Leaves the block through link `n` of `op` to `target`.

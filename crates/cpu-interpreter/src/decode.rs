@@ -13,7 +13,7 @@ use cpu::state::seg;
 use iced_x86::{
     CodeSize, Decoder, DecoderError, DecoderOptions, FlowControl, Instruction, Mnemonic, OpKind, Register,
 };
-use memory::{RamBlock, Watch};
+use memory::{RamBlock, UNWATCHED, Watch};
 use std::cell::Cell;
 
 pub use features::Features;
@@ -78,7 +78,10 @@ struct Fetch {
     bytes: Vec<u8>,
     first: Option<CodePage>,
     second: Option<CodePage>,
+    /// Versions of the pages; never equal to one that is [`UNWATCHED`].
     seen: (u32, u32),
+    /// The first page is unwatched.
+    checked: bool,
 }
 
 impl Fetch {
@@ -95,14 +98,15 @@ impl Fetch {
                 let page = block.page(offset);
                 page.read(at, &mut bytes);
                 let page = CodePage { page, version, physical };
-                Ok(Fetch { bytes, first: Some(page), second: None, seen: (seen, 0) })
+                let checked = seen & UNWATCHED != 0;
+                Ok(Fetch { bytes, first: Some(page), second: None, seen: (seen & !UNWATCHED, 0), checked })
             }
             CodeSource::Io(page) => {
                 for (k, byte) in bytes.iter_mut().take(16).enumerate() {
                     *byte = core.bus.load(page + (at + k) as u64, 1) as u8;
                 }
                 core.after_io();
-                Ok(Fetch { bytes, first: None, second: None, seen: (0, 0) })
+                Ok(Fetch { bytes, first: None, second: None, seen: (0, 0), checked: false })
             }
         }
     }
@@ -126,7 +130,7 @@ pub fn build(core: &mut Core, cache: &mut Cache, rip: u64) -> Result<u32, Fault>
     let mut fetch = Fetch::page(core, linear, (limit * 15).min(1024).min(room))?;
     let single = fetch.first.is_none();
     let limit = if single { 1 } else { limit };
-    let mut insns = decode_bytes(core, &fetch.bytes, rip, limit);
+    let mut insns = decode_bytes(core, &fetch, rip, limit);
     if insns.is_empty() {
         // The first instruction crosses the page (or the segment limit).
         let have = fetch.bytes.len();
@@ -138,7 +142,7 @@ pub fn build(core: &mut Core, cache: &mut Cache, rip: u64) -> Result<u32, Fault>
         fetch.bytes.extend_from_slice(&next.bytes);
         fetch.second = next.first;
         fetch.seen.1 = next.seen.0;
-        insns = decode_bytes(core, &fetch.bytes, rip, 1);
+        insns = decode_bytes(core, &fetch, rip, 1);
         if insns.is_empty() {
             return Err(Fault::GP0);
         }
@@ -146,23 +150,32 @@ pub fn build(core: &mut Core, cache: &mut Cache, rip: u64) -> Result<u32, Fault>
     Ok(emit(core, cache, &fetch, &insns, physical))
 }
 
-/// Decodes up to `limit` instructions that lie wholly in `bytes` and end with the first
-/// that ends a block.
-fn decode_bytes(core: &Core, bytes: &[u8], rip: u64, limit: usize) -> Vec<Instruction> {
-    let mut decoder = Decoder::with_ip(core.code_bits(), bytes, rip, DecoderOptions::NONE);
+/// Decodes up to `limit` instructions that lie wholly in what was fetched and end with the
+/// first that ends a block.
+fn decode_bytes(core: &Core, fetch: &Fetch, rip: u64, limit: usize) -> Vec<Instruction> {
+    let mut decoder = Decoder::with_ip(core.code_bits(), &fetch.bytes, rip, DecoderOptions::NONE);
     let mut insns = Vec::new();
     while insns.len() < limit && decoder.can_decode() {
         let i = decoder.decode();
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
-        let end = ends_block(&i);
+        let end = ends_block(&i) || fetch.checked && may_store(&i);
         insns.push(i);
         if end {
             break;
         }
     }
     insns
+}
+
+/// Whether `i` may write to memory; `true` where that would take long to find out.
+pub fn may_store(i: &Instruction) -> bool {
+    use Mnemonic::{Cmp, Test, Xadd, Xchg};
+    let memory = (0..i.op_count()).any(|n| i.op_kind(n) >= OpKind::MemorySegSI);
+    let loads = i.op0_kind() == OpKind::Register && !matches!(i.mnemonic(), Xchg | Xadd);
+    memory && !loads && !matches!(i.mnemonic(), Cmp | Test)
+        || i.is_stack_instruction() && i.stack_pointer_increment() <= 0
 }
 
 /// Whether nothing may follow `i` in its block.
@@ -196,6 +209,7 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
             heat: Cell::new(0),
             second: None,
             bytes: (0, 0),
+            checked: false,
         });
     }
     let start = cache.ops.len();
@@ -248,6 +262,7 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
         heat: Cell::new(0),
         second: fetch.second.map(|page| (page, Cell::new(fetch.seen.1))),
         bytes,
+        checked: fetch.checked,
     };
     let block = cache.add(physical, head);
     if volatile {
@@ -389,10 +404,14 @@ fn flags_needed(core: &Core, insns: &[Instruction]) -> Vec<bool> {
 
 impl Core {
     /// Watches the page for writes; returns its version. What is read from the page afterwards is
-    /// good while the version stays the same.
+    /// good while the version stays the same. An [`UNWATCHED`] page stays so.
     pub fn watch_code(&self, block: RamBlock, offset: u64) -> u32 {
         let version = block.code_version_cell(offset);
         loop {
+            let now = version.load(std::sync::atomic::Ordering::SeqCst);
+            if now & UNWATCHED != 0 {
+                return now;
+            }
             if !block.watch(offset).contains(Watch::CODE) {
                 block.arm_code(offset);
                 // A lone vCPU's own stores are done; those of devices are fenced.

@@ -24,7 +24,9 @@ pub mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use block::Mixer;
 pub use core::{Core, Counter, FlushLog, mode};
+pub use decode::may_store;
 pub use tier::{Pause, Ran, Single};
 pub use tlb::View;
 pub use vcpu::{Interpreter, InterpreterVcpu, Shared};

@@ -11,6 +11,7 @@ use cpu::engine::DebugPlan;
 use cpu::fault::{Escalation, escalate, vector};
 use cpu::state::Activity;
 use cpu::{CpuState, Engine, Exit, Fault, Request, Vcpu, VcpuConfig, Window};
+use memory::UNWATCHED;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
@@ -308,12 +309,9 @@ impl InterpreterVcpu {
             _ => head.first.version.load(std::sync::atomic::Ordering::Acquire),
         };
         let at = (head.rip.wrapping_add(self.core.sc[1].base) & 0xfff) as usize;
-        let (start, len) = (head.bytes.0 as usize, usize::from(head.bytes.1));
-        let here = len.min(4096 - at);
-        let mut now = [0u8; 1024];
-        head.first.page.read(at, &mut now[..here]);
-        if self.cache.bytes[start..start + here] == now[..here] && head.second.is_none() {
-            head.seen.set(version);
+        let same = head.checked == (version & UNWATCHED != 0);
+        if same && head.second.is_none() && head.holds(&self.cache, at) {
+            head.seen.set(version & !UNWATCHED);
             return;
         }
         let (physical, rip, mode) = (head.first.physical | at as u64, head.rip, head.mode);

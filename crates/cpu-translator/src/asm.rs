@@ -325,6 +325,14 @@ impl Code {
         self.raw(&[value as u8]);
     }
 
+    /// `cmp byte [base + disp], value`.
+    pub fn cmp8_at(&mut self, base: u8, disp: i32, value: u8) {
+        self.rex(false, 0, 0, base);
+        self.raw(&[0x80]);
+        self.base_disp(7, base, disp);
+        self.raw(&[value]);
+    }
+
     /// `cmp dword gs:[disp], imm32`; the immediate is the last four bytes.
     pub fn cmp32_gs(&mut self, disp: i32, value: i32) {
         self.gs_operand(false, &[0x81], 7, disp);
@@ -428,6 +436,12 @@ pub struct Address {
     pub index: Option<u8>,
     pub scale: u8,
     pub disp: i32,
+}
+
+impl Address {
+    pub fn at(base: u8, disp: i32) -> Address {
+        Address { base: Some(base), index: None, scale: 0, disp }
+    }
 }
 
 impl Code {

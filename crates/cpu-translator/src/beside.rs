@@ -8,6 +8,9 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 /// Longest store, in bytes.
 const LONGEST: u64 = 32;
 
+/// Stores that one look at a page serves.
+pub const BATCH: u32 = 64;
+
 /// What must not have changed since a page was looked at: flushes of the tables, blocks that
 /// ended, blocks that were made.
 pub type Stamp = (u64, u64, u64);
@@ -22,6 +25,8 @@ pub struct Beside {
     version: &'static AtomicU32,
     watch: &'static AtomicU8,
     stamp: Stamp,
+    /// Stores that may still be made so, until somebody asks whether the page should be watched.
+    left: u32,
 }
 
 impl Beside {
@@ -38,16 +43,18 @@ impl Beside {
             version: ram.code_version_cell(offset),
             watch: ram.watch_cell(offset),
             stamp,
+            left: BATCH,
         }
     }
 
     /// The table entry for one store at `linear`, if no code is there. What the interpreter
     /// decoded from the page is void then.
-    pub fn entry(&self, view: usize, linear: u64, stamp: Stamp) -> Option<u64> {
+    pub fn entry(&mut self, view: usize, linear: u64, stamp: Stamp) -> Option<u64> {
         let same = self.view == view && self.linear == linear & !0xfff && self.stamp == stamp;
         let (first, last) = ((linear & 0xfff) / 64, ((linear & 0xfff) + LONGEST - 1).min(4095) / 64);
         let free = self.granules >> first & 1 == 0 && self.granules >> last & 1 == 0;
-        if !same || !free || self.watch.load(Ordering::SeqCst) != Watch::CODE.bits() {
+        self.left = self.left.saturating_sub(1);
+        if !same || !free || self.left == 0 || self.watch.load(Ordering::SeqCst) != Watch::CODE.bits() {
             return None;
         }
         self.version.fetch_add(1, Ordering::SeqCst);

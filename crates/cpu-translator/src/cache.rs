@@ -5,8 +5,10 @@ use crate::area::Area;
 use crate::layout::INDIRECT_SLOTS;
 use crate::stubs::Stubs;
 use crate::tables::branch_slot;
+use cpu_interpreter::Mixer;
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::BuildHasherDefault;
+use std::time::{Duration, Instant};
 
 /// (host address of the first byte, RIP, mode key)
 pub type Key = (usize, u64, u32);
@@ -29,6 +31,8 @@ pub enum Kind {
     Head,
     /// The page that the last instruction reaches into is not known to be the same.
     Crossing,
+    /// The bytes that a block of an unwatched page was made from are others now.
+    Stale,
 }
 
 /// A way out of a block. Places are offsets from the area's start.
@@ -125,11 +129,19 @@ pub struct Page {
     /// Granules of 64 bytes that blocks were made from.
     pub granules: u64,
     /// How often writes have ended blocks here.
-    pub rewrites: u32,
+    rewrites: u32,
+    /// How often a watched write did not concern any block.
+    besides: u32,
+    /// Since when the page has not been watched any more.
+    unwatched: Option<Instant>,
 }
 
-/// Rewrites after which a page's code is left to the interpreter.
-pub const RESTLESS: u32 = 64;
+/// Rewrites, or writes beside code, after which a page is not watched any more: its blocks
+/// compare their bytes themselves (see [`memory::UNWATCHED`]).
+const REWRITES: u32 = 16;
+const BESIDES: u32 = 64;
+/// How long another vCPU may still be within a block that relies on the watch.
+const FAREWELL: Duration = Duration::from_millis(20);
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Statistics {
@@ -139,29 +151,6 @@ pub struct Statistics {
     pub flushes: u64,
     pub links: u64,
     pub host_bytes: u64,
-}
-
-#[derive(Default)]
-pub struct Mixer(u64);
-
-impl Hasher for Mixer {
-    fn finish(&self) -> u64 {
-        self.0 ^ self.0 >> 31
-    }
-    fn write(&mut self, bytes: &[u8]) {
-        for &b in bytes {
-            self.write_u64(u64::from(b));
-        }
-    }
-    fn write_u64(&mut self, value: u64) {
-        self.0 = (self.0.rotate_left(5) ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    }
-    fn write_u32(&mut self, value: u32) {
-        self.write_u64(u64::from(value));
-    }
-    fn write_usize(&mut self, value: usize) {
-        self.write_u64(value as u64);
-    }
 }
 
 pub type Mixed<K, V> = HashMap<K, V, BuildHasherDefault<Mixer>>;
@@ -211,9 +200,9 @@ impl Cache {
         Ok(())
     }
 
-    /// Pages whose code is left to the interpreter.
-    pub fn restless_pages(&self) -> usize {
-        self.pages.values().filter(|page| page.rewrites >= RESTLESS).count()
+    /// Pages whose blocks compare their bytes.
+    pub fn unwatched_pages(&self) -> usize {
+        self.pages.values().filter(|page| page.unwatched.is_some()).count()
     }
 
     pub fn host(&self, offset: u32) -> usize {
@@ -230,9 +219,29 @@ impl Cache {
         *self.ids.entry((linear & !0xfff, host as u64 & !0xfff)).or_insert(next)
     }
 
-    /// Whether code of this page is worth translating.
+    /// Whether writes to the page of `host` are so many that it should not be watched.
     pub fn is_restless(&self, host: usize) -> bool {
-        self.pages.get(&(host & !0xfff)).is_some_and(|page| page.rewrites >= RESTLESS)
+        let page = self.pages.get(&(host & !0xfff));
+        page.is_some_and(|page| page.rewrites >= REWRITES || page.besides >= BESIDES)
+    }
+
+    /// Notes `count` writes to the page of `host` that did not concern any block.
+    pub fn wrote_beside(&mut self, host: usize, count: u32) {
+        if let Some(page) = self.pages.get_mut(&(host & !0xfff)) {
+            page.besides += count;
+        }
+    }
+
+    /// Ends the blocks of the page of `host`, which shall not be watched. `true`: nobody (or,
+    /// if `alone`, nobody else) can rely on the watch any more.
+    pub fn leave_unwatched(&mut self, host: usize, alone: bool) -> bool {
+        let page = self.pages.entry(host & !0xfff).or_default();
+        let since = *page.unwatched.get_or_insert_with(Instant::now);
+        page.granules = 0;
+        for id in std::mem::take(&mut page.blocks) {
+            self.invalidate(id);
+        }
+        alone || since.elapsed() > FAREWELL
     }
 
     /// Registers a block whose code lies in the area and whose sites were pushed.
@@ -340,13 +349,14 @@ impl Cache {
     /// translated code is left on the page.
     pub fn written(&mut self, host: usize, len: usize) -> bool {
         let page_address = host & !0xfff;
-        let Some(page) = self.pages.get_mut(&page_address) else { return true };
+        let page = self.pages.entry(page_address).or_default();
         let (first, last) = ((host & 0xfff) as u16, ((host & 0xfff) + len.max(1) - 1).min(4095) as u16);
         let mut touched = 0u64;
         for granule in first / 64..=last / 64 {
             touched |= 1 << granule;
         }
         if page.granules & touched == 0 {
+            page.besides += 1;
             return page.blocks.is_empty();
         }
         let blocks = std::mem::take(&mut page.blocks);

@@ -86,7 +86,7 @@ impl TranslatorVcpu {
     fn translated(&mut self, left: &mut u64, warm: bool) -> Result<Option<bool>, Exit> {
         let Some(key) = self.key() else { return Ok(None) };
         let rip = self.interpreter.core().rip;
-        let Some(host) = self.find(rip, key, warm) else { return Ok(None) };
+        let Some(host) = self.locate(rip, key, warm) else { return Ok(None) };
         self.state.get().budget = *left as i64;
         self.counting.owed = 0;
         let ways_out = self.counts.budgets;

@@ -52,7 +52,7 @@ pub struct State {
     /// At an indirect branch: the flags are in `saved_flags`, not the host's.
     pub flags_away: u64,
     /// Constants for PEXT; see [`MASK`].
-    pub masks: [u64; 9],
+    pub masks: [u64; 10],
     /// Look-ups that several accesses of a block share.
     pub shared: [u64; SHARED],
     /// T1, while an address takes it.
@@ -123,12 +123,14 @@ pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
 pub const SHARED: usize = 64;
 
 /// What [`State::masks`] holds: a page's index, an offset in a page, the bit after it, and
-/// the low 1 to 5 bits, the sign.
-pub const MASK: [u64; 9] = [0xffff_ffff_f000, 0xfff, 0x1000, 1, 3, 7, 15, 31, 1 << 63];
+/// the low 1 to 5 bits, the sign, a page's slot in hashed tables.
+pub const MASK: [u64; 10] =
+    [0xffff_ffff_f000, 0xfff, 0x1000, 1, 3, 7, 15, 31, 1 << 63, (HASHED_SLOTS - 1) << 12];
 pub const MASK_INDEX: i32 = MASKS;
 pub const MASK_OFFSET: i32 = MASKS + 8;
 pub const MASK_SIGN: i32 = MASKS + 8 * 8;
 pub const MASK_NEXT: i32 = MASKS + 16;
+pub const MASK_SLOT: i32 = MASKS + 8 * 9;
 
 /// The mask of the bits below `align` (2 to 32).
 pub fn mask_below(align: u32) -> i32 {
@@ -171,10 +173,11 @@ pub const READ_TABLE: i32 = 0x10_0000;
 pub const WRITE_TABLE: i32 = 0;
 /// Pages that a table spans.
 pub const TABLE_PAGES: u64 = 1 << 36;
-/// Bytes below the GS base.
-pub const BELOW: usize = (TABLE_PAGES as usize) * 8;
-/// Bytes from the GS base up.
-pub const ABOVE: usize = READ_TABLE as usize + (TABLE_PAGES as usize) * 8;
+/// Slots of a hashed table.
+pub const HASHED_SLOTS: u64 = 1 << 18;
+/// Hashed tables: what the slots belong to, with the places that the entries would have here.
+pub const READ_TAGS: i32 = READ_TABLE + (HASHED_SLOTS as i32) * 8;
+pub const WRITE_TAGS: i32 = WRITE_TABLE - (HASHED_SLOTS as i32) * 8;
 
 /// Why translated code was left.
 pub mod reason {

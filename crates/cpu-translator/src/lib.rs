@@ -27,6 +27,8 @@ use base::{Result, bail};
 use cpu::{Engine, Vcpu, VcpuConfig};
 use std::sync::Arc;
 
+pub use tables::Form;
+
 /// Size of the code cache, in bytes, unless another is asked for.
 const CACHE_SIZE: usize = 128 << 20;
 /// Executions in the interpreter after which a block is translated.
@@ -46,11 +48,13 @@ pub struct Options {
     pub perf_map: bool,
     /// Flags are kept even where no guest instruction can see them (lock-step tests).
     pub exact_flags: bool,
+    /// How linear pages are looked up; `None`: as the host allows.
+    pub tables: Option<Form>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cache_size: CACHE_SIZE, warm: WARM, perf_map: false, exact_flags: false }
+        Options { cache_size: CACHE_SIZE, warm: WARM, perf_map: false, exact_flags: false, tables: None }
     }
 }
 
@@ -62,8 +66,8 @@ impl Translator {
     pub fn with(options: Options) -> Result<Translator> {
         check_host()?;
         signals::install()?;
-        check_address_space()?;
-        let shared = shared::Shared::new(options)?;
+        let form = tables::Form::for_host(options.tables)?;
+        let shared = shared::Shared::new(options, form)?;
         Ok(Translator(Arc::new(shared)))
     }
 }
@@ -80,12 +84,6 @@ fn check_host() -> Result<()> {
         bail!("the translator needs FSGSBASE (Linux 5.9 or newer on a processor that has it)");
     }
     Ok(())
-}
-
-/// Whether a vCPU's tables can be reserved (they are not populated). Strict overcommit and
-/// RLIMIT_AS forbid it.
-fn check_address_space() -> Result<()> {
-    tables::Tables::new(0).map(drop)
 }
 
 impl Engine for Translator {

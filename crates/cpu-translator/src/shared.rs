@@ -3,7 +3,7 @@
 use crate::area::Area;
 use crate::cache::{Cache, Mixed};
 use crate::layout::State;
-use crate::tables::{Tables, VIEWS};
+use crate::tables::{Form, Tables, VIEWS};
 use crate::time::Time;
 use base::Result;
 use cpu::{Link, Request};
@@ -37,12 +37,15 @@ pub struct Shared {
     writers: Mutex<Mixed<usize, Vec<(usize, u64)>>>,
     /// Counts flushes of the cache; what was taken from an earlier one is void.
     pub generation: AtomicU64,
+    /// Counts blocks that were begun.
+    pub added: AtomicU64,
     /// Counts blocks that ended.
     pub ended: AtomicU64,
     /// Counts pages that lost write entries to a code watch: look-ups made before are void.
     pub revoked: AtomicU64,
     pub warm: AtomicU32,
     pub exact: bool,
+    pub form: Form,
     pub time: Time,
 }
 
@@ -51,7 +54,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    pub fn new(options: crate::Options) -> Result<Shared> {
+    pub fn new(options: crate::Options, form: Form) -> Result<Shared> {
         let mut cache = Cache::new(Area::new(options.cache_size)?)?;
         if options.perf_map {
             cache.map_for_perf()?;
@@ -62,10 +65,12 @@ impl Shared {
             peers: Mutex::default(),
             writers: Mutex::default(),
             generation: AtomicU64::new(0),
+            added: AtomicU64::new(0),
             ended: AtomicU64::new(0),
             revoked: AtomicU64::new(0),
             warm: AtomicU32::new(options.warm.max(1)),
             exact: options.exact_flags,
+            form,
             time: Time::new(),
         })
     }
@@ -98,8 +103,8 @@ impl Shared {
              TB avg host size    {} bytes\n\
              direct jump count   {}\n\
              TB flush count      {}\n\
-             restless pages      {}\n\
-             address translation flat tables\n{}",
+             unwatched pages     {}\n\
+             address translation {} tables\n{}",
             cache.area.used,
             cache.area.size,
             s.translated - s.invalidated,
@@ -109,7 +114,8 @@ impl Shared {
             s.host_bytes / s.translated.max(1),
             s.links,
             s.flushes,
-            cache.restless_pages(),
+            cache.unwatched_pages(),
+            self.form.name(),
             counts.concat()
         )
     }
@@ -162,6 +168,15 @@ impl Shared {
         }
     }
 
+    /// A page that is written to often is not watched any more; its blocks end.
+    pub fn leave_unwatched(&self, cache: &mut Cache, block: RamBlock, offset: u64) {
+        block.leave_unwatched(offset);
+        if cache.leave_unwatched(block.host_address() + offset as usize, self.is_alone()) {
+            block.clear_code_watch(offset);
+        }
+        self.ended.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Drops all translated code. The caller is not in any.
     pub fn flush(&self, cache: &mut Cache) {
         self.generation.fetch_add(1, Ordering::SeqCst);
@@ -176,7 +191,7 @@ impl CodeObserver for Shared {
         let Some(list) = locked(&self.writers).remove(&host) else { return };
         self.revoked.fetch_add(1, Ordering::SeqCst);
         for (gs, linear) in list {
-            Tables::protect(gs, linear, host);
+            self.form.protect(gs, linear, host);
         }
         self.wait_for_peers();
     }
@@ -187,6 +202,9 @@ impl CodeObserver for Shared {
         let before = cache.statistics.invalidated;
         if cache.written(host, len as usize) {
             block.clear_code_watch(offset);
+        }
+        if cache.is_restless(host) {
+            self.leave_unwatched(&mut cache, block, offset);
         }
         if cache.statistics.invalidated != before {
             self.ended.fetch_add(1, Ordering::SeqCst);

@@ -3,6 +3,7 @@
 //! An entry is `host page - linear page + 1`; zero means that nothing is known. So an access
 //! is `[address + entry - 1]` after a test of bit 0. There is a table for reads and one for
 //! writes in each privilege view, in memory that is reserved but only populated where used.
+//! Where that much cannot be reserved, the tables are short and hashed: see [`Form`].
 
 use crate::cache::Mixed;
 use crate::layout::*;
@@ -15,8 +16,114 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 const GUARD: usize = 1 << 21;
 pub const VIEWS: usize = 3;
 
+/// How a page's entry is found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Every page has its place: a tebibyte of address space for each view.
+    Flat,
+    /// Pages share [`HASHED_SLOTS`] slots by the low bits of their number. A tag, `-page`, says
+    /// whose entry a slot holds; a slot without an entry has a tag that no page of it matches.
+    Hashed,
+}
+
+impl Form {
+    /// `wanted`, or what the host's limits allow. Strict overcommit, RLIMIT_AS and small
+    /// containers forbid flat tables.
+    pub fn for_host(wanted: Option<Form>) -> Result<Form> {
+        match wanted {
+            Some(form) => Tables::new(form, 0).map(|_| form),
+            None if Tables::new(Form::Flat, 0).is_ok() => Ok(Form::Flat),
+            None => Tables::new(Form::Hashed, 0).map(|_| Form::Hashed),
+        }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Form::Flat => "flat",
+            Form::Hashed => "hashed",
+        }
+    }
+
+    /// Slots of a table.
+    fn slots(self) -> u64 {
+        match self {
+            Form::Flat => TABLE_PAGES,
+            Form::Hashed => HASHED_SLOTS,
+        }
+    }
+
+    /// Bytes below and above the GS base.
+    fn extent(self) -> (usize, usize) {
+        let words = if self == Form::Flat { 1 } else { 2 };
+        let table = words * 8 * self.slots() as usize;
+        (table, READ_TABLE as usize + table)
+    }
+
+    fn cell(self, gs: usize, linear: u64, (read, write): (i32, i32), is_write: bool) -> &'static AtomicU64 {
+        let index = (linear >> 12) & (self.slots() - 1);
+        let at = if is_write {
+            (gs as u64 - 8 - 8 * index).wrapping_add_signed(i64::from(write))
+        } else {
+            gs as u64 + 8 * index + read as u64
+        };
+        // SAFETY: the index is below the number of slots, so this is an aligned word inside of
+        // the mapping, which lives as long as the vCPU (entries are used only while it does).
+        unsafe { AtomicU64::from_ptr(at as *mut u64) }
+    }
+
+    fn entry(self, gs: usize, linear: u64, write: bool) -> &'static AtomicU64 {
+        self.cell(gs, linear, (READ_TABLE, WRITE_TABLE), write)
+    }
+
+    fn tag(self, gs: usize, linear: u64, write: bool) -> &'static AtomicU64 {
+        self.cell(gs, linear, (READ_TAGS, WRITE_TAGS), write)
+    }
+
+    /// The tag of the slot of `page` when it belongs to no page.
+    fn no_tag(page: u64) -> u64 {
+        if (page >> 12).is_multiple_of(HASHED_SLOTS) { 0x1000 } else { 0 }
+    }
+
+    fn set(self, gs: usize, page: u64, write: bool, value: u64) {
+        self.entry(gs, page, write).store(value, Ordering::Release);
+        if self == Form::Hashed {
+            self.tag(gs, page, write).store(page.wrapping_neg(), Ordering::Release);
+        }
+    }
+
+    fn clear(self, gs: usize, page: u64, write: bool) {
+        match self {
+            Form::Flat => self.entry(gs, page, write).store(0, Ordering::Release),
+            Form::Hashed => {
+                let (order, none) = (Ordering::SeqCst, Form::no_tag(page));
+                let _ = self.tag(gs, page, write).compare_exchange(page.wrapping_neg(), none, order, order);
+            }
+        }
+    }
+
+    /// Drops the write entry of `linear` in a view if it leads to `host`.
+    pub fn protect(self, gs: usize, linear: u64, host: usize) {
+        let page = linear & !0xfff;
+        let value = entry_value(page, host);
+        let entry = self.entry(gs, page, true);
+        match self {
+            Form::Flat => {
+                let _ = entry.compare_exchange(value, 0, Ordering::SeqCst, Ordering::SeqCst);
+            }
+            Form::Hashed if entry.load(Ordering::SeqCst) == value => self.clear(gs, page, true),
+            Form::Hashed => {}
+        }
+    }
+}
+
+/// What an entry for `page` holds that leads to `host`.
+fn entry_value(page: u64, host: usize) -> u64 {
+    (host as u64).wrapping_sub(page).wrapping_add(1)
+}
+
 /// One privilege view.
 struct Space {
+    form: Form,
     /// The whole reservation.
     start: usize,
     gs: usize,
@@ -46,8 +153,8 @@ impl Log {
 
 impl Space {
     fn forget_page(&self, page: u64) {
-        Tables::entry(self.gs, page, false).store(0, Ordering::Release);
-        Tables::entry(self.gs, page, true).store(0, Ordering::Release);
+        self.form.clear(self.gs, page, false);
+        self.form.clear(self.gs, page, true);
     }
 
     /// Forgets the code of `page`, and with it other branches of the same slots.
@@ -84,14 +191,15 @@ pub struct Tables {
 }
 
 impl Tables {
-    pub fn new(unknown: usize) -> Result<Tables> {
+    pub fn new(form: Form, unknown: usize) -> Result<Tables> {
         let what = "cannot reserve address space for translation tables";
         let os = |error: rustix::io::Errno| {
             Failure::os(what, &error.into()).hint("-accel interpreter needs none; or raise RLIMIT_AS")
         };
         let fd = memfd_create("ryokan-vcpu", MemfdFlags::CLOEXEC).map_err(os)?;
         ftruncate(&fd, STATE_SIZE as u64).map_err(os)?;
-        let size = 2 * GUARD + BELOW + ABOVE;
+        let (below, above) = form.extent();
+        let size = 2 * GUARD + below + above;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         let access = ProtFlags::READ | ProtFlags::WRITE;
         let space = || -> rustix::io::Result<Space> {
@@ -99,10 +207,10 @@ impl Tables {
             // parts of this reservation, which is used by nobody yet.
             unsafe {
                 let start = mmap_anonymous(std::ptr::null_mut(), size, ProtFlags::empty(), flags)? as usize;
-                let gs = start + GUARD + BELOW;
-                mmap_anonymous((start + GUARD) as *mut _, BELOW + ABOVE, access, flags | MapFlags::FIXED)?;
+                let gs = start + GUARD + below;
+                mmap_anonymous((start + GUARD) as *mut _, below + above, access, flags | MapFlags::FIXED)?;
                 mmap(gs as *mut _, STATE_SIZE, access, MapFlags::SHARED | MapFlags::FIXED, &fd, 0)?;
-                Ok(Space { start, gs, logs: Default::default() })
+                Ok(Space { form, start, gs, logs: Default::default() })
             }
         };
         let spaces = [space().map_err(os)?, space().map_err(os)?, space().map_err(os)?];
@@ -120,6 +228,13 @@ impl Tables {
             epoch: 0,
         };
         tables.forget_code_everywhere();
+        if form == Form::Hashed {
+            for space in &tables.spaces {
+                for write in [false, true] {
+                    form.tag(space.gs, 0, write).store(Form::no_tag(0), Ordering::Release);
+                }
+            }
+        }
         Ok(tables)
     }
 
@@ -132,26 +247,14 @@ impl Tables {
         self.spaces[view as usize].gs
     }
 
-    fn entry(gs: usize, linear: u64, write: bool) -> &'static AtomicU64 {
-        let index = (linear >> 12) & (TABLE_PAGES - 1);
-        let at = if write {
-            gs as u64 - 8 - 8 * index + WRITE_TABLE as u64
-        } else {
-            gs as u64 + READ_TABLE as u64 + 8 * index
-        };
-        // SAFETY: the index is below TABLE_PAGES, so this is an aligned word inside of the
-        // mapping, which lives as long as the vCPU (entries are used only while it does).
-        unsafe { AtomicU64::from_ptr(at as *mut u64) }
-    }
-
     /// Makes the page at `linear` known.
     pub fn fill(&mut self, view: View, linear: u64, host: usize, writable: bool, global: bool) {
         let page = linear & !0xfff;
-        let value = (host as u64).wrapping_sub(page).wrapping_add(1);
+        let value = entry_value(page, host);
         let space = &mut self.spaces[view as usize];
-        Tables::entry(space.gs, page, false).store(value, Ordering::Release);
+        space.form.set(space.gs, page, false, value);
         if writable {
-            Tables::entry(space.gs, page, true).store(value, Ordering::Release);
+            space.form.set(space.gs, page, true, value);
         }
         space.logs[usize::from(global)].pages.push(page);
         self.fills += 1;
@@ -166,24 +269,16 @@ impl Tables {
         }
     }
 
-    /// Drops the write entry of `linear` in `view` if it leads to `host`.
-    pub fn protect(gs: usize, linear: u64, host: usize) {
-        let page = linear & !0xfff;
-        let value = (host as u64).wrapping_sub(page).wrapping_add(1);
-        let entry = Tables::entry(gs, page, true);
-        let _ = entry.compare_exchange(value, 0, Ordering::SeqCst, Ordering::SeqCst);
-    }
-
     /// Drops everything, or everything but global pages.
     pub fn flush(&mut self, globals_too: bool) {
         self.flushes += 1;
         self.epoch += 1;
         for space in &mut self.spaces {
-            let gs = space.gs;
+            let (form, gs) = (space.form, space.gs);
             for log in &mut space.logs[..1 + usize::from(globals_too)] {
                 for page in log.pages.drain(..) {
-                    Tables::entry(gs, page, false).store(0, Ordering::Release);
-                    Tables::entry(gs, page, true).store(0, Ordering::Release);
+                    form.clear(gs, page, false);
+                    form.clear(gs, page, true);
                 }
                 log.forget_code(gs, self.unknown);
             }

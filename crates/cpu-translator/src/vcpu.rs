@@ -1,6 +1,6 @@
 //! One vCPU: translated code where it is warm, the interpreter everywhere else.
 
-use crate::beside::{Beside, Stamp};
+use crate::beside::{BATCH, Beside, Stamp};
 use crate::cache::{Cache, Kind, NONE};
 use crate::counted::Counting;
 use crate::exits::Exits;
@@ -16,11 +16,26 @@ use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
 use cpu::{CpuState, Exit, Vcpu, VcpuConfig, Window};
 use cpu_interpreter::{Core, InterpreterVcpu, Ran, mode};
-use memory::{RamBlock, Watch};
+use memory::{RamBlock, UNWATCHED, Watch};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 const CF_TO_SF: u64 = 0xd5;
+/// Places of which is remembered what was found there.
+const PLACES: usize = 512;
+
+/// What was found at a place: good while nothing changed that it came from.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    rip: u64,
+    key: u32,
+    /// [`Tables::epoch`].
+    epoch: u64,
+    /// [`Shared::ended`] if there is a block, else [`Shared::added`].
+    stamp: u64,
+    /// The block's entry with a poll; 0: there is none.
+    host: usize,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
@@ -52,6 +67,8 @@ pub struct TranslatorVcpu {
     beside: Option<Beside>,
     /// Blocks that this vCPU made.
     made: u64,
+    /// What was found at some places a moment ago.
+    places: Box<[Place; PLACES]>,
     /// The last key of each view.
     keys: [u32; 3],
     enter: usize,
@@ -70,6 +87,8 @@ enum Fill {
     Once(u64),
     /// The access is the interpreter's.
     No,
+    /// The present block may have ended.
+    Ended,
 }
 
 /// Where a piece of translated code leads.
@@ -90,7 +109,7 @@ impl TranslatorVcpu {
             let cache = shared.cache();
             (cache.stubs, cache.area.execute)
         };
-        let tables = Tables::new(stubs.exits[reason::INDIRECT as usize])?;
+        let tables = Tables::new(shared.form, stubs.exits[reason::INDIRECT as usize])?;
         let mut state = StatePage::new(&tables);
         state.get().link = std::ptr::from_ref(link.cell()) as u64;
         state.get().host_mxcsr = 0x1f80;
@@ -111,6 +130,7 @@ impl TranslatorVcpu {
         let time = shared.clone();
         interpreter.core_mut().counter = Some(Box::new(move || time.time.read()));
         interpreter.core_mut().heat_limit = shared.warm.load(Ordering::Relaxed);
+        let form = shared.form;
         Ok(TranslatorVcpu {
             interpreter,
             generation: shared.generation.load(Ordering::SeqCst),
@@ -118,13 +138,14 @@ impl TranslatorVcpu {
             peer,
             tables,
             state,
-            builder: Builder::default(),
+            builder: Builder::new(form),
             exits: Exits::default(),
             unknown: stubs.exits[reason::INDIRECT as usize],
             area,
             revoked: 0,
             beside: None,
             made: 0,
+            places: Box::new([Place::default(); PLACES]),
             keys: [0; 3],
             enter: stubs.enter,
             thread: None,
@@ -215,7 +236,7 @@ impl TranslatorVcpu {
             }
             if let Some(key) = self.key() {
                 let rip = self.interpreter.core().rip;
-                match self.find(rip, key, warm) {
+                match self.locate(rip, key, warm) {
                     Some(host) => {
                         if let Err(exit) = self.execute(host, key) {
                             return exit;
@@ -245,16 +266,41 @@ impl TranslatorVcpu {
         Some((block.page(offset).as_ptr() as usize | (rip & 0xfff) as usize, block, offset))
     }
 
-    /// The entry (with a poll) of the block at `rip`; translated now if `warm`.
-    pub(crate) fn find(&mut self, rip: u64, key: u32, warm: bool) -> Option<usize> {
+    /// An entry (with a poll) of the block at `rip`; translated now if `warm`.
+    pub(crate) fn locate(&mut self, rip: u64, key: u32, warm: bool) -> Option<usize> {
+        self.follow_flushes();
+        self.note_key(key);
+        let found = match self.placed(rip, key) {
+            Some(found) => found,
+            None => self.branch(rip, key),
+        };
+        match found {
+            None if warm => self.make(rip, key),
+            found => found,
+        }
+    }
+
+    /// What is remembered of the place: `None`: nothing.
+    fn placed(&self, rip: u64, key: u32) -> Option<Option<usize>> {
+        let place = &self.places[(rip ^ rip >> 9) as usize % PLACES];
+        if place.rip != rip || place.key != key || place.epoch != self.tables.epoch {
+            return None;
+        }
+        let counter = if place.host == 0 { &self.shared.added } else { &self.shared.ended };
+        (place.stamp == counter.load(Ordering::SeqCst)).then_some((place.host != 0).then_some(place.host))
+    }
+
+    fn note_place(&mut self, rip: u64, key: u32, stamp: u64, host: usize) {
+        self.places[(rip ^ rip >> 9) as usize % PLACES] =
+            Place { rip, key, epoch: self.tables.epoch, stamp, host };
+    }
+
+    fn make(&mut self, rip: u64, key: u32) -> Option<usize> {
         let (host, ram, offset) = self.code_at(rip)?;
         let shared = self.shared.clone();
         let mut cache = shared.cache();
         if let Some(block) = cache.find(&(host, rip, key)) {
             return Some(cache.host(cache.blocks[block as usize].poll));
-        }
-        if !warm || cache.is_restless(host) {
-            return None;
         }
         if cache.area.room() < LARGEST {
             shared.flush(&mut cache);
@@ -272,8 +318,9 @@ impl TranslatorVcpu {
         key: u32,
     ) -> Option<u32> {
         self.made += 1;
+        self.shared.added.fetch_add(1, Ordering::SeqCst);
         ram.set_code_observer(self.shared.clone());
-        self.interpreter.core().watch_code(ram, offset);
+        let checked = self.interpreter.core().watch_code(ram, offset) & UNWATCHED != 0;
         let mut bytes = [0u8; 4096 + TAIL];
         ram.page(offset).read(0, &mut bytes[..4096]);
         let second = if (rip & 0xfff) as usize > 4096 - TAIL {
@@ -289,6 +336,7 @@ impl TranslatorVcpu {
             rip,
             key,
             exact: self.shared.exact || key & key::COUNTED != 0,
+            checked,
         };
         self.builder.build(&source, cache)
     }
@@ -298,7 +346,9 @@ impl TranslatorVcpu {
         let linear = (rip & !0xfff).wrapping_add(4096);
         let (host, ram, offset) = self.code_at(linear)?;
         ram.set_code_observer(self.shared.clone());
-        self.interpreter.core().watch_code(ram, offset);
+        if self.interpreter.core().watch_code(ram, offset) & UNWATCHED != 0 {
+            return None;
+        }
         ram.page(offset).read(0, bytes);
         Some((host, cache.pair(linear, host)))
     }
@@ -325,11 +375,21 @@ impl TranslatorVcpu {
         Next::Loop
     }
 
+    /// A block's bytes are others now: it ends.
+    fn end_stale(&mut self, place: usize) -> Next {
+        let site = self.exits.get(place).site;
+        self.store_state(site.rip);
+        self.shared.cache().invalidate(site.block);
+        self.shared.ended.fetch_add(1, Ordering::SeqCst);
+        Next::Loop
+    }
+
     /// The cache was flushed: what points into it is void.
     fn renew(&mut self, generation: u64) {
         self.generation = generation;
         self.tables.forget_code();
         self.exits.clear();
+        self.places.fill(Place::default());
     }
 
     /// Brings the interpreter's flushes to the tables. `true`: there were some.
@@ -430,7 +490,6 @@ impl TranslatorVcpu {
         if !self.counting.on {
             self.shared.time.steer(&self.interpreter.core().bus);
         }
-        self.note_key(key);
         self.load_state(true);
         self.counts.entries += 1;
         self.revoked = self.shared.revoked.load(Ordering::SeqCst);
@@ -453,6 +512,10 @@ impl TranslatorVcpu {
                         Kind::Crossing => {
                             self.give_back(self.exits.get(place).site.left);
                             self.check_crossing(place, alive)
+                        }
+                        Kind::Stale => {
+                            self.give_back(self.exits.get(place).site.left);
+                            self.end_stale(place)
                         }
                         _ => self.interpret_at(place, alive, key)?,
                     }
@@ -503,7 +566,8 @@ impl TranslatorVcpu {
         let address = self.state.get().s0;
         let view = self.interpreter.core().view as usize;
         let known = if write && site.once != 0 && self.shared.is_alone() {
-            self.beside.as_ref().and_then(|beside| beside.entry(view, address, self.stamp()))
+            let stamp = self.stamp();
+            self.beside.as_mut().and_then(|beside| beside.entry(view, address, stamp))
         } else {
             None
         };
@@ -520,8 +584,8 @@ impl TranslatorVcpu {
             self.counting.owed = site.left;
             return Ok(Next::Host(self.host(site.once)));
         }
-        if filled == Fill::Done {
-            if self.is_revoked() {
+        if matches!(filled, Fill::Done | Fill::Ended) {
+            if !alive || filled == Fill::Ended || self.is_revoked() {
                 self.leave_at(&site);
                 self.store_state(site.rip);
                 return Ok(Next::Loop);
@@ -606,7 +670,7 @@ impl TranslatorVcpu {
         if may_write {
             std::sync::atomic::fence(Ordering::SeqCst);
             if !ram.watch(offset).is_empty() {
-                Tables::protect(gs, linear, host);
+                self.shared.form.protect(gs, linear, host);
                 return if table { Fill::No } else { Fill::Done };
             }
         }
@@ -615,13 +679,22 @@ impl TranslatorVcpu {
 
     /// A store to a page with code: whether it can be made beside the code.
     fn once(&mut self, linear: u64, host: usize, ram: RamBlock, offset: u64) -> Fill {
-        let granules = self.shared.cache().granules(host);
+        let mut cache = self.shared.cache();
+        let granules = cache.granules(host);
+        if granules != 0 && granules >> ((linear & 0xfff) / 64) & 1 == 0 {
+            cache.wrote_beside(host, BATCH / 4);
+            if cache.is_restless(host) {
+                self.shared.leave_unwatched(&mut cache, ram, offset & !0xfff);
+                return Fill::Ended;
+            }
+        }
+        drop(cache);
         // Without code on the page its watch is better dropped, by a store that is noted.
         if !self.shared.is_alone() || granules == 0 {
             return Fill::No;
         }
         let (view, stamp) = (self.interpreter.core().view as usize, self.stamp());
-        let beside = Beside::new(view, linear, ram, offset, granules, stamp);
+        let mut beside = Beside::new(view, linear, ram, offset, granules, stamp);
         let entry = beside.entry(view, linear, stamp);
         self.beside = Some(beside);
         entry.map_or(Fill::No, Fill::Once)
@@ -760,7 +833,8 @@ impl TranslatorVcpu {
         self.counting.owed = 0;
         let target = self.state.get().s0;
         *rip = target;
-        match self.branch(target, key) {
+        let absent = self.placed(target, key) == Some(None);
+        match if absent { None } else { self.branch(target, key) } {
             Some(host) => Next::Host(host),
             None => {
                 self.store_state(target);
@@ -769,12 +843,18 @@ impl TranslatorVcpu {
         }
     }
 
-    /// Notes where indirect branches to `target` go; returns the block's entry.
+    /// The entry of the block at `target`. Notes where indirect branches there go.
     fn branch(&mut self, target: u64, key: u32) -> Option<usize> {
+        let (added, ended) =
+            (self.shared.added.load(Ordering::SeqCst), self.shared.ended.load(Ordering::SeqCst));
         let (host, _, _) = self.code_at(target)?;
         let global = self.note_mapping(target);
         let mut cache = self.shared.cache();
-        let block = cache.find(&(host, target, key))?;
+        let Some(block) = cache.find(&(host, target, key)) else {
+            drop(cache);
+            self.note_place(target, key, added, 0);
+            return None;
+        };
         let b = &cache.blocks[block as usize];
         let (indirect, poll) = (cache.host(b.indirect), cache.host(b.poll));
         // Under the lock: an invalidation that follows finds the entry.
@@ -784,6 +864,7 @@ impl TranslatorVcpu {
         drop(cache);
         self.tables.set_code(view, target, pair, global);
         self.revoked = self.shared.revoked.load(Ordering::SeqCst);
+        self.note_place(target, key, ended, poll);
         Some(poll)
     }
 

@@ -3,7 +3,7 @@
 
 use cpu::Engine;
 use cpu_interpreter::Interpreter;
-use cpu_translator::{Options, Translator};
+use cpu_translator::{Form, Options, Translator};
 use judge::{Case, Family, Generator, Report, Subject, judge};
 
 fn number(name: &str, default: u64) -> u64 {
@@ -38,6 +38,12 @@ fn translator() -> Entry {
 /// With flags only where they are needed, as guests run.
 fn lazy_translator() -> Entry {
     let options = Options { warm: 1, ..Options::default() };
+    Entry { engine: Box::new(Translator::with(options).unwrap()), times: 3, exact_flags: false }
+}
+
+/// As where the host does not allow flat tables.
+fn hashed_translator() -> Entry {
+    let options = Options { warm: 1, tables: Some(Form::Hashed), ..Options::default() };
     Entry { engine: Box::new(Translator::with(options).unwrap()), times: 3, exact_flags: false }
 }
 
@@ -120,4 +126,4 @@ macro_rules! judged {
     };
 }
 
-judged!(interpreter, translator, lazy_translator);
+judged!(interpreter, translator, lazy_translator, hashed_translator);

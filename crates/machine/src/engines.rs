@@ -43,12 +43,22 @@ fn software_options(accel: &Accel) -> Result<cpu_translator::Options> {
         match key.as_str() {
             "tb-size" if translates => options.cache_size = cache_size(value)?,
             "perfmap" if translates => options.perf_map = matches!(value, "on" | "yes" | "true" | "y"),
+            "tables" if translates => options.tables = Some(tables(value)?),
             "thread" | "split-wx" if translates => {}
             "kernel-irqchip" if accel.name == "kvm" => {}
             _ => bail!("Property '{}-accel.{key}' not found", accel.name),
         }
     }
     Ok(options)
+}
+
+/// How linear pages are looked up: `tables`.
+fn tables(value: &str) -> Result<cpu_translator::Form> {
+    match value {
+        "flat" => Ok(cpu_translator::Form::Flat),
+        "hashed" => Ok(cpu_translator::Form::Hashed),
+        _ => bail!("Parameter 'tables' expects 'flat' or 'hashed'"),
+    }
 }
 
 /// `tb-size` in MiB; 0 stands for the default.

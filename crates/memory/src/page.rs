@@ -160,6 +160,19 @@ impl HostPage {
         unsafe { std::ptr::copy(self.0.as_ptr().add(offset), to.as_mut_ptr(), to.len()) }
     }
 
+    /// Whether the bytes from `offset` (within the page) are these.
+    #[inline]
+    pub fn holds(self, offset: usize, bytes: &[u8]) -> bool {
+        assert!(offset <= 4096 && bytes.len() <= 4096 - offset);
+        let (words, rest) = bytes.as_chunks::<8>();
+        let tail = offset + 8 * words.len();
+        words
+            .iter()
+            .enumerate()
+            .all(|(n, word)| self.load::<u64>(offset + 8 * n) == u64::from_le_bytes(*word))
+            && rest.iter().enumerate().all(|(n, &byte)| self.load::<u8>(tail + n) == byte)
+    }
+
     /// Copies `from` to `offset` (within the page).
     #[inline]
     pub fn write(self, offset: usize, from: &[u8]) {

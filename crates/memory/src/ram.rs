@@ -20,6 +20,10 @@ bitflags! {
     }
 }
 
+/// Bit of a page's code version: writes to the page are not heard of. Who keeps code that was
+/// decoded from it compares its bytes before each use. (Versions count by two.)
+pub const UNWATCHED: u32 = 1;
+
 /// An engine that keeps translated code hears here of writes to watched code pages.
 pub trait CodeObserver: Send + Sync {
     /// Page `offset` is about to be watched: on return no vCPU writes to it unseen.
@@ -208,7 +212,8 @@ impl RamBlock {
         }
     }
 
-    /// Counts writes to a page since it first held decoded code; see [`Watch::CODE`].
+    /// Counts writes to a page since it first held decoded code; see [`Watch::CODE`] and
+    /// [`UNWATCHED`].
     #[inline(always)]
     pub fn code_version(self, offset: u64) -> u32 {
         self.0.code_version[(offset / PAGE_SIZE) as usize].load(Ordering::Acquire)
@@ -248,7 +253,7 @@ impl RamBlock {
             if let Some(observer) = self.0.observer.get() {
                 observer.written(self, offset, len);
             }
-            self.0.code_version[page].fetch_add(1, Ordering::SeqCst);
+            self.0.code_version[page].fetch_add(2, Ordering::SeqCst);
         }
         if seen.contains(Watch::MIGRATION) {
             self.0.dirty_migration[page / 64].fetch_or(bit, Ordering::AcqRel);
@@ -256,6 +261,12 @@ impl RamBlock {
         if seen.contains(Watch::DISPLAY) {
             self.0.dirty_display[page / 64].fetch_or(bit, Ordering::AcqRel);
         }
+    }
+
+    /// From now on the page that holds `offset` is [`UNWATCHED`]. A watch that it has stays
+    /// until it is dropped.
+    pub fn leave_unwatched(self, offset: u64) {
+        self.0.code_version[(offset / PAGE_SIZE) as usize].fetch_or(UNWATCHED, Ordering::SeqCst);
     }
 
     /// Drops the CODE watch of a page (an engine has dropped all code decoded from it).

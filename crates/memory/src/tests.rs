@@ -54,7 +54,7 @@ fn watches_hear_of_writes_once_and_code_counts_each() {
     ram.set_watch(0x1000, Watch::MIGRATION | Watch::CODE);
     ram.write(0x0fff, &[1, 2]);
     ram.write(0x1000, &[1]);
-    assert_eq!(ram.code_version(0x1234), 2);
+    assert_eq!(ram.code_version(0x1234), 4);
     assert_eq!(ram.take_dirty(Watch::MIGRATION, 0), 0b10);
     assert_eq!(ram.take_dirty(Watch::MIGRATION, 0), 0);
     assert_eq!(ram.watch(0x1000), Watch::CODE);

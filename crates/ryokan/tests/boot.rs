@@ -47,6 +47,19 @@ fn cloud_kernel_with_four_cpus() {
     boots_cleanly(CLOUD, &["-m", "512", "-cpu", "max", "-smp", "4", "-accel", "translator"], "4");
 }
 
+/// RLIMIT_AS forbids tables that span every address.
+#[test]
+fn little_address_space_gets_hashed_tables() {
+    let own = std::process::id().to_string();
+    let limited =
+        std::process::Command::new("prlimit").args(["--pid", &own, "--as=3000000000"]).status().unwrap();
+    assert!(limited.success());
+    let mut linux = Linux::boot(CLOUD, &["-m", "256", "-cpu", "max", "-smp", "2"]).unwrap();
+    assert!(linux.vm.qmp.hmp("info jit").unwrap().contains("hashed tables"));
+    assert_eq!(linux.complaints().unwrap(), Vec::<String>::new());
+    linux.power_off().unwrap();
+}
+
 #[test]
 fn distribution_kernel_on_pc() {
     boots_cleanly("linux-image-amd64", &["-m", "512", "-cpu", "max"], "1");

@@ -6,6 +6,7 @@ use super::{Builder, Cold, Source};
 use crate::asm::{Address, Label, RCX, T0, T1};
 use crate::cache::Kind;
 use crate::layout::*;
+use crate::tables::Form;
 use iced_x86::{Instruction, Register};
 
 /// Which address of a step is meant.
@@ -131,6 +132,7 @@ impl Builder {
         self.t1 = None;
         let retry = self.here();
         if place == Where::Operand
+            && self.form == Form::Flat
             && let Some(address) = constant_address(source, i)
             && (address & 0xfff) + u64::from(size) <= 4096
             && (align <= 1 || address.is_multiple_of(u64::from(align)))
@@ -313,6 +315,16 @@ impl Builder {
 
     /// T1 = the table entry of T0's page; goes to `miss` if there is none.
     fn index(&mut self, write: bool, miss: Label, free: bool) {
+        if self.form == Form::Hashed {
+            // Whose slot it is: the sum is an offset in a page if it is this page's.
+            self.slot_index(write);
+            self.code.load_entry(T1, if write { WRITE_TAGS } else { READ_TAGS });
+            self.code.lea_sum(T1, T0, T1, 0);
+            self.code.pext(T1, T1, MASK_INDEX);
+            self.zero_test(T1, miss);
+            self.slot_index(write);
+            return self.entry(write, miss, free);
+        }
         if free {
             self.code.pext(T1, T0, MASK_INDEX);
         } else {
@@ -324,6 +336,13 @@ impl Builder {
             self.code.not(T1);
         }
         self.entry(write, miss, free);
+    }
+
+    fn slot_index(&mut self, write: bool) {
+        self.code.pext(T1, T0, MASK_SLOT);
+        if write {
+            self.code.not(T1);
+        }
     }
 
     /// T1 = the entry that T1 is the index of; goes to `miss` if there is none.

@@ -48,6 +48,9 @@ impl Builder {
             self.count_down(site);
         }
         self.check_second(source, live);
+        if source.checked {
+            self.check_bytes(source, live);
+        }
         self.cold.push(Cold::Away { label: other });
         self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
         (poll, body)

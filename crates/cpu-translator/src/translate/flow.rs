@@ -55,6 +55,48 @@ impl Builder {
         self.cold.push(Cold::Leave { label: away, site, reason: reason::SLOW, restore: false });
     }
 
+    /// At the head of a block of an unwatched page: leaves unless its bytes are the same still.
+    /// Flags that are live are saved.
+    fn compare(&mut self, source: &Source, from: usize, to: usize, other: Label) {
+        let mut at = from;
+        while at < to {
+            let left = to - at;
+            if left >= 8 {
+                let word = source.bytes[at..at + 8].try_into().unwrap_or_default();
+                self.code.constant(T1, u64::from_le_bytes(word));
+                self.code.op_at(true, 0x3b, T1, &Address::at(T0, at as i32));
+                at += 8;
+            } else {
+                self.code.cmp8_at(T0, at as i32, source.bytes[at]);
+                at += 1;
+            }
+            self.code.jcc(5, other);
+        }
+    }
+
+    pub(super) fn check_bytes(&mut self, source: &Source, live: bool) {
+        let site = self.site(Kind::Stale);
+        let other = self.code.label();
+        if live {
+            self.spare_flags();
+        }
+        let mut ranges: Vec<(usize, usize)> = self
+            .steps
+            .iter()
+            .map(|s| (usize::from(s.at), (usize::from(s.at) + s.i.len()).min(4096)))
+            .collect();
+        ranges.sort_unstable();
+        self.code.constant(T0, source.host as u64);
+        let mut rest = ranges.into_iter().peekable();
+        while let Some((from, mut to)) = rest.next() {
+            while let Some((_, end)) = rest.next_if(|next| next.0 <= to) {
+                to = to.max(end);
+            }
+            self.compare(source, from, to, other);
+        }
+        self.cold.push(Cold::Leave { label: other, site, reason: reason::SLOW, restore: live });
+    }
+
     /// Jumps to `target` for good.
     pub(super) fn link(&mut self, source: &Source, target: u64, live: bool) {
         self.align_patch(1);

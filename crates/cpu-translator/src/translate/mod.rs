@@ -23,6 +23,7 @@ mod x87;
 
 use crate::asm::{Code, Label};
 use crate::cache::{Block, Cache, Kind, NONE, Site};
+use crate::tables::Form;
 use cpu_interpreter::Core;
 use iced_x86::{Instruction, InstructionInfoFactory};
 
@@ -68,6 +69,8 @@ pub struct Source<'a> {
     pub key: u32,
     /// Flags are correct at every way out, even where nobody can see them.
     pub exact: bool,
+    /// The page is unwatched: the block compares its bytes, and ends with its first store.
+    pub checked: bool,
 }
 
 /// One instruction of a trace.
@@ -131,10 +134,12 @@ pub struct Builder {
     x87_ready: bool,
     /// [`key::COUNTED`].
     counted: bool,
+    form: Form,
 }
 
-impl Default for Builder {
-    fn default() -> Self {
+impl Builder {
+    /// For tables of this form.
+    pub fn new(form: Form) -> Builder {
         Builder {
             code: Code::new(),
             info: InstructionInfoFactory::new(),
@@ -153,6 +158,7 @@ impl Default for Builder {
             k: 0,
             x87_ready: false,
             counted: false,
+            form,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Which instructions make a block, and where their flags are seen.
 
 use super::{Builder, Class, Source, Step, classify, flags};
+use cpu_interpreter::may_store;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
 /// Most instructions of a block.
@@ -84,6 +85,8 @@ impl Builder {
                 | Class::Enter => {
                     break;
                 }
+                Class::Interpret if source.checked => break,
+                _ if source.checked && may_store(&i) => break,
                 _ => {}
             }
         }
