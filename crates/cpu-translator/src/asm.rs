@@ -99,6 +99,13 @@ impl Code {
         self.imm32(0);
     }
 
+    /// `lea reg, [label]`.
+    pub fn lea_label(&mut self, reg: u8, label: Label) {
+        self.rex(true, reg, 0, 0);
+        self.raw(&[0x8d, 0x05 | (reg & 7) << 3]);
+        self.rel32(label);
+    }
+
     /// `cc` as in the opcode (4: equal, 5: not equal, 7: above, 8: sign).
     pub fn jcc(&mut self, cc: u8, label: Label) {
         self.raw(&[0x0f, 0x80 | cc]);

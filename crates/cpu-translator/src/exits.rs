@@ -2,6 +2,7 @@
 //! ask the shared cache again.
 
 use crate::cache::Site;
+use crate::ports::Port;
 use crate::shared::Shared;
 use cpu_interpreter::{Core, Single};
 use std::sync::atomic::Ordering;
@@ -11,6 +12,8 @@ pub struct Known {
     pub site: Site,
     /// The instruction, once it has been left to the interpreter.
     pub single: Option<Single>,
+    /// Likewise, if it is IN or OUT.
+    pub port: Option<Port>,
     /// [`Shared::ended`] when the block was last seen alive.
     ended: u64,
 }
@@ -50,7 +53,7 @@ impl Exits {
         let cache = shared.cache();
         let site = cache.sites[index];
         let alive = cache.blocks[site.block as usize].alive;
-        self.known.push(Known { site, single: None, ended: if alive { ended } else { u64::MAX } });
+        self.known.push(Known { site, single: None, port: None, ended: if alive { ended } else { u64::MAX } });
         self.places[index] = self.known.len() as u32;
         (self.known.len() - 1, alive)
     }
@@ -73,6 +76,7 @@ impl Exits {
         let mut decoder =
             iced_x86::Decoder::with_ip(core.code_bits(), bytes, site.rip, iced_x86::DecoderOptions::NONE);
         let instruction = decoder.decode();
+        known.port = Port::of(&instruction);
         known.single = Some(Single::new(core, &instruction, bytes));
         true
     }

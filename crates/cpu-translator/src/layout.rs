@@ -90,8 +90,26 @@ pub struct System {
     pub counter_id: u64,
     pub stub_syscall: u64,
     pub stub_sysret: u64,
+    /// What CPUID gave lately, by the low bits of EAX xor ECX.
+    pub identities: [Identity; IDENTITIES],
+    /// What those depend on: CR4, XCR0, IA32_XSS, IA32_APIC_BASE.
+    pub identified: [u64; 4],
     pub exits: [u64; reason::COUNT],
 }
+
+/// Answer of CPUID.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Identity {
+    /// EAX and (above) ECX; a value that is neither: none.
+    pub asked: u64,
+    /// EAX, EBX, ECX, EDX.
+    pub answer: [u32; 4],
+    pub spare: u64,
+}
+
+/// Answers of CPUID that are kept.
+pub const IDENTITIES: usize = 8;
 
 pub const GPR: i32 = offset_of!(State, gpr) as i32;
 pub const S1: i32 = offset_of!(State, s1) as i32;
@@ -157,6 +175,7 @@ pub const COUNTER_OFFSET: i32 = system(offset_of!(System, counter_offset));
 pub const COUNTER_ID: i32 = system(offset_of!(System, counter_id));
 pub const STUB_SYSCALL: i32 = system(offset_of!(System, stub_syscall));
 pub const STUB_SYSRET: i32 = system(offset_of!(System, stub_sysret));
+pub const IDENTITIES_AT: i32 = system(offset_of!(System, identities));
 pub const EXITS: i32 = system(offset_of!(System, exits));
 
 /// Bytes of the shared state page.

@@ -13,6 +13,7 @@ mod cache;
 mod counted;
 mod exits;
 mod layout;
+mod ports;
 mod shared;
 mod signals;
 mod stubs;

@@ -1,6 +1,6 @@
 //! System state between the interpreter's core and the state page.
 
-use crate::layout::State;
+use crate::layout::{IDENTITIES, Identity, State, System};
 use crate::system_stubs;
 use crate::tables::Tables;
 use cpu::paging::{CR4_SMAP, CR4_TSD, EFER_SCE};
@@ -22,6 +22,7 @@ pub fn prepare(state: &mut State, exits: &[usize], counter: u64) {
         *to = *from as u64;
     }
     state.system.counter = counter;
+    forget_identities(&mut state.system);
 }
 
 /// The core's state to the page.
@@ -42,8 +43,13 @@ pub fn load(state: &mut State, core: &Core) {
 pub fn load_registers(state: &mut State, core: &Core, tables: &Tables) {
     let s = &mut state.system;
     let inner = if core.st.cr4 & CR4_SMAP != 0 { View::SupervisorAc } else { View::Supervisor };
-    let views = [View::User, View::Supervisor, inner];
-    s.views = views.map(|view| tables.gs(view) as u64);
+    let gs = |view| tables.gs(view) as u64;
+    s.views = [gs(View::User), gs(View::Supervisor), gs(inner)];
+    let identified = [core.st.cr4, core.st.xcr0, core.st.msr.xss, core.bus.apic.base_msr()];
+    if s.identified != identified {
+        s.identified = identified;
+        forget_identities(s);
+    }
     s.lstar = core.st.msr.lstar;
     let (inner, outer) = ((core.st.msr.star >> 32) as u16 & 0xfffc, (core.st.msr.star >> 48) as u16);
     s.inner_selectors = [inner, inner.wrapping_add(8)].map(u32::from);
@@ -55,6 +61,25 @@ pub fn load_registers(state: &mut State, core: &Core, tables: &Tables) {
     let slow = s.exits[crate::layout::reason::SLOW as usize];
     s.stub_syscall = if enabled { system_stubs::syscall() } else { slow };
     s.stub_sysret = if enabled { system_stubs::sysret() } else { slow };
+}
+
+fn forget_identities(s: &mut System) {
+    for (n, identity) in s.identities.iter_mut().enumerate() {
+        // Of another slot.
+        identity.asked = n as u64 ^ 1;
+    }
+}
+
+/// What is asked of CPUID now.
+pub fn asks(core: &Core) -> u64 {
+    core.r[0] & 0xffff_ffff | core.r[1] << 32
+}
+
+/// Notes what CPUID answered.
+pub fn identify(state: &mut State, core: &Core, asked: u64) {
+    let slot = (asked ^ asked >> 32) as usize % IDENTITIES;
+    let answer = [0, 3, 1, 2].map(|n: usize| core.r[n] as u32);
+    state.system.identities[slot] = Identity { asked, answer, spare: 0 };
 }
 
 /// The page's state to the core. `true`: the ring was changed.

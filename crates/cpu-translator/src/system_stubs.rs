@@ -7,6 +7,7 @@ use std::arch::global_asm;
 unsafe extern "C" {
     fn ryokan_translator_syscall();
     fn ryokan_translator_sysret();
+    fn ryokan_translator_cpuid();
 }
 
 pub fn syscall() -> u64 {
@@ -15,6 +16,10 @@ pub fn syscall() -> u64 {
 
 pub fn sysret() -> u64 {
     ryokan_translator_sysret as *const () as u64
+}
+
+pub fn cpuid() -> u64 {
+    ryokan_translator_cpuid as *const () as u64
 }
 
 /// RFLAGS bits that the state page keeps in `System::flags`.
@@ -160,5 +165,45 @@ global_asm!(
     view = const VIEWS_AT,
     away = const FLAGS_AWAY,
     indirect = const INDIRECT,
+    slow = const EXITS + 8 * reason::SLOW as i32,
+);
+
+// R10: where the block goes on.
+global_asm!(
+    ".p2align 6",
+    ".globl ryokan_translator_cpuid",
+    "ryokan_translator_cpuid:",
+    "mov gs:[{rax_saved}], rax",
+    "lahf",
+    "seto al",
+    "mov gs:[{spare}], rax",
+    "mov eax, gs:[{rax_saved}]",
+    "mov r11d, ecx",
+    "shl r11, 32",
+    "or r11, rax",
+    "xor eax, ecx",
+    "and eax, {last}",
+    "shl eax, 5",
+    "cmp r11, gs:[rax + {identities}]",
+    "jne 2f",
+    "mov r11d, gs:[rax + {identities} + 8]",
+    "mov ebx, gs:[rax + {identities} + 12]",
+    "mov ecx, gs:[rax + {identities} + 16]",
+    "mov edx, gs:[rax + {identities} + 20]",
+    "mov eax, gs:[{spare}]",
+    "add al, 0x7f",
+    "sahf",
+    "mov eax, r11d",
+    "jmp r10",
+    "2:",
+    "mov eax, gs:[{spare}]",
+    "add al, 0x7f",
+    "sahf",
+    "mov rax, gs:[{rax_saved}]",
+    "jmp qword ptr gs:[{slow}]",
+    rax_saved = const RAX_SAVED,
+    spare = const SPARE,
+    identities = const IDENTITIES_AT,
+    last = const IDENTITIES - 1,
     slow = const EXITS + 8 * reason::SLOW as i32,
 );

@@ -16,6 +16,7 @@ use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
 use cpu::{CpuState, Exit, Vcpu, VcpuConfig, Window};
 use cpu_interpreter::{Core, InterpreterVcpu, Ran, mode};
+use iced_x86::Mnemonic;
 use memory::{RamBlock, UNWATCHED, Watch};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -52,12 +53,12 @@ pub struct Counts {
 
 pub struct TranslatorVcpu {
     pub(crate) interpreter: InterpreterVcpu,
-    shared: Arc<Shared>,
+    pub(crate) shared: Arc<Shared>,
     peer: Arc<Peer>,
     tables: Tables,
     pub(crate) state: StatePage,
     builder: Builder,
-    exits: Exits,
+    pub(crate) exits: Exits,
     /// Where branches go whose target is not known, and the start of translated code.
     unknown: usize,
     area: usize,
@@ -92,7 +93,7 @@ enum Fill {
 }
 
 /// Where a piece of translated code leads.
-enum Next {
+pub(crate) enum Next {
     /// On at this host address.
     Host(usize),
     /// Likewise, in a block of another key (at the interpreter's `rip`).
@@ -435,7 +436,7 @@ impl TranslatorVcpu {
     }
 
     /// The state page to the interpreter's state.
-    fn store_state(&mut self, rip: u64) {
+    pub(crate) fn store_state(&mut self, rip: u64) {
         let core = self.interpreter.core_mut();
         let state = self.state.get();
         core.r[..16].copy_from_slice(&state.gpr);
@@ -606,12 +607,12 @@ impl TranslatorVcpu {
         self.interpret_at(place, alive, key)
     }
 
-    fn host(&self, offset: u32) -> usize {
+    pub(crate) fn host(&self, offset: u32) -> usize {
         self.area + offset as usize
     }
 
     /// Whether look-ups that the present block made may be void. (Then it is entered anew.)
-    fn is_revoked(&self) -> bool {
+    pub(crate) fn is_revoked(&self) -> bool {
         self.shared.revoked.load(Ordering::SeqCst) != self.revoked
     }
 
@@ -706,6 +707,9 @@ impl TranslatorVcpu {
 
     /// The instruction of a site is executed by the interpreter.
     fn interpret_at(&mut self, place: usize, alive: bool, key: u32) -> Result<Next, Exit> {
+        if let Some(next) = self.port(place, alive) {
+            return Ok(next);
+        }
         let left = self.exits.get(place).site.left;
         let before = self.interpreter.core().retired;
         let next = self.interpret_site(place, alive, key);
@@ -725,7 +729,14 @@ impl TranslatorVcpu {
         }
         let Some(single) = &self.exits.get(place).single else { return Ok(Next::Loop) };
         let ended = self.shared.ended.load(Ordering::SeqCst);
+        let asked = (single.instruction().mnemonic() == Mnemonic::Cpuid)
+            .then(|| system::asks(self.interpreter.core()));
         let ran = self.interpreter.run_single(single)?;
+        if let Some(asked) = asked
+            && ran == Ran::Next
+        {
+            system::identify(self.state.get(), self.interpreter.core(), asked);
+        }
         if self.interpreter.must_look_up() {
             return Ok(Next::Loop);
         }

@@ -24,6 +24,7 @@ pub fn classify(source: &Source, i: &Instruction) -> Option<Class> {
     let inner = source.key & key::SUPERVISOR != 0;
     let inline = match i.mnemonic() {
         Rdtsc | Rdtscp => source.key & key::COUNTER != 0,
+        Cpuid => true,
         Pushfq => i.code() == Op::Pushfq,
         Cld | Std => true,
         Mov => reads_selector(i),
@@ -58,6 +59,7 @@ impl Builder {
         self.x87_ready = false;
         match i.mnemonic() {
             Rdtsc | Rdtscp => self.counter(i.mnemonic() == Rdtscp),
+            Cpuid => self.identify(),
             Pushfq => self.push_flags(source, i),
             Cld | Std => {
                 self.spare_flags();
@@ -122,6 +124,19 @@ impl Builder {
         if with_id {
             code.load32(RCX, COUNTER_ID);
         }
+    }
+
+    /// CPUID: the interpreter answers what was not asked lately.
+    fn identify(&mut self) {
+        self.want_flags(true);
+        let site = self.leave_site();
+        self.code.store_imm32(SITE, site);
+        let after = self.code.label();
+        self.code.lea_label(T0, after);
+        self.code.constant(T1, crate::system_stubs::cpuid());
+        self.code.raw(&[0x41, 0xff, 0xe3]); // jmp r11
+        self.code.bind(after);
+        self.goes_on(site);
     }
 
     /// MOV of CS or SS to a register.
