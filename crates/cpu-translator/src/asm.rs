@@ -375,6 +375,12 @@ impl Code {
         self.imm32(disp);
     }
 
+    /// `mov qword gs:[disp], value`, sign-extended.
+    pub fn store_imm64(&mut self, disp: i32, value: i32) {
+        self.gs_operand(true, &[0xc7], 0, disp);
+        self.imm32(value);
+    }
+
     /// `mov byte gs:[disp], value`.
     pub fn store_imm8(&mut self, disp: i32, value: u8) {
         self.gs_operand(false, &[0xc6], 0, disp);

@@ -22,6 +22,10 @@ pub enum Kind {
     Plain { patch: u32 },
     /// The interpreter executes the instruction.
     Interpret,
+    /// Likewise; the block goes on only if the x87 state is in the host's registers then.
+    X87,
+    /// An indirect branch, and what it did to RSP (the branch may turn out to fault).
+    Indirect { moved: i32 },
     /// A direct branch to `target`.
     ///
     /// `patch` is the rel32 of the jump; `id` (if the target lies in another page) the word

@@ -53,7 +53,12 @@ impl Exits {
         let cache = shared.cache();
         let site = cache.sites[index];
         let alive = cache.blocks[site.block as usize].alive;
-        self.known.push(Known { site, single: None, port: None, ended: if alive { ended } else { u64::MAX } });
+        self.known.push(Known {
+            site,
+            single: None,
+            port: None,
+            ended: if alive { ended } else { u64::MAX },
+        });
         self.places[index] = self.known.len() as u32;
         (self.known.len() - 1, alive)
     }

@@ -49,8 +49,12 @@ pub struct State {
     pub fip: u64,
     pub fdp: u64,
     pub fop: u64,
-    /// At an indirect branch: the flags are in `saved_flags`, not the host's.
-    pub flags_away: u64,
+    /// At an indirect branch: its site, with the top bit if the flags are in `saved_flags`, not
+    /// the host's; and whether they are, as zero or not.
+    pub branch: u32,
+    pub flags_away: u32,
+    /// What an indirect CALL wrote its return address over.
+    pub overwritten: u64,
     /// Constants for PEXT; see [`MASK`].
     pub masks: [u64; 10],
     /// Look-ups that several accesses of a block share.
@@ -133,6 +137,8 @@ pub const BUDGET: i32 = offset_of!(State, budget) as i32;
 pub const FIP: i32 = offset_of!(State, fip) as i32;
 pub const FDP: i32 = offset_of!(State, fdp) as i32;
 pub const FOP: i32 = offset_of!(State, fop) as i32;
+pub const BRANCH: i32 = offset_of!(State, branch) as i32;
+pub const OVERWRITTEN: i32 = offset_of!(State, overwritten) as i32;
 pub const FLAGS_AWAY: i32 = offset_of!(State, flags_away) as i32;
 pub const MASKS: i32 = offset_of!(State, masks) as i32;
 pub const T1_SAVED: i32 = offset_of!(State, t1_saved) as i32;

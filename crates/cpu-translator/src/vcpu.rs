@@ -18,6 +18,7 @@ use cpu::{CpuState, Exit, Vcpu, VcpuConfig, Window};
 use cpu_interpreter::{Core, InterpreterVcpu, Ran, mode};
 use iced_x86::Mnemonic;
 use memory::{RamBlock, UNWATCHED, Watch};
+use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -338,6 +339,7 @@ impl TranslatorVcpu {
             key,
             exact: self.shared.exact || key & key::COUNTED != 0,
             checked,
+            ahead: Cell::new((u16::MAX, 0)),
         };
         self.builder.build(&source, cache)
     }
@@ -522,7 +524,7 @@ impl TranslatorVcpu {
                     }
                 }
                 reason::LINK => self.linked(&mut rip, key),
-                reason::INDIRECT => self.branched(&mut rip, key),
+                reason::INDIRECT => self.branched(&mut rip, key)?,
                 reason::FAULT => self.faulted(&mut rip)?,
                 reason::BUDGET => {
                     self.counts.budgets += 1;
@@ -756,6 +758,9 @@ impl TranslatorVcpu {
             return Ok(self.go_on());
         }
         self.load_state(ran == Ran::End);
+        if site.kind == Kind::X87 && self.state.get().x87 == 0 {
+            return Ok(Next::Loop);
+        }
         Ok(Next::Host(self.host(site.next)))
     }
 
@@ -839,19 +844,42 @@ impl TranslatorVcpu {
         global
     }
 
-    fn branched(&mut self, rip: &mut u64, key: u32) -> Next {
+    fn branched(&mut self, rip: &mut u64, key: u32) -> Result<Next, Exit> {
         self.counts.indirect += 1;
         self.counting.owed = 0;
         let target = self.state.get().s0;
+        if !Core::canonical(target) {
+            return self.undo_branch(rip, key);
+        }
         *rip = target;
         let absent = self.placed(target, key) == Some(None);
         match if absent { None } else { self.branch(target, key) } {
-            Some(host) => Next::Host(host),
+            Some(host) => Ok(Next::Host(host)),
             None => {
                 self.store_state(target);
-                Next::Loop
+                Ok(Next::Loop)
             }
         }
+    }
+
+    /// The target of an indirect branch is no address: as if it had not begun, the interpreter
+    /// executes it.
+    fn undo_branch(&mut self, rip: &mut u64, key: u32) -> Result<Next, Exit> {
+        let number = self.state.get().branch & !(1 << 31);
+        let (place, alive) = self.exits.place(number, &self.shared);
+        let site = self.exits.get(place).site;
+        let Kind::Indirect { moved } = site.kind else {
+            return Err(Exit::Broken(format!("a branch from nowhere to {:#x}", self.state.get().s0)));
+        };
+        *rip = site.rip;
+        let state = self.state.get();
+        let stack = state.gpr[4];
+        state.gpr[4] = stack.wrapping_sub(i64::from(moved) as u64);
+        if moved < 0 {
+            let before = state.overwritten;
+            let _ = self.interpreter.core_mut().write(stack, 8, before);
+        }
+        self.interpret_at(place, alive, key)
     }
 
     /// The entry of the block at `target`. Notes where indirect branches there go.

@@ -223,7 +223,7 @@ impl Core {
         let s = &self.sc[usize::from(segment & 7)];
         let high = s.high.min(mask(work.width));
         if self.st.rflags & DF != 0 {
-            at.saturating_sub(s.low) / size + 1
+            (at.saturating_sub(s.low) / size).saturating_add(1)
         } else {
             (high.saturating_sub(at) / size).max(1)
         }

@@ -2,7 +2,8 @@
 
 use super::access::{Where, slot};
 use super::class::alignment;
-use super::{Builder, Class, Cold, FlagsAt, Source};
+use super::groups::Member;
+use super::{Builder, Class, Cold, Source};
 use crate::asm::*;
 use crate::cache::{Cache, Kind};
 use crate::layout::*;
@@ -12,25 +13,20 @@ impl Builder {
     /// The three entries. Returns the offsets of the later two.
     pub(super) fn head(&mut self, source: &Source) -> (u32, u32) {
         self.k = 0;
-        let live = self.steps[0].live_before != 0;
+        // Those of other code, if the bytes are others now.
+        let live = source.checked || self.steps[0].live_before != 0;
         let other = self.code.label();
+        // Whoever comes here by mistake may need the flags.
+        self.code.constant(T1, source.rip.wrapping_neg());
+        self.code.lea_sum(T1, T0, T1, 0);
+        self.zero_test(T1, other);
         if live {
-            self.code.constant(T1, source.rip.wrapping_neg());
-            self.code.lea_sum(T1, T0, T1, 0);
-            self.zero_test(T1, other);
             let away = self.code.label();
             let back = self.code.label();
             self.code.load32(T1, FLAGS_AWAY);
             self.zero_test(T1, away);
             self.code.bind(back);
             self.cold.push(Cold::Flags { label: away, back });
-        } else if i32::try_from(source.rip as i64).is_ok() {
-            self.code.group64(7, T0, source.rip as i32);
-            self.code.jcc(5, other);
-        } else {
-            self.code.constant(T1, source.rip);
-            self.code.cmp(T0, T1);
-            self.code.jcc(5, other);
         }
         let poll = self.code.at();
         let site = self.site(Kind::Head);
@@ -49,7 +45,7 @@ impl Builder {
         }
         self.check_second(source, live);
         if source.checked {
-            self.check_bytes(source, live);
+            self.check_bytes(source);
         }
         self.cold.push(Cold::Away { label: other });
         self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
@@ -112,12 +108,17 @@ impl Builder {
             self.without_memory(source, i);
         }
         if let Some(site) = entered {
-            self.goes_on(site);
+            // The interpreter makes no look-up for those that come later.
+            let leads = |m: Member| m.leader && !self.groups[usize::from(m.group)].early;
+            if !self.steps[self.k].member.is_some_and(leads) {
+                self.goes_on(site);
+            }
             self.t1 = None;
         }
     }
 
     fn without_memory(&mut self, source: &Source, i: &Instruction) {
+        let restore = self.restores();
         self.flags_for_operation();
         let used = self.scratch_registers(i);
         if used[0].is_some() || used[1].is_some() {
@@ -129,7 +130,7 @@ impl Builder {
             }
         }
         if matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv) || self.is_vector_arithmetic(i) {
-            self.faulting();
+            self.faulting(restore);
         }
         self.copy(source, i);
         for &(n, access) in used.iter().flatten() {
@@ -140,10 +141,10 @@ impl Builder {
         self.x87_pointers(source, i, false);
     }
 
-    /// An instruction without memory operand that may fault on the host.
-    fn faulting(&mut self) {
+    /// The host instruction that comes next may fault (if not for its memory operand).
+    /// `restore`: the flags before it were saved.
+    fn faulting(&mut self, restore: bool) {
         let site = self.site(Kind::Interpret);
-        let restore = self.flags == FlagsAt::Saved && self.steps[self.k].live_before != 0;
         let label = self.code.label();
         self.cold.push(Cold::Leave { label, site, reason: reason::SLOW, restore });
         self.may_fault(site);
@@ -151,7 +152,9 @@ impl Builder {
 
     fn is_vector_arithmetic(&self, i: &Instruction) -> bool {
         // MXCSR with unmasked exceptions: any vector instruction may raise one.
-        (0..i.op_count()).any(|n| i.op_register(n).is_xmm() || i.op_register(n).is_ymm())
+        (0..i.op_count())
+            .map(|n| i.op_register(n))
+            .any(|r| r.is_xmm() || r.is_ymm() || r.is_mm())
     }
 
     /// The guest's bytes as they are.
@@ -266,8 +269,14 @@ impl Builder {
                 }
             }
         }
+        let restore = self.restores();
         self.flags_for_operation();
         self.accesses(&reached);
+        if reached.site.is_none()
+            && (self.is_vector_arithmetic(i) || matches!(i.mnemonic(), Mnemonic::Div | Mnemonic::Idiv))
+        {
+            self.faulting(restore);
+        }
         if !self.code.encode(&host) {
             // No such form exists: execution never comes here.
             self.code.raw(&[0x0f, 0x0b]);

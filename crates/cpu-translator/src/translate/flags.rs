@@ -13,6 +13,9 @@ const AHEAD: usize = 12;
 /// Flags that `i` reads.
 pub fn read(i: &Instruction) -> u32 {
     let mut read = i.rflags_read() & ALL;
+    if through_carry(i) {
+        read |= RflagsBits::CF;
+    }
     if may_keep(i) {
         read |= ALL;
     }
@@ -21,7 +24,13 @@ pub fn read(i: &Instruction) -> u32 {
 
 /// Flags that `i` writes (or leaves undefined).
 pub fn written(i: &Instruction) -> u32 {
-    i.rflags_modified() & ALL
+    let more = if through_carry(i) { RflagsBits::CF | RflagsBits::OF } else { 0 };
+    i.rflags_modified() & ALL | more
+}
+
+/// Full turns, which leave CF as it was, change OF on processors.
+fn through_carry(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Rcl | Mnemonic::Rcr)
 }
 
 /// Flags whose value before `i` nobody can see after it.
@@ -45,7 +54,7 @@ fn may_keep(i: &Instruction) -> bool {
 
 /// Flags that code at `rip` may read before it writes them.
 pub fn live_at(source: &Source, rip: u64) -> u32 {
-    if source.exact {
+    if source.exact || source.checked {
         return ALL;
     }
     let Some(at) = source.offset(rip) else { return ALL };
@@ -59,6 +68,7 @@ pub fn live_at(source: &Source, rip: u64) -> u32 {
         if decoder.last_error() == DecoderError::NoMoreBytes {
             break;
         }
+        source.rely_on(&i);
         match classify(source, &i) {
             Class::Interpret | Class::InterpretEnd | Class::Enter => break,
             Class::Jump => {

@@ -23,7 +23,7 @@ impl Builder {
             Class::CallIndirect => self.call_indirect(source, i),
             Class::JumpIndirect => {
                 self.target_of(source, i);
-                self.indirect();
+                self.indirect(0);
             }
             Class::Return => self.ret(source, i),
             _ => {}
@@ -55,8 +55,7 @@ impl Builder {
         self.cold.push(Cold::Leave { label: away, site, reason: reason::SLOW, restore: false });
     }
 
-    /// At the head of a block of an unwatched page: leaves unless its bytes are the same still.
-    /// Flags that are live are saved.
+    /// Goes to `other` unless bytes `from` to `to` of the page, which T0 addresses, are the same.
     fn compare(&mut self, source: &Source, from: usize, to: usize, other: Label) {
         let mut at = from;
         while at < to {
@@ -74,12 +73,13 @@ impl Builder {
         }
     }
 
-    pub(super) fn check_bytes(&mut self, source: &Source, live: bool) {
+    /// At the head of a block of an unwatched page: leaves unless its bytes are the same still.
+    /// Whether flags are live is not known if they are not, so that they are saved.
+    pub(super) fn check_bytes(&mut self, source: &Source) {
         let site = self.site(Kind::Stale);
         let other = self.code.label();
-        if live {
-            self.spare_flags();
-        }
+        self.code.save_flags();
+        self.flags = FlagsAt::Saved;
         let mut ranges: Vec<(usize, usize)> = self
             .steps
             .iter()
@@ -94,7 +94,7 @@ impl Builder {
             }
             self.compare(source, from, to, other);
         }
-        self.cold.push(Cold::Leave { label: other, site, reason: reason::SLOW, restore: live });
+        self.cold.push(Cold::Leave { label: other, site, reason: reason::SLOW, restore: true });
     }
 
     /// Jumps to `target` for good.
@@ -169,7 +169,16 @@ impl Builder {
         let reached = self.reach(source, i, Where::At(RSP, -word), (word as u32, 1, true));
         let next = i.next_ip();
         let short = if wide { i32::try_from(next as i64) } else { Ok(next as u32 as i32) };
-        if let Ok(short) = short {
+        let indirect = self.steps[self.k].class == Class::CallIndirect;
+        if indirect && wide {
+            self.free_t1(&reached);
+            self.accesses(&reached);
+            self.code.load_at(T1, T0, 0);
+            self.code.store(OVERWRITTEN, T1);
+            self.code.constant(T1, next);
+            self.accesses(&reached);
+            self.code.store_at(T0, 0, T1);
+        } else if let Ok(short) = short {
             self.accesses(&reached);
             self.code.store_imm_at(wide, short, &reached.at);
         } else {
@@ -213,7 +222,7 @@ impl Builder {
                 _ => self.code.mov(T0, n),
             }
         }
-        self.indirect();
+        self.indirect(-i32::from(self.word));
     }
 
     /// The target of an indirect branch to T0.
@@ -242,13 +251,14 @@ impl Builder {
         self.code.op_at(wide, 0x8b, T0, &reached.at);
         let more = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
         self.code.lea_word(wide, RSP, RSP, word + more);
-        self.indirect();
+        self.indirect(word + more);
     }
 
-    /// Goes to the guest address in T0.
-    fn indirect(&mut self) {
+    /// Goes to the guest address in T0, for an instruction that has moved RSP by `moved`.
+    fn indirect(&mut self, moved: i32) {
         let away = self.flags == FlagsAt::Saved;
-        self.code.store_imm32(FLAGS_AWAY, u32::from(away));
+        let site = self.site(Kind::Indirect { moved });
+        self.code.store_imm64(BRANCH, (site | u32::from(away) << 31) as i32);
         self.flags = FlagsAt::Host;
         self.code.movzx16(T1, T0);
         self.code.jmp_entry(T1, INDIRECT);

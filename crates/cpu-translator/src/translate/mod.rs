@@ -26,6 +26,7 @@ use crate::cache::{Block, Cache, Kind, NONE, Site};
 use crate::tables::Form;
 use cpu_interpreter::Core;
 use iced_x86::{Instruction, InstructionInfoFactory};
+use std::cell::Cell;
 
 pub use class::{Class, classify};
 pub use trace::LONGEST;
@@ -71,6 +72,17 @@ pub struct Source<'a> {
     pub exact: bool,
     /// The page is unwatched: the block compares its bytes, and ends with its first store.
     pub checked: bool,
+    /// First and last offset of bytes that the block relies on beyond its own.
+    pub ahead: Cell<(u16, u16)>,
+}
+
+impl Source<'_> {
+    /// The block is void when this instruction of its page changes.
+    fn rely_on(&self, i: &Instruction) {
+        let (first, last) = self.ahead.get();
+        let at = (i.ip() & 0xfff) as u16;
+        self.ahead.set((first.min(at), last.max(at + i.len() as u16 - 1)));
+    }
 }
 
 /// One instruction of a trace.
@@ -187,6 +199,7 @@ impl Builder {
         self.finish_cold(cache);
         self.code.finish();
         let at = cache.area.add(&self.code.bytes)?;
+        let ahead = source.ahead.get();
         debug_assert_eq!(at, cache.host(self.base));
         cache.sites.append(&mut self.sites);
         let block = Block {
@@ -195,12 +208,12 @@ impl Builder {
             poll: self.base + poll,
             body: self.base + body,
             end: self.base + self.code.at(),
-            span: (first, last),
+            span: (first.min(ahead.0), last.max(ahead.1)),
             second: source.second.map_or(0, |(host, _)| if last > 4095 { host } else { 0 }),
             instructions: self.steps.len() as u16,
             alive: true,
             faults: std::mem::take(&mut self.faults),
-            bytes: source.bytes[usize::from(first)..=usize::from(last)].into(),
+            bytes: source.bytes[usize::from(first.min(ahead.0))..=usize::from(last.max(ahead.1))].into(),
             ..Block::empty()
         };
         Some(cache.add(block))

@@ -17,7 +17,7 @@ impl Builder {
         self.x87_ready = true;
         self.spare_flags();
         let restore = self.restores();
-        let site = self.site(Kind::Interpret);
+        let site = self.site(Kind::X87);
         let label = self.code.label();
         self.code.cmp32_gs(X87, 0);
         self.code.jcc(4, label);
