@@ -118,8 +118,13 @@ impl Core {
     }
 
     fn check_canonical(&self, linear: u64, size: usize, segment: u8) -> Result<(), Fault> {
-        let ok = !self.is_64bit()
-            || (Core::canonical(linear) && Core::canonical(linear.wrapping_add(size as u64 - 1)));
+        let last = linear.wrapping_add(size as u64 - 1);
+        let ok = if self.is_64bit() {
+            Core::canonical(linear) && Core::canonical(last)
+        } else {
+            // The end of a segment from 0 to 4 GiB.
+            last <= 0xffff_ffff || self.sc[usize::from(segment & 7)].base != 0
+        };
         if ok { Ok(()) } else { Err(canonical_fault(segment)) }
     }
 

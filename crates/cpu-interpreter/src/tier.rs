@@ -174,6 +174,7 @@ impl InterpreterVcpu {
             Err(fault) => {
                 core.retired = core.retired.wrapping_sub(1);
                 core.fault = fault;
+                core.rip = single.op.pc;
                 Stop::Fault
             }
         };

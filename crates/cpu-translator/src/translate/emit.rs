@@ -152,9 +152,7 @@ impl Builder {
 
     fn is_vector_arithmetic(&self, i: &Instruction) -> bool {
         // MXCSR with unmasked exceptions: any vector instruction may raise one.
-        (0..i.op_count())
-            .map(|n| i.op_register(n))
-            .any(|r| r.is_xmm() || r.is_ymm() || r.is_mm())
+        (0..i.op_count()).map(|n| i.op_register(n)).any(|r| r.is_xmm() || r.is_ymm() || r.is_mm())
     }
 
     /// The guest's bytes as they are.
