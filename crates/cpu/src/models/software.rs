@@ -7,7 +7,7 @@ const INTEGER: &str = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca 
     monitor cx16 pcid x2apic movbe popcnt tsc-deadline xsave rdrand hypervisor ss ht \
     fsgsbase tsc-adjust bmi1 smep bmi2 erms invpcid rdseed adx smap clflushopt clwb \
     umip rdpid fsrm syscall nx fxsr-opt pdpe1gb rdtscp lm lahf-lm cmp-legacy abm 3dnowprefetch \
-    xsaveopt xsavec xgetbv1 arat wbnoinvd xsaveerptr topoext";
+    xsaveopt xsavec xgetbv1 arat invtsc wbnoinvd xsaveerptr topoext";
 
 const SIMD: [(F, &str); 19] = [
     (F::MMX, "mmx"),
