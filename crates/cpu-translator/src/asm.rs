@@ -304,10 +304,6 @@ impl Code {
         self.group(false, op, reg, value);
     }
 
-    pub fn group64(&mut self, op: u8, reg: u8, value: i32) {
-        self.group(true, op, reg, value);
-    }
-
     fn group(&mut self, wide: bool, op: u8, reg: u8, value: i32) {
         self.rex(wide, 0, 0, reg);
         if let Ok(short) = i8::try_from(value) {
@@ -316,12 +312,6 @@ impl Code {
             self.raw(&[0x81, 0xc0 | op << 3 | reg & 7]);
             self.imm32(value);
         }
-    }
-
-    /// `cmp a, b`, 64 bits.
-    pub fn cmp(&mut self, a: u8, b: u8) {
-        self.rex(true, b, 0, a);
-        self.raw(&[0x39, 0xc0 | (b & 7) << 3 | a & 7]);
     }
 
     /// `cmp dword [base], imm8`.
