@@ -8,6 +8,7 @@ pub mod certificates;
 pub mod cpio;
 pub mod disk;
 pub mod foreign;
+pub mod ftp;
 pub mod guests;
 pub mod images;
 pub mod linux;
@@ -16,6 +17,7 @@ pub mod modules;
 pub mod qmp;
 pub mod qtest;
 pub mod vm;
+pub mod web;
 
 pub use bench::Bench;
 pub use images::Images;
