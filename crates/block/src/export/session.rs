@@ -40,10 +40,12 @@ pub(super) async fn serve(
     let Ok(negotiated) = negotiated else { return Ok(()) };
     let Some((export, stream)) = negotiated? else { return Ok(()) };
     let mut gone = export.stop.subscribe();
+    // First counted, then looked: whoever takes the export away has set the mark before counting.
+    export.joined(true);
     if *gone.borrow() {
+        export.joined(false);
         return Ok(());
     }
-    export.joined(true);
     let (reader, writer) = tokio::io::split(stream);
     let (outbox, ending) = (Outbox::new(writer), watch::channel(false).0);
     let session = Arc::new(Session { export: export.clone(), agreed, outbox, ending });
