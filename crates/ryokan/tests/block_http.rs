@@ -41,13 +41,19 @@ fn images_on_servers_are_drives_nodes_and_backing_files() {
     let drive = format!("if=none,id=d,file={url},format=qcow2,readonly=on");
     let mut bench = Bench::start(images, &["-drive", &drive]);
     let medium = bench.medium("d");
-    assert_eq!((&medium["file"], &medium["ro"], &medium["drv"]), (&json!(url), &json!(true), &json!("qcow2")));
+    assert_eq!(
+        (&medium["file"], &medium["ro"], &medium["drv"]),
+        (&json!(url), &json!(true), &json!("qcow2"))
+    );
     assert_eq!(medium["image"]["virtual-size"], 3 << 20);
     bench.io("d", "read -P 1 0 1M");
     let node = |name: &str, file: Value| json!({"driver": "qcow2", "node-name": name, "read-only": true, "file": file});
     bench.run("blockdev-add", node("ftp", json!({"driver": "ftp", "url": ftp.url("good")})));
     let named = format!("json:{{\"driver\":\"http\",\"url\":\"{url}\",\"readahead\":0}}");
-    bench.run("blockdev-add", node("json", json!({"driver": "raw", "file": {"driver": "http", "url": web.url("cut")}})));
+    bench.run(
+        "blockdev-add",
+        node("json", json!({"driver": "raw", "file": {"driver": "http", "url": web.url("cut")}})),
+    );
     let hmp = format!("drive_add 0 if=none,id=e,readonly=on,format=qcow2,file={}", named.replace(',', ",,"));
     assert_eq!(bench.vm.qmp.hmp(&hmp).unwrap(), "OK\r\n");
     bench.io("e", "read -P 2 1500k 700k");
@@ -99,7 +105,10 @@ fn certificates_of_servers_are_checked_unless_told_otherwise() {
         assert!(name.starts_with("json:") && name.contains("sslverify"), "{name}");
         let socket = serve(&mut bench, &["n"]);
         let raw = format!("nbd+unix:///n?socket={socket}");
-        tool("qemu-img", &["compare", "-U", "-f", "qcow2", "-F", "qcow2", &raw, &bench.images.path("disk.qcow2")]);
+        tool(
+            "qemu-img",
+            &["compare", "-U", "-f", "qcow2", "-F", "qcow2", &raw, &bench.images.path("disk.qcow2")],
+        );
         bench.run("nbd-server-stop", Value::Null);
         bench.run("blockdev-del", json!({"node-name": "n"}));
     }
@@ -110,7 +119,8 @@ fn certificates_of_servers_are_checked_unless_told_otherwise() {
 fn what_cannot_be_reached_is_a_clear_error() {
     let web = Web::new(vec![5; 4096]).unwrap();
     let mut bench = Bench::start(Images::new(), &[]);
-    let node = |driver: &str, url: &str| json!({"driver": driver, "node-name": "n", "read-only": true, "url": url});
+    let node =
+        |driver: &str, url: &str| json!({"driver": driver, "node-name": "n", "read-only": true, "url": url});
     let why = bench.refused("blockdev-add", node("http", &web.url("404")));
     assert_eq!(why, "GenericError: CURL: Error opening file: The requested URL returned error: 404");
     let why = bench.refused("blockdev-add", node("tftp", "tftp://127.0.0.1/x"));

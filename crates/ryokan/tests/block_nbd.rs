@@ -1,13 +1,12 @@
 //! The life of NBD servers, exports and clients over QMP.
 
 use serde_json::{Value, json};
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 use testkit::bench::SOON;
 use testkit::images::tool;
+use testkit::nbd::{Client, FLUSH, READ, WRITE};
 use testkit::{Bench, Images};
 
 /// A machine with node "disk" over disk.raw of 1 MiB, and an NBD server.
@@ -26,47 +25,6 @@ fn uri(socket: &str) -> String {
     format!("nbd+unix:///disk?socket={socket}")
 }
 
-/// A client that sends what it wants, when it wants.
-struct Client(UnixStream);
-
-impl Client {
-    /// Connects to export "disk" and checks its size.
-    fn new(socket: &str, size: u64) -> Client {
-        let mut stream = UnixStream::connect(socket).unwrap();
-        stream.set_read_timeout(Some(SOON)).unwrap();
-        stream.read_exact(&mut [0; 18]).unwrap();
-        let mut hello = 3u32.to_be_bytes().to_vec();
-        hello.extend(b"IHAVEOPT");
-        hello.extend(1u32.to_be_bytes());
-        hello.extend(4u32.to_be_bytes());
-        hello.extend(b"disk");
-        stream.write_all(&hello).unwrap();
-        let mut told = [0; 10];
-        stream.read_exact(&mut told).unwrap();
-        assert_eq!(told[..8], size.to_be_bytes());
-        Client(stream)
-    }
-
-    fn request(command: u16, cookie: u64, offset: u64, len: u32) -> Vec<u8> {
-        let mut request = 0x2560_9513u32.to_be_bytes().to_vec();
-        request.extend([0, 0]);
-        request.extend(command.to_be_bytes());
-        request.extend(cookie.to_be_bytes());
-        request.extend(offset.to_be_bytes());
-        request.extend(len.to_be_bytes());
-        request
-    }
-
-    /// Cookie and error of the next reply; nothing at the end.
-    fn reply(&mut self) -> Option<(u64, u32)> {
-        let mut head = [0; 16];
-        self.0.read_exact(&mut head).ok()?;
-        assert_eq!(head[..4], 0x6744_6698u32.to_be_bytes());
-        let error = u32::from_be_bytes(head[4..8].try_into().unwrap());
-        Some((u64::from_be_bytes(head[8..].try_into().unwrap()), error))
-    }
-}
-
 #[test]
 fn requests_in_flight_are_done_and_answered_before_the_server_ends() {
     const SENT: u64 = 10;
@@ -77,13 +35,10 @@ fn requests_in_flight_are_done_and_answered_before_the_server_ends() {
         "block-export-add",
         json!({"type": "nbd", "id": "e", "node-name": "slowly", "name": "disk", "writable": true}),
     );
-    let mut client = Client::new(&socket, 1 << 20);
-    let mut all = Vec::new();
-    for number in 0..SENT {
-        all.extend(Client::request(1, number, number * 4096, 512));
-        all.extend([0x40 + number as u8; 512]);
-    }
-    client.0.write_all(&all).unwrap();
+    let mut client = Client::new(Path::new(&socket), "disk").unwrap();
+    // All at once, so that the server has them all when it answers the first.
+    let write = |number: u64| Client::request(WRITE, number, number * 4096, 512, &[0x40 + number as u8; 512]);
+    client.send(&(0..SENT).flat_map(write).collect::<Vec<_>>()).unwrap();
     let first = client.reply().unwrap();
     bench.run("nbd-server-stop", Value::Null);
     let data = bench.images.bytes("disk.raw");
@@ -103,12 +58,12 @@ fn requests_in_flight_are_done_and_answered_before_the_server_ends() {
 fn an_export_in_use_is_taken_away_only_by_force() {
     let (mut bench, socket) = serving();
     bench.run("nbd-server-add", json!({"device": "disk", "writable": true}));
-    let mut client = Client::new(&socket, 1 << 20);
+    let mut client = Client::new(Path::new(&socket), "disk").unwrap();
     let why = bench.refused("nbd-server-remove", json!({"name": "disk"}));
     assert_eq!(why, "GenericError: export 'disk' still in use");
     let why = bench.refused("block-export-del", json!({"id": "disk", "mode": "safe"}));
     assert_eq!(why, "GenericError: export 'disk' still in use");
-    client.0.write_all(&Client::request(3, 5, 0, 0)).unwrap();
+    client.send(&Client::request(FLUSH, 5, 0, 0, &[])).unwrap();
     assert_eq!(client.reply(), Some((5, 0)));
     bench.run("nbd-server-remove", json!({"name": "disk", "mode": "hard"}));
     assert_eq!(client.reply(), None);
@@ -127,17 +82,18 @@ fn an_export_in_use_is_taken_away_only_by_force() {
 fn an_export_has_the_size_of_its_disk() {
     let (mut bench, socket) = serving();
     bench.run("nbd-server-add", json!({"device": "disk", "writable": true}));
-    let mut early = Client::new(&socket, 1 << 20);
+    let mut early = Client::new(Path::new(&socket), "disk").unwrap();
+    assert_eq!(early.size, 1 << 20);
     bench.run("block_resize", json!({"node-name": "disk", "size": 2 << 20}));
     assert_eq!(tool("nbdinfo", &["--size", &uri(&socket)]).trim(), "2097152");
     tool("qemu-io", &["-f", "raw", "-c", "write -P 7 1500k 64k", "-c", "read -P 7 1500k 64k", &uri(&socket)]);
     bench.run("block_resize", json!({"node-name": "disk", "size": 512 << 10}));
     assert_eq!(tool("nbdinfo", &["--size", &uri(&socket)]).trim(), "524288");
     // Who came when it was larger gets errors, and stays.
-    early.0.write_all(&Client::request(0, 1, 800 << 10, 512)).unwrap();
+    early.send(&Client::request(READ, 1, 800 << 10, 512, &[])).unwrap();
     let (cookie, error) = early.reply().unwrap();
     assert!(cookie == 1 && error != 0);
-    early.0.write_all(&Client::request(3, 2, 0, 0)).unwrap();
+    early.send(&Client::request(FLUSH, 2, 0, 0, &[])).unwrap();
     assert_eq!(early.reply(), Some((2, 0)));
     bench.run("nbd-server-stop", Value::Null);
     assert_eq!(bench.quit().bytes("disk.raw").len(), 512 << 10);

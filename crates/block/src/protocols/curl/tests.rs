@@ -206,8 +206,7 @@ fn options_reach_the_server_and_wrong_ones_are_refused() {
         Ok::<_, base::Failure>((graph.block_on(read)?, name))
     };
     let url = web.url("locked");
-    let (data, name) =
-        first(json!({"url": url, "username": "user", "password-secret": "word"})).unwrap();
+    let (data, name) = first(json!({"url": url, "username": "user", "password-secret": "word"})).unwrap();
     assert!(data == content[..16] && name.starts_with("json:"), "{name}");
     let named: Value = serde_json::from_str(&name[5..]).unwrap();
     assert_eq!((&named["username"], &named["password-secret"]), (&json!("user"), &json!("word")));

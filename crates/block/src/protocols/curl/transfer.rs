@@ -106,7 +106,9 @@ impl Client {
         match ended {
             Ended { error: Some(error), .. } => Err(Failure::new(error.text)),
             Ended { length, .. } if length < 0.0 => Err(fail!("Server didn't report file size.")),
-            Ended { length, .. } if length > MAX_SIZE => Err(fail!("The server's file size is not credible.")),
+            Ended { length, .. } if length > MAX_SIZE => {
+                Err(fail!("The server's file size is not credible."))
+            }
             Ended { accepts_ranges: false, .. } => {
                 Err(fail!("Server does not support 'range' (byte ranges)."))
             }
@@ -132,7 +134,13 @@ impl Client {
                 return Some(data);
             }
             if let Some(error) = ended.error {
-                trace::trace!(CURL_TRANSFER, "from {from} to {} got {}: {}", wanted.end, data.len(), error.text);
+                trace::trace!(
+                    CURL_TRANSFER,
+                    "from {from} to {} got {}: {}",
+                    wanted.end,
+                    data.len(),
+                    error.text
+                );
                 if !error.passing || (error.timed_out && fruitless > 0) {
                     return None;
                 }
