@@ -22,6 +22,7 @@ type CommandPoints = HashMap<&'static str, (&'static trace::Point, &'static trac
 fn command_points(all: &trace::Points, routes: &Routes) -> CommandPoints {
     all.add(POINTS);
     all.add(crate::events::POINTS);
+    all.add(block::protocols::curl::POINTS);
     let points = routes.listed().map(|entry| {
         let name = entry.info.name.replace('-', "_");
         let enter = all.make(format!("qmp_enter_{name}"));

@@ -8,14 +8,17 @@ pub mod certificates;
 pub mod cpio;
 pub mod disk;
 pub mod foreign;
+pub mod ftp;
 pub mod guests;
 pub mod images;
 pub mod linux;
 pub mod loads;
 pub mod modules;
+pub mod nbd;
 pub mod qmp;
 pub mod qtest;
 pub mod vm;
+pub mod web;
 
 pub use bench::Bench;
 pub use images::Images;

@@ -45,6 +45,11 @@ impl Vm {
 
     /// Starts with exactly `args` and a QMP socket.
     pub fn start_plain(args: &[&str]) -> Result<Vm, String> {
+        Vm::start_in(&[], args)
+    }
+
+    /// As [`Vm::start_plain`], with more in its environment.
+    pub fn start_in(environment: &[(&str, &str)], args: &[&str]) -> Result<Vm, String> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("ryokan-test-{}-{number}", std::process::id()));
@@ -52,6 +57,7 @@ impl Vm {
         let socket = dir.join("qmp");
         let mut child = Command::new(binary())
             .args(args)
+            .envs(environment.iter().copied())
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket.display()))
             .stdin(Stdio::piped())
