@@ -11,6 +11,7 @@ mod open;
 pub mod perm;
 mod reopen;
 mod surgery;
+mod workers;
 
 pub use crate::backend::Drained;
 pub use edge::{Child, Parent};
@@ -36,6 +37,7 @@ pub struct Graph {
     /// Throttling and statistics go by this clock.
     pub clock: Clock,
     main: IoThread,
+    workers: workers::Workers,
     /// Held while edges and permissions change.
     topology: Mutex<()>,
     nodes: Mutex<Vec<Arc<Node>>>,
@@ -60,6 +62,7 @@ impl Graph {
             notices,
             clock,
             main: IoThread::start("block"),
+            workers: Default::default(),
             topology: Mutex::new(()),
             nodes: Mutex::default(),
             backends: Mutex::default(),
@@ -86,6 +89,12 @@ impl Graph {
     /// The I/O thread of nodes and back ends that were given no other.
     pub fn main_thread(&self) -> &IoThread {
         &self.main
+    }
+
+    /// A thread for work that is long enough to be shared among processors: each call names
+    /// the next one.
+    pub fn worker(&self) -> &IoThread {
+        self.workers.next()
     }
 
     /// Runs a future on the I/O thread and waits. Not to be called on an I/O thread.
