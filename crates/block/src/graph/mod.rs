@@ -38,6 +38,8 @@ pub struct Graph {
     pub clock: Clock,
     main: IoThread,
     workers: workers::Workers,
+    /// Held while unused nodes are closed: who collects returns when they are.
+    collecting: tokio::sync::Mutex<()>,
     /// Held while edges and permissions change.
     topology: Mutex<()>,
     nodes: Mutex<Vec<Arc<Node>>>,
@@ -63,6 +65,7 @@ impl Graph {
             clock,
             main: IoThread::start("block"),
             workers: Default::default(),
+            collecting: Default::default(),
             topology: Mutex::new(()),
             nodes: Mutex::default(),
             backends: Mutex::default(),
@@ -193,8 +196,10 @@ impl Graph {
         }
     }
 
-    /// Closes and forgets every node that nobody uses any more.
+    /// Closes and forgets every node that nobody uses any more; also waits for those that
+    /// others are closing.
     pub async fn collect(&self) {
+        let _alone = self.collecting.lock().await;
         while let Some(node) = self.take_unused() {
             if let Err(error) = node.layer().close().await {
                 let what = Failure::os(format!("closing node '{}'", node.name()), &error);
