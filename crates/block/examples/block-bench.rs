@@ -34,6 +34,18 @@ struct Load {
     next: AtomicU64,
 }
 
+/// One request; the buffer comes back.
+async fn request(backend: Backend, write: bool, offset: u64, mut buffer: Vec<u8>) -> Vec<u8> {
+    let disk = backend.access(write, buffer.len() as u64).await.expect("a medium");
+    match write {
+        true => disk.write(offset, &buffer, WriteFlags::empty()).await,
+        false => disk.read(offset, &mut buffer).await,
+    }
+    .expect("no I/O error");
+    drop(disk);
+    buffer
+}
+
 async fn work(backend: Backend, load: Arc<Load>) {
     let mut buffer = vec![0x5a; load.size];
     let places = backend.size() - load.size as u64 + 1;
@@ -43,12 +55,9 @@ async fn work(backend: Backend, load: Arc<Load>) {
             return;
         }
         let offset = (turn * load.step) % places / load.size as u64 * load.size as u64;
-        let disk = backend.access(load.write, load.size as u64).await.expect("a medium");
-        match load.write {
-            true => disk.write(offset, &buffer, WriteFlags::empty()).await,
-            false => disk.read(offset, &mut buffer).await,
-        }
-        .expect("no I/O error");
+        // As device front ends do: each request is a task, where the back end runs it.
+        let request = request(backend.clone(), load.write, offset, buffer);
+        buffer = backend.spawn(load.size as u64, request).await.expect("a request ends");
     }
 }
 

@@ -1,13 +1,23 @@
 //! Buffers for copying, kept for the next piece: fresh memory costs more than the copy.
 
 use base::Mutex;
+use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
 
-/// Bytes kept at most, and in the longest buffer that is kept.
+/// Bytes kept at most for all, and in the longest buffer that is kept.
 const KEEP: usize = 8 << 20;
 const LONGEST: usize = 2 << 20;
 
 static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// What this thread used last: it is still in its processor's cache.
+    static WARM: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+fn fits(store: &[u8], len: usize) -> bool {
+    store.len() >= len && store.len() <= len.max(65536) * 4
+}
 
 /// A buffer with any content; goes back when dropped.
 pub(crate) struct Lent {
@@ -25,20 +35,40 @@ impl Lent {
 }
 
 pub(crate) fn take(len: usize) -> Lent {
+    // A thread that ends has no store.
+    let warm = WARM.try_with(Cell::take).unwrap_or_default();
+    if len > 0 && fits(&warm, len) {
+        return Lent { store: warm, start: 0, len };
+    }
     let mut spare = SPARE.lock();
-    let fits = spare.iter().position(|store| store.len() >= len && store.len() <= len.max(65536) * 4);
-    let store = fits.map(|at| spare.swap_remove(at));
+    let found = spare.iter().rposition(|store| fits(store, len)).map(|at| spare.swap_remove(at));
+    if !warm.is_empty() {
+        keep(&mut spare, warm);
+    }
     drop(spare);
-    Lent { store: store.unwrap_or_else(|| vec![0; len]), start: 0, len }
+    Lent { store: found.unwrap_or_else(|| vec![0; len]), start: 0, len }
+}
+
+fn keep(spare: &mut Vec<Vec<u8>>, store: Vec<u8>) {
+    let kept: usize = spare.iter().map(Vec::len).sum();
+    if store.len() <= LONGEST && kept + store.len() <= KEEP {
+        spare.push(store);
+    }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
         let store = std::mem::take(&mut self.store);
-        let mut spare = SPARE.lock();
-        let kept: usize = spare.iter().map(Vec::len).sum();
-        if store.len() <= LONGEST && kept + store.len() <= KEEP {
-            spare.push(store);
+        if store.is_empty() {
+            return;
+        }
+        // The one used last replaces the one before.
+        let other = match store.len() <= LONGEST {
+            true => WARM.try_with(|warm| warm.replace(store)).unwrap_or_default(),
+            false => return,
+        };
+        if !other.is_empty() {
+            keep(&mut SPARE.lock(), other);
         }
     }
 }

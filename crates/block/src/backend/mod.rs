@@ -18,10 +18,15 @@ use crate::graph::{Child, Graph, IoThread, Node, Parent};
 use crate::throttle;
 use crate::types::*;
 use base::{Mutex, Result, bail, fail};
+use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+
+/// Reads and writes from this many bytes on are shared among processors.
+const LONG: u64 = 256 << 10;
 
 /// A request of a device. Offsets and lengths in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +36,17 @@ pub enum Request {
     WriteZeroes { offset: u64, len: u64, unmap: bool },
     Discard { offset: u64, len: u64 },
     Flush,
+}
+
+impl Request {
+    /// Bytes that are moved.
+    fn moves(&self) -> u64 {
+        match self {
+            Request::Read { len, .. } => *len as u64,
+            Request::Write { data, .. } => data.len() as u64,
+            _ => 0,
+        }
+    }
 }
 
 /// Called once with the data read (empty for other requests), on an I/O thread.
@@ -82,6 +98,17 @@ pub(crate) struct Inner {
     /// The throttle group is another one: who waits asks again.
     regrouped: Notify,
     stats: Stats,
+    /// Long requests that were begun and have not ended.
+    long: AtomicUsize,
+}
+
+/// Ends a long request when dropped.
+struct Ending(Arc<Inner>);
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        self.0.long.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Inner {
@@ -162,6 +189,7 @@ impl Backend {
             throttle: Mutex::new(None),
             regrouped: Notify::new(),
             stats,
+            long: AtomicUsize::new(0),
         }));
         graph.backends.lock().push(backend.clone());
         Ok(backend)
@@ -413,11 +441,33 @@ impl Backend {
         Ok(Access { root, _inside: inside })
     }
 
-    /// Starts a request of the guest. `done` is called on the I/O thread.
+    /// Carries out a request that moves `bytes` on the I/O thread; long ones that come together
+    /// are shared among processors.
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        bytes: u64,
+        request: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
+        let own = || self.0.thread.lock().handle().clone();
+        if bytes < LONG {
+            return own().spawn(request);
+        }
+        let others = self.0.long.fetch_add(1, Ordering::AcqRel);
+        let ending = Ending(self.0.clone());
+        let request = async move {
+            let _ending = ending;
+            request.await
+        };
+        match self.0.graph.upgrade().filter(|_| others > 0) {
+            Some(graph) => graph.worker().handle().spawn(request),
+            None => own().spawn(request),
+        }
+    }
+
+    /// Starts a request of the guest. `done` is called on an I/O thread.
     pub fn submit(&self, request: Request, done: Done) {
         let backend = self.clone();
-        let handle = self.0.thread.lock().handle().clone();
-        handle.spawn(async move { done(backend.perform(request).await) });
+        self.spawn(request.moves(), async move { done(backend.perform(request).await) });
     }
 
     /// A guest request from async code: with policy, limits and statistics.

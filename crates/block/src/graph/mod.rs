@@ -11,6 +11,7 @@ mod open;
 pub mod perm;
 mod reopen;
 mod surgery;
+mod workers;
 
 pub use crate::backend::Drained;
 pub use edge::{Child, Parent};
@@ -36,6 +37,9 @@ pub struct Graph {
     /// Throttling and statistics go by this clock.
     pub clock: Clock,
     main: IoThread,
+    workers: workers::Workers,
+    /// Held while unused nodes are closed: who collects returns when they are.
+    collecting: tokio::sync::Mutex<()>,
     /// Held while edges and permissions change.
     topology: Mutex<()>,
     nodes: Mutex<Vec<Arc<Node>>>,
@@ -60,6 +64,8 @@ impl Graph {
             notices,
             clock,
             main: IoThread::start("block"),
+            workers: Default::default(),
+            collecting: Default::default(),
             topology: Mutex::new(()),
             nodes: Mutex::default(),
             backends: Mutex::default(),
@@ -86,6 +92,12 @@ impl Graph {
     /// The I/O thread of nodes and back ends that were given no other.
     pub fn main_thread(&self) -> &IoThread {
         &self.main
+    }
+
+    /// A thread for work that is long enough to be shared among processors: each call names
+    /// the next one.
+    pub fn worker(&self) -> &IoThread {
+        self.workers.next()
     }
 
     /// Runs a future on the I/O thread and waits. Not to be called on an I/O thread.
@@ -184,8 +196,10 @@ impl Graph {
         }
     }
 
-    /// Closes and forgets every node that nobody uses any more.
+    /// Closes and forgets every node that nobody uses any more; also waits for those that
+    /// others are closing.
     pub async fn collect(&self) {
+        let _alone = self.collecting.lock().await;
         while let Some(node) = self.take_unused() {
             if let Err(error) = node.layer().close().await {
                 let what = Failure::os(format!("closing node '{}'", node.name()), &error);

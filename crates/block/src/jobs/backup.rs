@@ -277,7 +277,8 @@ impl Backup {
                     job.pace(len).await?;
                     at = from + len.next_multiple_of(front.cluster);
                     let front = front.clone();
-                    running.spawn(async move { front.copy_run(from, chunk).await });
+                    let copy = async move { front.copy_run(from, chunk).await };
+                    running.spawn_on(copy, self.held.graph.worker().handle());
                 }
                 None if running.is_empty() && front.todo.count() == 0 => return Ok(()),
                 // What failed before is tried again.

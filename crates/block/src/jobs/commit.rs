@@ -1,10 +1,10 @@
 //! `block-commit` of images that are not active: writes them into their base.
 
 use super::copy::{CHUNK, Failed, Held, How, allocated_above, below, copy};
+use super::sweep::{Pass, Sweep};
 use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
 use crate::graph::{Graph, Node};
-use crate::notice::Action;
 use crate::types::*;
 use base::{Result, bail};
 use std::sync::Arc;
@@ -78,34 +78,17 @@ impl Jobs {
 
 impl Commit {
     async fn copy_all(&self, job: &Job) -> IoResult {
-        let size = self.spec.top.size();
-        job.set_len(size);
-        let mut at = 0;
-        while at < size {
-            job.pause_point().await?;
-            let len = (size - at).min(CHUNK);
-            let (data, run) = allocated_above(&self.spec.top, Some(&self.spec.base), at, len).await?;
-            let result = match data {
-                true => {
-                    job.pace(run).await?;
-                    copy(&self.spec.top, &self.spec.base, at, run, How { unmap: true, compress: false }).await
-                }
-                false => Ok(()),
-            };
-            if let Err(failed) = result {
-                let (write, error) = match failed {
-                    Failed::Source(error) => (false, error),
-                    Failed::Target(error) => (true, error),
-                };
-                match job.on_error(self.spec.on_error, write, &error) {
-                    Action::Report => return Err(error),
-                    _ => continue,
-                }
-            }
-            job.advance(run);
-            at += run;
-        }
-        self.spec.base.flush().await
+        let CommitSpec { top, base, on_error, .. } = &self.spec;
+        let pass = Pass {
+            job,
+            graph: &self.held.graph,
+            size: top.size(),
+            piece: CHUNK,
+            on_error: *on_error,
+            leaves_out: false,
+        };
+        pass.run(&Arc::new(Merge { top: top.clone(), base: base.clone() })).await?;
+        base.flush().await
     }
 
     async fn relink(&self) -> Result<()> {
@@ -126,6 +109,22 @@ impl Commit {
         }
         drop(drained);
         linked
+    }
+}
+
+/// What goes into the base: all that the nodes above it hold.
+struct Merge {
+    top: Arc<Node>,
+    base: Arc<Node>,
+}
+
+impl Sweep for Merge {
+    fn look(&self, at: u64, len: u64) -> Fut<'_, IoResult<(bool, u64)>> {
+        Box::pin(allocated_above(&self.top, Some(&self.base), at, len))
+    }
+
+    fn work(&self, at: u64, len: u64) -> Fut<'_, Result<(), Failed>> {
+        Box::pin(copy(&self.top, &self.base, at, len, How { unmap: true, compress: false }))
     }
 }
 

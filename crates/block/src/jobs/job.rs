@@ -343,6 +343,12 @@ impl Job {
         self.tell(Ending::Ready, None);
     }
 
+    /// Whether [`Job::pause_point`] would wait.
+    pub(super) fn is_to_pause(&self) -> bool {
+        let state = self.state.lock();
+        (state.user_paused || state.held > 0) && !state.cancelled
+    }
+
     /// Lets the job be paused and cancelled here. An error of `ECANCELED` ends it.
     pub async fn pause_point(&self) -> IoResult {
         loop {

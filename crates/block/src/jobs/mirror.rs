@@ -3,6 +3,7 @@
 
 use super::active::Active;
 use super::copy::{CHUNK, Failed, Held, How, allocated_above, copy};
+use super::crew::{Crew, Ended};
 use super::{Body, Job, Jobs, Kind, Setup, filter};
 use crate::backend::OnError;
 use crate::bitmap::DirtyBitmap;
@@ -12,6 +13,11 @@ use crate::types::*;
 use base::{Result, bail, fail};
 use std::sync::Arc;
 use std::time::Duration;
+
+/// Pieces copied at once.
+const IN_FLIGHT: usize = 16;
+
+type Copied = Result<(), Failed>;
 
 /// What is copied at first.
 #[derive(Clone)]
@@ -208,62 +214,88 @@ impl Mirror {
 
     async fn chase(&mut self, job: &Job) -> IoResult {
         self.begin(job).await?;
+        let mut crew = Crew::new(&self.held.graph, IN_FLIGHT);
+        let result = self.follow(job, &mut crew).await;
+        crew.settle().await;
+        result
+    }
+
+    async fn follow(&mut self, job: &Job, crew: &mut Crew<Copied>) -> IoResult {
+        let usual = if self.spec.buf_size == 0 { CHUNK } else { self.spec.buf_size.min(CHUNK) };
+        let chunk = usual.max(u64::from(self.bitmap.granularity()));
         let mut at = 0;
         loop {
+            if job.is_to_pause() {
+                self.pause(job, crew).await?;
+            }
             job.pause_point().await?;
-            job.set_remaining(self.bitmap.count().min(self.spec.source.size()));
+            job.set_remaining(self.bitmap.count().min(self.spec.source.size()) + crew.bytes());
             if let Some(error) = self.active.as_ref().and_then(|active| active.failure()) {
                 return Err(error);
             }
-            let usual = if self.spec.buf_size == 0 { CHUNK } else { self.spec.buf_size.min(CHUNK) };
-            let chunk = usual.max(u64::from(self.bitmap.granularity()));
             let next = self.bitmap.next_dirty(at, chunk).or_else(|| self.bitmap.next_dirty(0, chunk));
-            if let Some((from, len)) = next {
-                job.pace(len).await?;
-                self.copy_piece(job, from, len).await?;
-                at = from + len;
-                continue;
-            }
-            if !job.is_ready() {
-                self.spec.target.flush().await?;
-                if self.bitmap.count() == 0 {
-                    job.set_remaining(0);
-                    job.set_ready();
+            match next {
+                // A range that is on its way is not sent again before it has arrived.
+                Some((from, len)) if !crew.is_full() && !crew.meets(from, len) => {
+                    job.pace(len).await?;
+                    self.send(crew, from, len);
+                    at = from + len;
                 }
-                continue;
-            }
-            if job.wants_completion() || job.is_cancelled() {
-                self.drained = self.held.graph.drain(&self.spec.source).await;
-                if self.bitmap.count() == 0 {
-                    job.set_remaining(0);
-                    return self.spec.target.flush().await;
+                _ if !crew.is_empty() => {
+                    if let Some(ended) = crew.next().await? {
+                        self.arrived(job, ended).await?;
+                    }
                 }
-                self.drained.clear();
-                continue;
+                _ if !job.is_ready() => {
+                    self.spec.target.flush().await?;
+                    if self.bitmap.count() == 0 {
+                        job.set_remaining(0);
+                        job.set_ready();
+                    }
+                }
+                _ if job.wants_completion() || job.is_cancelled() => {
+                    self.drained = self.held.graph.drain(&self.spec.source).await;
+                    if self.bitmap.count() == 0 {
+                        job.set_remaining(0);
+                        return self.spec.target.flush().await;
+                    }
+                    self.drained.clear();
+                }
+                _ => job.wait(Duration::from_millis(20)).await,
             }
-            job.wait(Duration::from_millis(20)).await;
         }
     }
 
-    async fn copy_piece(&self, job: &Job, from: u64, len: u64) -> IoResult {
-        // A guest write to both sides must not fall between reading and writing here.
-        let _alone = match self.active {
-            Some(_) => Some(self.spec.source.exclusive(from, len).await),
-            None => None,
-        };
+    /// Begins to copy a range.
+    fn send(&self, crew: &mut Crew<Copied>, from: u64, len: u64) {
         // Cleared before reading: a write that comes meanwhile marks it again.
         self.bitmap.reset(from, len);
-        let how = How { unmap: self.spec.unmap, compress: false };
-        let result = copy(&self.spec.source, &self.spec.target, from, len, how).await;
-        let (policy, write, error) = match result {
+        let (source, target) = (self.spec.source.clone(), self.spec.target.clone());
+        let (active, how) = (self.active.is_some(), How { unmap: self.spec.unmap, compress: false });
+        crew.start(from, len, async move {
+            // A guest write to both sides must not fall between reading and writing here.
+            let _alone = match active {
+                true => Some(source.exclusive(from, len).await),
+                false => None,
+            };
+            copy(&source, &target, from, len, how).await
+        });
+    }
+
+    async fn arrived(&self, job: &Job, ended: Ended<Copied>) -> IoResult {
+        let (policy, write, error) = match ended.result {
             Ok(()) => {
-                job.advance(len);
+                job.advance(ended.len);
                 return Ok(());
             }
             Err(Failed::Source(error)) => (self.spec.on_source_error, false, error),
             Err(Failed::Target(error)) => (self.spec.on_target_error, true, error),
         };
-        self.bitmap.set(from, len);
+        self.bitmap.set(ended.from, ended.len);
+        if job.is_to_pause() {
+            // One error has stopped the job: that others failed too is found out again.
+            return Ok(());
+        }
         match job.on_error(policy, write, &error) {
             Action::Report => Err(error),
             Action::Ignore => {
@@ -272,6 +304,17 @@ impl Mirror {
             }
             Action::Stop => Ok(()),
         }
+    }
+
+    /// Nothing is copied while the job stands still.
+    async fn pause(&self, job: &Job, crew: &mut Crew<Copied>) -> IoResult {
+        while let Some(ended) = crew.next().await? {
+            match ended.result {
+                Ok(()) => job.advance(ended.len),
+                Err(_) => self.bitmap.set(ended.from, ended.len),
+            }
+        }
+        Ok(())
     }
 
     async fn switch(&mut self) -> Result<()> {

@@ -7,11 +7,13 @@ mod active;
 mod backup;
 mod commit;
 mod copy;
+mod crew;
 mod filter;
 mod group;
 mod job;
 mod mirror;
 mod stream;
+mod sweep;
 
 pub use backup::{BackupSpec, BackupSync, BitmapMode, Perf};
 pub use commit::CommitSpec;

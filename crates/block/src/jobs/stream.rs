@@ -1,10 +1,10 @@
 //! `block-stream`: fills a node with what it so far takes from the nodes below it.
 
-use super::copy::{CHUNK, Held, allocated_above, below, known_zero};
+use super::copy::{CHUNK, Failed, Held, allocated_above, below, known_zero};
+use super::sweep::{Pass, Sweep};
 use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
 use crate::graph::{Graph, Node};
-use crate::notice::Action;
 use crate::types::*;
 use base::{Result, bail};
 use std::sync::Arc;
@@ -76,74 +76,20 @@ impl Stream {
     async fn fill(&self, job: &Job) -> IoResult {
         let top = &self.spec.top;
         let size = top.size();
-        job.set_len(size);
         if below(top).is_none() {
+            job.set_len(size);
             job.advance(size);
             return Ok(());
         }
-        let mut failed = None;
-        let mut at = 0;
-        while at < size {
-            job.pause_point().await?;
-            let step = self.step(job, at, (size - at).min(CHUNK / 2)).await;
-            match step {
-                Ok(done) => {
-                    job.advance(done);
-                    at += done;
-                }
-                Err(error) if errno_of(&error) == libc::ECANCELED => return Err(error),
-                Err(error) => match job.on_error(self.spec.on_error, false, &error) {
-                    Action::Report => return Err(error),
-                    Action::Stop => {}
-                    Action::Ignore => {
-                        failed.get_or_insert(error);
-                        let skip = (size - at).min(CHUNK / 2);
-                        job.advance(skip);
-                        at += skip;
-                    }
-                },
-            }
-        }
-        failed.map_or(Ok(()), Err)
-    }
-
-    async fn step(&self, job: &Job, at: u64, len: u64) -> IoResult<u64> {
-        let top = &self.spec.top;
-        let own = top.block_status(at, len).await?;
-        if own.flags.contains(StatusFlags::ALLOCATED) {
-            return Ok(own.len.min(len));
-        }
-        let next = below(top).ok_or_else(|| errno(libc::EIO))?;
-        let len = own.len.min(len);
-        if at < next.size() {
-            let (data, run) = allocated_above(&next, self.spec.base.as_ref(), at, len).await?;
-            if !data {
-                return Ok(run);
-            }
-            job.pace(run).await?;
-            return self.pull(at, run).await;
-        }
-        self.pull(at, len).await
-    }
-
-    /// Copies into the top what is not yet there; guest writes wait meanwhile.
-    async fn pull(&self, at: u64, len: u64) -> IoResult<u64> {
-        let top = &self.spec.top;
-        let _alone = top.exclusive(at, len).await;
-        let now = top.block_status(at, len).await?;
-        let len = now.len.min(len);
-        if now.flags.contains(StatusFlags::ALLOCATED) {
-            return Ok(len);
-        }
-        let (zero, run) = known_zero(top, at, len).await?;
-        if zero {
-            top.zero_unchanged(at, run).await?;
-        } else {
-            let mut data = crate::buffers::take(run as usize);
-            top.read(at, &mut data).await?;
-            top.write_unchanged(at, &data).await?;
-        }
-        Ok(run)
+        let pass = Pass {
+            job,
+            graph: &self.held.graph,
+            size,
+            piece: CHUNK / 2,
+            on_error: self.spec.on_error,
+            leaves_out: true,
+        };
+        pass.run(&Arc::new(Fill { top: top.clone(), base: self.spec.base.clone() })).await
     }
 
     async fn relink(&self) -> Result<()> {
@@ -164,6 +110,59 @@ impl Stream {
         let changed = top.layer().change_backing(name.as_deref(), format).await;
         drop(drained);
         changed.map_err(Into::into)
+    }
+}
+
+/// What goes into the top: all that nodes between it and the base hold.
+struct Fill {
+    top: Arc<Node>,
+    base: Option<Arc<Node>>,
+}
+
+impl Fill {
+    /// Copies into the top what is not yet there; guest writes wait meanwhile.
+    async fn pull(&self, mut at: u64, len: u64) -> IoResult {
+        let (top, end) = (&self.top, at + len);
+        let _alone = top.exclusive(at, len).await;
+        while at < end {
+            let now = top.block_status(at, end - at).await?;
+            let len = now.len.min(end - at);
+            if now.flags.contains(StatusFlags::ALLOCATED) {
+                at += len;
+                continue;
+            }
+            let (zero, run) = known_zero(top, at, len).await?;
+            if zero {
+                top.zero_unchanged(at, run).await?;
+            } else {
+                let mut data = crate::buffers::take(run as usize);
+                top.read(at, &mut data).await?;
+                top.write_unchanged(at, &data).await?;
+            }
+            at += run;
+        }
+        Ok(())
+    }
+}
+
+impl Sweep for Fill {
+    fn look(&self, at: u64, len: u64) -> Fut<'_, IoResult<(bool, u64)>> {
+        Box::pin(async move {
+            let own = self.top.block_status(at, len).await?;
+            let len = own.len.min(len);
+            if own.flags.contains(StatusFlags::ALLOCATED) {
+                return Ok((false, len));
+            }
+            let next = below(&self.top).ok_or_else(|| errno(libc::EIO))?;
+            match at < next.size() {
+                true => allocated_above(&next, self.base.as_ref(), at, len).await,
+                false => Ok((true, len)),
+            }
+        })
+    }
+
+    fn work(&self, at: u64, len: u64) -> Fut<'_, Result<(), Failed>> {
+        Box::pin(async move { self.pull(at, len).await.map_err(Failed::Source) })
     }
 }
 

@@ -13,6 +13,8 @@ use testkit::Qmp;
 const DAEMON: &str = "qemu-storage-daemon";
 /// Pages apart, so that requests lie all over the image.
 const STRIDE: u64 = 1_052_672;
+/// Runs of each measurement; the median counts.
+const REPEAT: usize = 5;
 const JOB_BYTES: u64 = 1 << 30;
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -91,20 +93,20 @@ impl Bench {
 
     fn requests(&self) -> Result {
         let shapes =
-            [("4 KiB", 4096u64, 1, 60_000), ("4 KiB", 4096, 32, 120_000), ("1 MiB", 1 << 20, 4, 3000)];
+            [("4 KiB", 4096u64, 1, 20_000), ("4 KiB", 4096, 32, 60_000), ("1 MiB", 1 << 20, 4, 1500)];
         for format in ["raw", "qcow2"] {
             let file = self.make(&format!("a.{format}"), format, 256 << 20)?;
             for aio in ["threads", "io_uring"] {
                 for kind in ["read", "write"] {
                     for (label, size, depth, count) in shapes {
-                        let rate = |run: &dyn Fn() -> Result<f64>| -> Result<f64> {
-                            let runs: Result<Vec<f64>> = (0..3).map(|_| run()).collect();
-                            Ok(count as f64 / median(&runs?))
-                        };
                         let load = [size, if size > 65536 { size } else { STRIDE }, depth, count];
                         let load: Vec<String> = load.iter().map(u64::to_string).collect();
-                        let ours = rate(&|| own_seconds(format, aio, kind, &load, &file))?;
-                        let peer = rate(&|| peer_seconds(format, aio, kind, &load, &file))?;
+                        let (mut ours, mut peer) = (Vec::new(), Vec::new());
+                        for _ in 0..REPEAT {
+                            ours.push(count as f64 / own_seconds(format, aio, kind, &load, &file)?);
+                            peer.push(count as f64 / peer_seconds(format, aio, kind, &load, &file)?);
+                        }
+                        let (ours, peer) = (median(&ours), median(&peer));
                         row(&format!("{format} {aio} {kind} {label} x{depth}, /s"), true, ours, peer);
                     }
                 }
@@ -123,7 +125,7 @@ impl Bench {
     /// Runs the same on both, in turns, and prints a row.
     fn both(&self, name: &str, high: bool, run: impl Fn(&mut Server) -> Result<f64>) -> Result {
         let mut figures = [Vec::new(), Vec::new()];
-        for _ in 0..3 {
+        for _ in 0..REPEAT {
             for (figures, peer) in figures.iter_mut().zip([false, true]) {
                 match run(&mut self.server(peer)?) {
                     Ok(figure) => figures.push(figure),

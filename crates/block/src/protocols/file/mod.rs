@@ -60,6 +60,8 @@ struct FileLayer {
     /// A range that held data when last looked at: asking the file system is slow where it
     /// must walk a long extent. Whoever makes a hole forgets it.
     data: Mutex<std::ops::Range<u64>>,
+    /// Held while the file system is asked: others may be answered by what it says.
+    asking: tokio::sync::Mutex<()>,
 }
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
@@ -150,6 +152,7 @@ impl FileLayer {
             fdsets: fdsets.clone(),
             block_device: !kind.is_file(),
             data: Mutex::new(0..0),
+            asking: Default::default(),
         })
     }
 
@@ -167,6 +170,21 @@ impl FileLayer {
 
     fn forget_data(&self) {
         *self.data.lock() = 0..0;
+    }
+
+    /// How long there is data from `offset` on, if that is known.
+    fn known_data(&self, offset: u64) -> Option<u64> {
+        let known = self.data.lock();
+        known.contains(&offset).then(|| known.end - offset)
+    }
+
+    /// Whether there is data at `offset`, and for how many bytes that is so.
+    async fn extent(&self, offset: u64, len: u64, size: u64) -> IoResult<(bool, u64)> {
+        let (data, run) = self.pooled(move |file| file.extent(offset, len, size)).await?;
+        if data {
+            *self.data.lock() = offset..offset + run;
+        }
+        Ok((data, run))
     }
 
     fn grown(&self, end: u64) {
@@ -257,14 +275,16 @@ impl Layer for FileLayer {
                 return Ok(Status { flags, len, offset: Some(offset) });
             }
             let size = self.size();
-            let known = self.data.lock().clone();
-            let (data, run) = match known.contains(&offset) {
-                true => (true, known.end - offset),
-                false => self.pooled(move |file| file.extent(offset, len, size)).await?,
+            let (data, run) = match self.known_data(offset) {
+                Some(run) => (true, run),
+                None => {
+                    let _asking = self.asking.lock().await;
+                    match self.known_data(offset) {
+                        Some(run) => (true, run),
+                        None => self.extent(offset, len, size).await?,
+                    }
+                }
             };
-            if data && !known.contains(&offset) {
-                *self.data.lock() = offset..offset + run;
-            }
             let flags = if data { StatusFlags::DATA } else { StatusFlags::ZERO };
             Ok(Status { flags: flags | StatusFlags::ALLOCATED, len: run.clamp(1, len), offset: Some(offset) })
         })
