@@ -15,7 +15,9 @@ pub mod loads;
 pub mod modules;
 pub mod qmp;
 pub mod qtest;
+pub mod record;
 pub mod vm;
+pub mod writer;
 
 pub use bench::Bench;
 pub use images::Images;
@@ -23,3 +25,4 @@ pub use linux::Linux;
 pub use qmp::Qmp;
 pub use qtest::Qtest;
 pub use vm::Vm;
+pub use writer::Writer;
