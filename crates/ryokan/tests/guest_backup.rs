@@ -9,14 +9,11 @@ use testkit::{Bench, Images, Writer};
 const SIZE: &str = "32M";
 const PLAN: Plan = Plan { seed: 2, threads: 2, blocks: 8192, zeros: true };
 
-/// A drive `id` over the image (its node has the name of the image without ending), not in a
-/// device yet.
+/// A drive `id` over the image, not in a device yet.
 fn drive(images: &Images, id: &str, name: &str) -> String {
-    let (node, format) = name.split_once('.').unwrap();
+    let format = name.rsplit('.').next().unwrap();
     let file = images.path(name);
-    format!(
-        "if=none,id={id},driver={format},node-name={node},discard=unmap,file.driver=file,file.filename={file}"
-    )
+    format!("if=none,id={id},driver={format},discard=unmap,file.driver=file,file.filename={file}")
 }
 
 /// What is marked in bitmap `b` of drive `d`.
@@ -187,7 +184,8 @@ fn two_disks_are_kept_of_one_moment() {
     for disk in ["x", "y"] {
         let name = format!("f{disk}.qcow2");
         bench.images.create(&name, SIZE, &[]);
-        bench.open(&format!("f{disk}"), &name, json!({"backing": disk}));
+        let live = bench.medium(disk)["node-name"].clone();
+        bench.open(&format!("f{disk}"), &name, json!({"backing": live}));
     }
     let none = |disk: &str| json!({"device": disk, "job-id": format!("j{disk}"), "target": format!("f{disk}"), "sync": "none"});
     bench.run("transaction", both("blockdev-backup", none("x"), none("y")));

@@ -1,5 +1,6 @@
 //! The process is killed while a Linux writes: the images are sound and hold all that was
-//! flushed. `RYOKAN_KILLS=N` kills N times.
+//! flushed. `RYOKAN_KILLS=N` kills N times (by `cargo test`: nextest ends what
+//! takes longer than ten minutes).
 
 use serde_json::{Value, json};
 use testkit::images::tool;

@@ -6,6 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use testkit::bench::SOON;
 use testkit::images::tool;
+use testkit::linux::BOOT;
 use testkit::record::Plan;
 use testkit::{Bench, Images, Writer};
 
@@ -85,8 +86,11 @@ impl Cd<'_> {
             "dd if=/dev/{} of=/dev/null bs=2048 count=1 2>/dev/null || echo none",
             self.name
         ));
+        // Linux closes the tray to see whether there is a disc.
         assert_eq!(read, "none");
+        self.moved(bench, false);
         bench.run("blockdev-change-medium", self.change(1));
+        self.moved(bench, true);
         self.moved(bench, false);
         self.shows(bench, 1);
     }
@@ -132,7 +136,7 @@ fn grows(bench: &mut Bench, drive: &str, disk: &str, image: &str) {
     bench.run("block_resize", json!({"device": drive, "size": 12 << 20}));
     bench.until(&format!("cat /sys/block/{disk}/size"), "24576");
     let write = format!(
-        "yes ROOM | head -c 65536 >/tmp/end; dd if=/tmp/end of=/dev/{disk} bs=64k seek=191 conv=fsync 2>&1"
+        "yes THE-END | head -c 65536 >/tmp/end; dd if=/tmp/end of=/dev/{disk} bs=64k seek=191 conv=fsync 2>&1"
     );
     bench.shell(&write);
     bench.shell("echo 3 >/proc/sys/vm/drop_caches");
@@ -140,7 +144,7 @@ fn grows(bench: &mut Bench, drive: &str, disk: &str, image: &str) {
         bench.shell(&format!("dd if=/dev/{disk} bs=64k skip=191 2>/dev/null | cmp - /tmp/end && echo same"));
     assert_eq!(same, "same");
     let contents = bench.images.contents(image);
-    assert_eq!((contents.len(), &contents[contents.len() - 5..]), (12 << 20, &b"ROOM\n"[..]).into());
+    assert_eq!((contents.len(), &contents[contents.len() - 8..]), (12 << 20, &b"THE-END\n"[..]));
 }
 
 /// A disk is plugged in, written to and unplugged, twice.
@@ -155,9 +159,7 @@ fn comes_and_goes(bench: &mut Bench, mut device: Value, disk: &str) {
         let writer = Writer::start(bench, disk, Plan { seed: 50 + round, ..PLAN }, "");
         writer.more(bench, 50);
         let done = writer.verify(bench);
-        bench.shell(&format!(
-            "kill $(ps | sed -n 's/^ *\\([0-9]*\\) .*writer run {disk} .*/\\1/p' | head -n 1); rm /tmp/{disk}"
-        ));
+        writer.quit(bench);
         bench.run("device_del", json!({"id": "guest"}));
         let gone = |event: &Value| event["event"] == "DEVICE_DELETED" && event["data"]["device"] == "guest";
         bench.vm.qmp.events_until(gone, gone, SOON).unwrap();
@@ -203,6 +205,8 @@ fn disks_grow_come_and_go_while_another_is_written() {
     grows(&mut bench, "busy", "vda", "busy.qcow2");
     comes_and_goes(&mut bench, json!({"driver": "virtio-blk-pci"}), "vdc");
     comes_and_goes(&mut bench, json!({"driver": "scsi-hd", "bus": "s0.0"}), "sdb");
+    let plugged = bench.shell("dmesg | grep -o 'scsi 0:0:1:[0-9]*: Direct-Access' | sort | uniq -c");
+    assert_eq!(plugged.trim(), "2 scsi 0:0:1:0: Direct-Access");
     writer.more(&mut bench, 20);
     let done = writer.verify(&mut bench);
     let images = bench.quit();
@@ -239,26 +243,19 @@ impl Drop for Small {
 #[track_caller]
 fn stops_for_space(bench: &mut Bench) -> Vec<String> {
     let ours = |event: &Value| event["event"] == "BLOCK_IO_ERROR" || event["event"] == "STOP";
-    let events = bench.vm.qmp.events_until(ours, |event| event["event"] == "STOP", SOON * 5).unwrap();
-    let (stop, errors) = events.split_last().unwrap();
-    assert_eq!((&stop["event"], errors.is_empty()), (&json!("STOP"), false), "{events:?}");
+    let events = bench.vm.qmp.events_until(ours, |event| event["event"] == "STOP", BOOT).unwrap();
+    let (_, errors) = events.split_last().unwrap();
+    assert!(!errors.is_empty(), "{events:?}");
     for error in errors {
         let told = ["operation", "action", "nospace", "reason"].map(|key| error["data"][key].clone());
         assert_eq!(json!(told), json!(["write", "stop", true, "No space left on device"]));
     }
     assert_eq!(bench.run("query-status", Value::Null)["status"], "io-error");
-    let drives: Vec<String> =
-        errors.iter().map(|error| error["data"]["device"].as_str().unwrap().into()).collect();
     let all = bench.run("query-block", Value::Null);
-    for one in all
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|one| drives.iter().any(|drive| one["device"] == drive.as_str()))
-    {
-        assert_eq!(one["io-status"], "nospace", "{one}");
-    }
-    drives
+    let full = all.as_array().unwrap().iter().filter(|one| one["io-status"] == "nospace");
+    let full: Vec<String> = full.map(|one| one["device"].as_str().unwrap().to_string()).collect();
+    assert!(!full.is_empty(), "{all}");
+    full
 }
 
 #[test]
@@ -285,34 +282,29 @@ fn a_full_file_system_stops_the_guest_and_loses_nothing() {
     let ide =
         bench.shell("cd /sys/block; for d in sd*; do readlink -f $d | grep -q /ata && echo $d; done; cd /");
     let scsi = if ide == "sda" { "sdb" } else { "sda" };
-    // Each disk alone fills what is left, with the others at it too.
     let disks = ["vda".to_string(), scsi.to_string(), ide];
     let writers: Vec<Writer> = (60..)
         .zip(&disks)
         .map(|(seed, disk)| Writer::start(&mut bench, disk, Plan { seed, ..PLAN }, "pace=20000"))
         .collect();
+    // The disks need 24 MiB in all.
     let mut stopped = Vec::new();
-    for size in ["13M", "16M", "20M"] {
+    for size in ["13M", "16M", "20M", "64M"] {
         stopped.extend(stops_for_space(&mut bench));
         small.resize(size);
         bench.run("cont", Value::Null);
     }
-    // There may have been some more of them before there was space enough.
-    while writers.iter().all(|_| bench.run("query-status", Value::Null)["status"] == "io-error") {
-        stopped.extend(stops_for_space(&mut bench));
-        bench.run("cont", Value::Null);
-    }
-    stopped.extend(stops_for_space(&mut bench));
-    small.resize("64M");
-    bench.run("cont", Value::Null);
     writers.iter().for_each(|writer| writer.more(&mut bench, 20));
     let done: Vec<_> = writers.iter().map(|writer| writer.verify(&mut bench)).collect();
     assert!(stopped.len() >= 4, "{stopped:?}");
     let images = bench.quit();
     for ((name, writer), done) in names.iter().zip(&writers).zip(done) {
-        images.check(name);
+        if name.ends_with("qcow2") {
+            images.check(name);
+        }
         assert_eq!(writer.moment(&images.contents(name)), done, "{name}");
     }
+    drop(small);
 }
 
 /// Writes of drive `d` so far.

@@ -92,6 +92,13 @@ impl Writer {
         assert_eq!(self.ask(bench, "resume"), "WRITING");
     }
 
+    /// Ends the program, so that its disk is in no use.
+    #[track_caller]
+    pub fn quit(&self, bench: &mut Bench) {
+        assert_eq!(self.ask(bench, "quit"), "");
+        bench.until(&format!("test -S /tmp/{} || echo gone", self.disk), "gone");
+    }
+
     /// As [`Writer::verify`], and goes on writing.
     #[track_caller]
     pub fn check(&self, bench: &mut Bench) {

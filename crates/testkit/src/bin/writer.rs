@@ -10,6 +10,7 @@
 //!   - `verify`: as `pause`, then the disk is read and compared: `GOOD REQUESTS,... DIGEST`, or
 //!     `BAD` with the reason;
 //!   - `resume`: `WRITING`;
+//!   - `quit`: it pauses and ends;
 //!   - `state`: `STATE REQUESTS,... ` and errors met so far.
 //! - `writer eject CD` opens the tray of a CD drive.
 
@@ -125,10 +126,14 @@ fn run(names: &str, numbers: [&str; 3], flags: &[&str]) -> Result<()> {
     for client in listener.incoming().flatten() {
         let mut line = String::new();
         let _ = BufReader::new(&client).read_line(&mut line);
+        if line.trim() == "quit" {
+            break;
+        }
         let answer = shared.obey(line.trim()).unwrap_or_else(|text| format!("BAD {text}"));
         let _ = (&client).write_all(answer.as_bytes());
     }
-    Ok(())
+    shared.pause()?;
+    std::fs::remove_file(format!("/tmp/{names}")).map_err(|e| e.to_string())
 }
 
 /// Memory at an address that `O_DIRECT` takes.
