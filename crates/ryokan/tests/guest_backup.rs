@@ -7,6 +7,8 @@ use testkit::record::Plan;
 use testkit::{Bench, Images, Writer};
 
 const SIZE: &str = "32M";
+/// Bytes per second of a job that is to go on for a while.
+const CRAWL: u64 = 1 << 16;
 const PLAN: Plan = Plan { seed: 2, threads: 2, blocks: 8192, zeros: true };
 
 /// A drive `id` over the image, not in a device yet.
@@ -39,7 +41,7 @@ fn chain_of_backups(disk: &str, args: &[&str], device: &str) {
     writer.more(&mut bench, 200);
 
     let full = bench.images.path("full.qcow2");
-    let backup = json!({"device": "d", "job-id": "j", "target": full, "sync": "full", "format": "qcow2", "speed": 16 << 20});
+    let backup = json!({"device": "d", "job-id": "j", "target": full, "sync": "full", "format": "qcow2", "speed": CRAWL});
     let both = json!({"actions": [
         {"type": "block-dirty-bitmap-add", "data": {"node": "d", "name": "b"}},
         {"type": "drive-backup", "data": backup}]});
@@ -59,7 +61,7 @@ fn chain_of_backups(disk: &str, args: &[&str], device: &str) {
         let mut backup = increment(&target);
         backup["mode"] = "existing".into();
         if round == 3 {
-            backup["speed"] = json!(4 << 20);
+            backup["speed"] = json!(CRAWL);
             bench.run("stop", Value::Null);
             std::fs::write(bench.images.path("then.raw"), bench.images.contents(disk)).unwrap();
         }

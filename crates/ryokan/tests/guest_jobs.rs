@@ -6,6 +6,8 @@ use testkit::record::Plan;
 use testkit::{Bench, Images, Writer};
 
 const SIZE: &str = "32M";
+/// Bytes per second of a job that is to go on for a while.
+const CRAWL: u64 = 1 << 16;
 const PLAN: Plan = Plan { seed: 1, threads: 2, blocks: 8192, zeros: true };
 
 fn drive(images: &Images, name: &str) -> String {
@@ -34,7 +36,7 @@ fn complete(bench: &mut Bench, job: &str) {
 fn cancelled_mirror(bench: &mut Bench, writer: &Writer) {
     let target = bench.images.path("never.raw");
     let mirror = json!({"device": "d", "job-id": "slow", "target": target, "sync": "full", "format": "raw",
-        "speed": 1 << 20});
+        "speed": CRAWL});
     bench.run("drive-mirror", mirror);
     bench.story("slow", "running");
     bench.run("block-job-pause", json!({"device": "slow"}));
@@ -44,8 +46,8 @@ fn cancelled_mirror(bench: &mut Bench, writer: &Writer) {
     assert_eq!(bench.job("slow")["offset"], paused["offset"]);
     bench.run("block-job-resume", json!({"device": "slow"}));
     bench.story("slow", "running");
-    bench.run("block-job-set-speed", json!({"device": "slow", "speed": 2 << 20}));
-    assert_eq!(bench.job("slow")["speed"], 2 << 20);
+    bench.run("block-job-set-speed", json!({"device": "slow", "speed": 2 * CRAWL}));
+    assert_eq!(bench.job("slow")["speed"], 2 * CRAWL);
     bench.run("block-job-cancel", json!({"device": "slow", "force": true}));
     assert!(bench.story("slow", "null").contains(&"CANCELLED".to_string()));
     assert_eq!(bench.medium("d")["node-name"], "top");
@@ -149,7 +151,7 @@ fn chains(first: &str, args: &[&str], disk: &str) {
     assert_eq!(writer.moment(&bench.images.contents("s1.qcow2")), moments[2]);
     writer.check(&mut bench);
 
-    bench.run("block-commit", json!({"device": "d", "job-id": "j", "speed": 4 << 20}));
+    bench.run("block-commit", json!({"device": "d", "job-id": "j", "speed": CRAWL}));
     bench.story("j", "running");
     writer.more(&mut bench, 20);
     bench.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
@@ -167,7 +169,7 @@ fn chains(first: &str, args: &[&str], disk: &str) {
     bench.done("j");
     assert_eq!(bench.medium("d")["backing_file_depth"], 2);
     writer.check(&mut bench);
-    bench.run("block-stream", json!({"device": "d", "job-id": "j", "speed": 4 << 20}));
+    bench.run("block-stream", json!({"device": "d", "job-id": "j", "speed": CRAWL}));
     bench.story("j", "running");
     writer.more(&mut bench, 20);
     bench.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
