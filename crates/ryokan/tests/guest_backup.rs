@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 use testkit::images::tool;
+use testkit::linux::BOOT;
 use testkit::record::Plan;
 use testkit::{Bench, Images, Writer};
 
@@ -63,6 +64,7 @@ fn chain_of_backups(disk: &str, args: &[&str], device: &str) {
         if round == 3 {
             backup["speed"] = json!(CRAWL);
             bench.run("stop", Value::Null);
+            bench.vm.qmp.event("STOP", BOOT).unwrap();
             std::fs::write(bench.images.path("then.raw"), bench.images.contents(disk)).unwrap();
         }
         bench.run("drive-backup", backup);
@@ -90,9 +92,17 @@ fn chain_of_backups(disk: &str, args: &[&str], device: &str) {
         "inject-error": rules, "image": {"driver": "file", "filename": file}}}),
     );
     let before = bitmap(&mut bench)["count"].as_u64().unwrap();
-    bench.run("blockdev-backup", increment("broken"));
-    let story = bench.story("j", "null");
-    assert!(story.contains(&"COMPLETED: No space left on device".to_string()), "{story:?}");
+    let mut backup = increment("broken");
+    backup["on-target-error"] = "stop".into();
+    bench.run("blockdev-backup", backup);
+    bench.story("j", "ERROR write stop");
+    // A guest's write whose old data cannot be saved fails, which stops the machine.
+    let stop = bench.vm.qmp.event("BLOCK_IO_ERROR", BOOT).unwrap();
+    assert_eq!((&stop["data"]["action"], &stop["data"]["nospace"]), (&json!("stop"), &json!(true)));
+    bench.vm.qmp.event("STOP", BOOT).unwrap();
+    bench.run("block-job-cancel", json!({"device": "j", "force": true}));
+    assert!(bench.story("j", "null").contains(&"CANCELLED".to_string()));
+    bench.run("cont", Value::Null);
     let after = bitmap(&mut bench);
     assert!(after["count"].as_u64().unwrap() >= before && before > 0, "{before} and then {after}");
     assert_eq!((&after["busy"], &after["recording"]), (&json!(false), &json!(true)));
