@@ -273,6 +273,27 @@ fn the_active_image_is_committed_and_written_below_from_then_on() {
 }
 
 #[test]
+fn without_a_base_all_goes_into_the_image_at_the_bottom() {
+    for bottom in ["bottom.raw", "bottom.qcow2"] {
+        let images = Images::new();
+        images.create(bottom, "4M", &[]);
+        images.overlay("top.qcow2", bottom);
+        images.io("top.qcow2", &["write -P 3 1M 1M"]);
+        let drive = format!("if=none,id=d,file={},format=qcow2", images.path("top.qcow2"));
+        let mut bench = Bench::start(images, &["-drive", &drive]);
+        bench.run("block-commit", json!({"device": "d"}));
+        bench.story("d", "READY");
+        bench.run("block-job-complete", json!({"device": "d"}));
+        bench.done("d");
+        let medium = bench.medium("d");
+        assert_eq!(medium["file"], bench.images.path(bottom));
+        assert_eq!(medium["drv"], bottom.split_once('.').unwrap().1);
+        bench.io("d", "write -P 4 2M 1M");
+        bench.quit().io(bottom, &["read -P 3 1M 1M", "read -P 4 2M 1M"]);
+    }
+}
+
+#[test]
 fn an_active_commit_told_to_stop_when_ready_leaves_the_top_in_use() {
     let mut bench = bench();
     bench.run("block-commit", json!({"device": "d", "base-node": "mid"}));

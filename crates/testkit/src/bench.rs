@@ -1,8 +1,10 @@
-//! A machine without guest (`-accel qtest`) whose disks are driven over QMP, for tests of the
-//! block layer.
+//! A machine whose disks are driven over QMP, for tests of the block layer: without guest
+//! (`-accel qtest`), or with a Linux that uses the disks ([`crate::Writer`]).
 
 use crate::images::Images;
+use crate::linux::{self, Initrd, Linux};
 use crate::vm::Vm;
+use crate::writer;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -14,14 +16,58 @@ pub struct Bench {
     pub vm: Vm,
     pub images: Images,
     marks: usize,
+    /// Of the guest, if there is one.
+    _initrd: Option<Initrd>,
 }
+
+/// What Linux needs for the disks that we have.
+const MODULES: [&str; 6] = ["virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "ata_piix", "sr_mod"];
 
 impl Bench {
     pub fn start(images: Images, args: &[&str]) -> Bench {
         let mut all = vec!["-accel", "qtest", "-nodefaults", "-display", "none"];
         all.extend(args);
         let vm = Vm::start_plain(&all).unwrap_or_else(|e| panic!("{e}"));
-        Bench { vm, images, marks: 0 }
+        Bench { vm, images, marks: 0, _initrd: None }
+    }
+
+    /// Boots Debian's kernel to a shell, with the drivers of all disks and the program `writer`.
+    pub fn boot(images: Images, args: &[&str]) -> Bench {
+        let mut all = vec!["-m", "192"];
+        all.extend(args);
+        let program = writer::program().unwrap_or_else(|e| panic!("{e}"));
+        let files: [(&str, &[u8]); 1] = [("bin/writer", &program)];
+        let booted = Linux::boot_holding("linux-image-cloud-amd64", &all, "quiet", &MODULES, &files);
+        let Linux { vm, initrd } = booted.unwrap_or_else(|e| panic!("{e}"));
+        let mut bench = Bench { vm, images, marks: 0, _initrd: Some(initrd) };
+        // Messages of the kernel would mix with answers.
+        bench.shell("dmesg -n 1");
+        bench
+    }
+
+    /// What a command of the guest's shell prints.
+    #[track_caller]
+    pub fn shell(&mut self, command: &str) -> String {
+        let said = self.vm.shell(command, linux::BOOT);
+        said.unwrap_or_else(|e| panic!("{command}: {e}")).trim().to_string()
+    }
+
+    /// Waits until a command of the guest's shell prints `wanted`.
+    #[track_caller]
+    pub fn until(&mut self, command: &str, wanted: &str) {
+        let end = Instant::now() + SOON;
+        loop {
+            let said = self.shell(command);
+            if said == wanted {
+                return;
+            }
+            assert!(
+                Instant::now() < end,
+                "{command}: still {said}, not {wanted}; {}",
+                self.shell("dmesg | tail -n 40")
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
     }
 
     /// Runs a command that must succeed.

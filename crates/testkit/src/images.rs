@@ -111,6 +111,15 @@ impl Images {
         std::fs::read(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
     }
 
+    /// What an image shows to its user, also one in use.
+    pub fn contents(&self, name: &str) -> Vec<u8> {
+        let (path, plain) = (self.path(name), self.path("contents"));
+        tool("qemu-img", &["convert", "-U", "-f", Images::format(name), "-O", "raw", &path, &plain]);
+        let bytes = self.bytes("contents");
+        self.remove("contents");
+        bytes
+    }
+
     pub fn remove(&self, name: &str) {
         std::fs::remove_file(self.path(name)).unwrap_or_else(|e| panic!("{name}: {e}"));
     }

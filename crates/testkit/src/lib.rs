@@ -17,8 +17,10 @@ pub mod modules;
 pub mod nbd;
 pub mod qmp;
 pub mod qtest;
+pub mod record;
 pub mod vm;
 pub mod web;
+pub mod writer;
 
 pub use bench::Bench;
 pub use images::Images;
@@ -26,3 +28,4 @@ pub use linux::Linux;
 pub use qmp::Qmp;
 pub use qtest::Qtest;
 pub use vm::Vm;
+pub use writer::Writer;

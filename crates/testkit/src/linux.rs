@@ -14,8 +14,11 @@ pub const SOON: Duration = Duration::from_secs(60);
 /// A booted guest.
 pub struct Linux {
     pub vm: Vm,
-    initrd: PathBuf,
+    pub(crate) initrd: Initrd,
 }
+
+/// Removes the file when the guest is done with it.
+pub(crate) struct Initrd(PathBuf);
 
 impl Linux {
     /// Boots the kernel of `package` directly to a shell, with further arguments.
@@ -30,20 +33,32 @@ impl Linux {
 
     /// As [`Linux::boot_with`], with kernel modules loaded (and those that they need).
     pub fn boot_loaded(package: &str, args: &[&str], append: &str, modules: &[&str]) -> Result<Linux> {
+        Linux::boot_holding(package, args, append, modules, &[])
+    }
+
+    /// As [`Linux::boot_loaded`] with further files (name, contents) in the initramfs.
+    pub fn boot_holding(
+        package: &str,
+        args: &[&str],
+        append: &str,
+        modules: &[&str],
+        more: &[(&str, &[u8])],
+    ) -> Result<Linux> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let kernel = guests::kernel(package)?.display().to_string();
         let modules = modules::modules(package, modules)?;
         let files: Vec<_> = modules.iter().map(|(name, bytes)| (format!("lib/{name}.ko"), bytes)).collect();
         let load: String = files.iter().map(|(path, _)| format!("insmod /{path}\n")).collect();
-        let files: Vec<_> = files.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+        let mut files: Vec<_> = files.iter().map(|(path, bytes)| (path.as_str(), bytes.as_slice())).collect();
+        files.extend(more);
         let script = format!("{load}{}", guests::SHELL);
         let initrd = guests::initramfs_file(&format!("linux-{number}"), &script, &files)?;
         let file = initrd.display().to_string();
         let line = format!("console=ttyS0 panic=-1 {append}");
         let mut all = vec!["-kernel", kernel.as_str(), "-initrd", &file, "-append", &line];
         all.extend(args);
-        let mut linux = Linux { vm: Vm::start(&all)?, initrd };
+        let mut linux = Linux { vm: Vm::start(&all)?, initrd: Initrd(initrd) };
         linux.up()?;
         Ok(linux)
     }
@@ -80,9 +95,9 @@ impl Linux {
     }
 }
 
-impl Drop for Linux {
+impl Drop for Initrd {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.initrd);
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

@@ -153,6 +153,15 @@ impl Vm {
         }
     }
 
+    /// Kills it as a crash would, at once.
+    pub fn kill(&mut self) -> Result<(), String> {
+        self.child.kill().and_then(|()| self.child.wait()).map_err(|e| e.to_string())?;
+        // What it had written to the console is all there.
+        let ended = self.console.text.lock().unwrap_or_else(|e| e.into_inner());
+        drop(self.console.more.wait_while(ended, |text| !text.1));
+        Ok(())
+    }
+
     /// CPU seconds the process has used so far.
     pub fn cpu_seconds(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.pid())).unwrap_or_default();

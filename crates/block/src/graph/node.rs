@@ -158,17 +158,16 @@ impl Node {
         self.child(Role::BACKING).map(|child| child.node())
     }
 
-    /// The node a filter shows.
+    /// The node a filter shows. (The raw format shows its file unchanged, but is no filter.)
     pub fn filtered(&self) -> Option<Arc<Node>> {
-        self.child(Role::FILTERED).map(|child| child.node())
+        let child = self.child(Role::FILTERED).filter(|_| self.driver.kind == crate::driver::Kind::Filter);
+        child.map(|child| child.node())
     }
 
     /// Past filters, the first node that is none.
     pub fn skip_filters(self: &Arc<Self>) -> Arc<Node> {
         let mut node = self.clone();
-        while node.driver.kind == crate::driver::Kind::Filter
-            && let Some(next) = node.filtered()
-        {
+        while let Some(next) = node.filtered() {
             node = next;
         }
         node

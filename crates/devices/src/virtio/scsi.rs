@@ -433,7 +433,9 @@ impl Scsi {
     }
 
     fn tell(&self, event: u32, (target, lun): (u8, u16), reason: u32) {
-        let lun = (0x4000 | lun).to_be_bytes();
+        // Linux takes these bytes as they are for its own number of the unit, so that only units
+        // which need it are addressed flat (SAM-5, 4.7.7.3), as REPORT LUNS does.
+        let lun = if lun < 256 { lun } else { 0x4000 | lun }.to_be_bytes();
         let mut bytes = [0; 16];
         bytes[..4].copy_from_slice(&event.to_le_bytes());
         bytes[4..8].copy_from_slice(&[1, target, lun[0], lun[1]]);
