@@ -254,7 +254,7 @@ fn close(graph: &Arc<Graph>, pin: Pin) {
 
 /// Cuts of each scene.
 fn cases() -> u64 {
-    std::env::var("CRASH_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
+    std::env::var("CRASH_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
 /// Whether a file is there.
