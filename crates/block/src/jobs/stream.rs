@@ -76,11 +76,12 @@ impl Stream {
     async fn fill(&self, job: &Job) -> IoResult {
         let top = &self.spec.top;
         let size = top.size();
-        job.set_len(size);
-        if below(top).is_none() {
-            job.advance(size);
+        let same = |below: &Arc<Node>| self.spec.base.as_ref().is_some_and(|base| Arc::ptr_eq(base, below));
+        // Nothing lies between the top and what it shall stand on.
+        if below(top).is_none_or(|below| same(&below)) {
             return Ok(());
         }
+        job.set_len(size);
         let mut failed = None;
         let mut at = 0;
         while at < size {

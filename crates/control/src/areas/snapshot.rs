@@ -21,10 +21,11 @@ pub fn route(routes: &mut Routes) {
     routes.add(bitmap_enable);
     routes.add(bitmap_disable);
     routes.add(bitmap_merge);
+    routes.add(bitmap_sha256);
     routes.add(transaction);
 }
 
-async fn perform(call: &Call, actions: Vec<Action>) -> Result<()> {
+pub(super) async fn perform(call: &Call, actions: Vec<Action>) -> Result<()> {
     let at = graph(call);
     there(call, async move { at.transaction(actions).await }).await
 }
@@ -137,6 +138,12 @@ async fn bitmap_merge(call: Call, command: BlockDirtyBitmapMerge) -> Result<()> 
     perform(&call, vec![action]).await
 }
 
+async fn bitmap_sha256(call: Call, command: XDebugBlockDirtyBitmapSha256) -> Result<BlockDirtyBitmapSha256> {
+    let at = BitmapName { node: command.node, name: command.name };
+    let (_, bitmap) = graph(&call).bitmap(&at)?;
+    Ok(BlockDirtyBitmapSha256 { sha256: bitmap.sha256() })
+}
+
 async fn transaction(call: Call, command: Transaction) -> Result<()> {
     let group = match completion_mode(command.properties)? {
         true => Some(Arc::<jobs::Group>::default()),
@@ -162,11 +169,10 @@ async fn transaction(call: Call, command: Transaction) -> Result<()> {
                 internal(&call, command.device, command.name)
             }
             "drive-backup" => {
-                let command = qapi::arguments(data)?;
-                super::backup::drive_backup_action(&call, command, group.clone()).await?
+                super::backup::drive_backup_action(&call, qapi::arguments(data)?, group.clone())
             }
             "blockdev-backup" => {
-                super::backup::blockdev_backup_action(&call, qapi::arguments(data)?, group.clone())?
+                super::backup::blockdev_backup_action(&call, qapi::arguments(data)?, group.clone())
             }
             "block-dirty-bitmap-add" => add_action(qapi::arguments(data)?),
             "block-dirty-bitmap-remove" => Action::BitmapRemove(name(data)?),
@@ -174,7 +180,10 @@ async fn transaction(call: Call, command: Transaction) -> Result<()> {
             "block-dirty-bitmap-enable" => Action::BitmapEnable(name(data)?, true),
             "block-dirty-bitmap-disable" => Action::BitmapEnable(name(data)?, false),
             "block-dirty-bitmap-merge" => merge_action(qapi::arguments(data)?)?,
-            "abort" => Action::Abort,
+            "abort" => match data.keys().next() {
+                Some(key) => bail!("Invalid parameter '{key}'"),
+                None => Action::Abort,
+            },
             other => bail!("Invalid parameter '{other}'"),
         });
     }

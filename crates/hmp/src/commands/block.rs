@@ -176,7 +176,12 @@ fn image(out: &mut String, image: &ImageInfo) {
     if let Some(format) = &image.backing_filename_format {
         let _ = writeln!(out, "backing file format: {format}");
     }
-    let specific = image.format_specific.as_ref().and_then(|specific| specific.get("data")?.as_object());
+    format_specific(out, image.format_specific.as_ref());
+}
+
+/// What `{"type": ..., "data": {...}}` says.
+fn format_specific(out: &mut String, specific: Option<&serde_json::Map<String, Value>>) {
+    let specific = specific.and_then(|specific| specific.get("data")?.as_object());
     if let Some(specific) = specific.filter(|specific| !specific.is_empty()) {
         out.push_str("Format specific information:\n");
         dictionary(out, specific, 1);
@@ -190,6 +195,11 @@ fn dictionary(out: &mut String, map: &serde_json::Map<String, Value>, depth: usi
             Value::Object(inner) => {
                 out.push('\n');
                 dictionary(out, inner, depth + 1);
+            }
+            Value::Array(list) => {
+                out.push('\n');
+                let list = list.iter().enumerate().map(|(at, one)| (format!("[{at}]"), one.clone()));
+                dictionary(out, &list.collect(), depth + 1);
             }
             Value::String(text) => drop(writeln!(out, " {text}")),
             other => drop(writeln!(out, " {other}")),
@@ -231,7 +241,7 @@ pub async fn qemu_io(session: Session, args: Args) -> Result<String> {
         Some(backend) => (backend, false),
         None => match graph.device_drive(&name)? {
             Some(backend) => (backend, true),
-            None => base::bail!("Cannot find device='{name}' nor node-name='{name}'"),
+            None => base::bail!("Cannot find device='' nor node-name='{name}'"),
         },
     };
     let out: block::qemu_io::Out = std::sync::Arc::new(|text: &str| {
@@ -241,12 +251,15 @@ pub async fn qemu_io(session: Session, args: Args) -> Result<String> {
         let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     });
     let disk = backend.clone();
+    let tells = matches!(line.trim(), "info" | "i");
+    let specific = backend.node().filter(|_| tells).and_then(|node| node.layer().info().specific);
     let work = async move { block::qemu_io::run(&disk, &line, &out).await };
     let done = graph.main_thread().handle().spawn(work).await;
     if anonymous {
         backend.drain().await;
         backend.delete();
     }
-    done.map_err(|_| base::fail!("The block layer failed"))?;
-    Ok(String::new())
+    let mut told = done.map_err(|_| base::fail!("The block layer failed"))?;
+    format_specific(&mut told, specific.as_ref().and_then(Value::as_object));
+    Ok(told)
 }

@@ -6,13 +6,13 @@
 //! then be without corruption, and the disk as it was promised last, except where it was written
 //! since. `CRASH_CASES` is the number of cuts of each scene.
 
-mod recorder;
+pub(crate) mod recorder;
 mod scenes;
 
 pub(crate) use recorder::RECORDER;
 
 use super::tests::{Rng, tool};
-use crate::driver::{Fix, Layer as _};
+use crate::driver::Fix;
 use crate::graph::{Graph, Pin, Settings, tests::graph};
 use crate::options::Options;
 use crate::types::*;
