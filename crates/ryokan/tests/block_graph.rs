@@ -52,8 +52,8 @@ fn the_graph_names_every_user() {
     assert_eq!(of("d").unwrap()["type"], "block-backend");
     let top = of("top").unwrap();
     assert_eq!(top["type"], "block-driver");
-    let edges = graph["edges"].as_array().unwrap();
-    let backing = edges.iter().find(|edge| edge["parent"] == top["id"] && edge["name"] == "backing").unwrap();
+    let list = graph["edges"].as_array().unwrap();
+    let backing = list.iter().find(|edge| edge["parent"] == top["id"] && edge["name"] == "backing").unwrap();
     assert!(backing["perm"].as_array().unwrap().contains(&json!("consistent-read")), "{backing}");
     assert!(backing["shared-perm"].as_array().unwrap().contains(&json!("write-unchanged")), "{backing}");
     bench.images.create("copy.qcow2", "4M", &[]);

@@ -73,18 +73,22 @@ async fn snapshot_delete_internal(
     let at = graph(&call);
     let gone = there(&call, async move {
         at.delete_internal(&command.device, command.id.as_deref(), command.name.as_deref()).await
-    })
-    .await?;
-    Ok(SnapshotInfo {
-        id: gone.id,
-        name: gone.name,
-        vm_state_size: gone.vm_state_size as i64,
-        date_sec: i64::from(gone.date_sec),
-        date_nsec: i64::from(gone.date_nsec),
-        vm_clock_sec: (gone.vm_clock_nsec / 1_000_000_000) as i64,
-        vm_clock_nsec: (gone.vm_clock_nsec % 1_000_000_000) as i64,
-        icount: gone.icount.map(|count| count as i64),
-    })
+    });
+    gone.await.map(told)
+}
+
+/// A snapshot inside of an image, as clients are told of it.
+pub(super) fn told(snapshot: block::Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        id: snapshot.id,
+        name: snapshot.name,
+        vm_state_size: snapshot.vm_state_size as i64,
+        date_sec: i64::from(snapshot.date_sec),
+        date_nsec: i64::from(snapshot.date_nsec),
+        vm_clock_sec: (snapshot.vm_clock_nsec / 1_000_000_000) as i64,
+        vm_clock_nsec: (snapshot.vm_clock_nsec % 1_000_000_000) as i64,
+        icount: snapshot.icount.map(|count| count as i64),
+    }
 }
 
 fn add_action(command: BlockDirtyBitmapAdd) -> Action {

@@ -176,7 +176,26 @@ fn image(out: &mut String, image: &ImageInfo) {
     if let Some(format) = &image.backing_filename_format {
         let _ = writeln!(out, "backing file format: {format}");
     }
+    let snapshots: Vec<block::Snapshot> = image.snapshots.iter().flatten().map(snapshot).collect();
+    if !snapshots.is_empty() {
+        out.push_str("Snapshot list:\n");
+        super::drives::table(out, snapshots.iter().map(|one| (one.id.as_str(), one)));
+    }
     format_specific(out, image.format_specific.as_ref());
+}
+
+fn snapshot(told: &schema::snapshot::SnapshotInfo) -> block::Snapshot {
+    block::Snapshot {
+        id: told.id.clone(),
+        name: told.name.clone(),
+        vm_state_size: told.vm_state_size as u64,
+        date_sec: told.date_sec as u32,
+        date_nsec: told.date_nsec as u32,
+        vm_clock_nsec: (told.vm_clock_sec as u64)
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(told.vm_clock_nsec as u64),
+        icount: told.icount.map(|count| count as u64),
+    }
 }
 
 /// What `{"type": ..., "data": {...}}` says.
