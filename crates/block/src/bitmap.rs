@@ -70,6 +70,8 @@ pub struct DirtyBitmap {
     /// Loaded from an image where it was not stored properly; may only be removed.
     inconsistent: AtomicBool,
     read_only: AtomicBool,
+    /// Kept by a job for itself, never shown.
+    private: AtomicBool,
 }
 
 struct Bits {
@@ -92,7 +94,17 @@ impl DirtyBitmap {
             persistent: AtomicBool::new(false),
             inconsistent: AtomicBool::new(false),
             read_only: AtomicBool::new(false),
+            private: AtomicBool::new(false),
         }
+    }
+
+    /// Hides it from queries.
+    pub(crate) fn set_private(&self) {
+        self.private.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_private(&self) -> bool {
+        self.private.load(Ordering::Acquire)
     }
 
     pub fn name(&self) -> Option<String> {
@@ -237,6 +249,17 @@ impl DirtyBitmap {
     /// The bits, least significant first.
     pub fn words(&self) -> Vec<u64> {
         self.bits.lock().words.clone()
+    }
+
+    /// SHA-256 of the bits, as lower-case hexadecimal digits. The bits are 64-bit words in the order
+    /// of the machine, at least one.
+    pub fn sha256(&self) -> String {
+        use sha2::Digest;
+        let mut words = self.words();
+        words.resize(words.len().max(1), 0);
+        let mut hash = sha2::Sha256::new();
+        words.iter().for_each(|word| hash.update(word.to_ne_bytes()));
+        hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// Puts bits back (undoing a clear, loading); missing words are clean.

@@ -78,6 +78,9 @@ impl Graph {
             // Settings of media to come.
             drive.settings = take_settings(&mut options, drive.settings)?;
         }
+        if options.get_str("node-name").as_deref() == Some(id) {
+            bail!("Device name '{id}' conflicts with an existing node name");
+        }
         let graph = self.arc();
         let backend = Backend::new(&graph, drive.setup.clone())?;
         backend.set_write_cache(drive.write_cache);

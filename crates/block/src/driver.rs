@@ -57,6 +57,8 @@ pub struct Driver {
     pub backing: bool,
     /// Nodes of it cannot be written.
     pub read_only: bool,
+    /// Options that a new image has by itself, as they are told: before its size and after.
+    pub defaults: (&'static str, &'static str),
     /// A running machine with such a writable node cannot migrate.
     pub blocks_migration: bool,
 }
@@ -73,6 +75,7 @@ impl Driver {
         create_options: &[],
         backing: false,
         read_only: false,
+        defaults: ("", ""),
         blocks_migration: false,
     };
 }
@@ -339,6 +342,16 @@ pub trait StoredBitmaps: Send + Sync {
     fn remove<'a>(&'a self, name: &'a str) -> Fut<'a, Result<()>>;
 }
 
+/// Facet: several children of one kind that come and go while the node is in use
+/// (`x-blockdev-change`). The graph attaches and detaches them; no request is in flight.
+pub trait Siblings: Send + Sync {
+    /// The name of one more child, if there may be one with this size.
+    fn next(&self, size: u64) -> Result<String>;
+    fn put(&self, child: Child);
+    /// Refuses where the child is needed.
+    fn take(&self, child: &Child) -> Result<()>;
+}
+
 /// An opened format, protocol or filter.
 ///
 /// Methods are called from many tasks at once. The graph makes requests fit
@@ -430,6 +443,11 @@ pub trait Layer: Send + Sync + 'static {
         Box::pin(async { Err(errno(libc::ENOTSUP)) })
     }
 
+    /// Gives up everything the image holds itself, so that what it stands on shows.
+    fn make_empty(&self) -> Fut<'_, IoResult> {
+        Box::pin(async { Err(errno(libc::ENOTSUP)) })
+    }
+
     /// Rewrites the backing file name in the header; `None` removes it.
     fn change_backing<'a>(&'a self, _name: Option<&'a str>, _format: Option<&'a str>) -> Fut<'a, IoResult> {
         Box::pin(async { Err(errno(libc::ENOTSUP)) })
@@ -450,6 +468,10 @@ pub trait Layer: Send + Sync + 'static {
     }
 
     fn stored_bitmaps(&self) -> Option<&dyn StoredBitmaps> {
+        None
+    }
+
+    fn siblings(&self) -> Option<&dyn Siblings> {
         None
     }
 

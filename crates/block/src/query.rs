@@ -10,6 +10,9 @@ use crate::types::{DetectZeroes, Role};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+/// Sizes are told in whole sectors, in bytes.
+const SECTOR: u64 = 512;
+
 /// `BlockInfo`.
 #[derive(Clone, Debug)]
 pub struct DeviceInfo {
@@ -83,6 +86,14 @@ pub struct ImageInfo {
     pub full_backing_filename: Option<String>,
     pub snapshots: Vec<Snapshot>,
     pub backing_image: Option<Box<ImageInfo>>,
+}
+
+impl ImageInfo {
+    /// How many images are below.
+    fn depth(&self) -> u64 {
+        std::iter::successors(self.backing_image.as_deref(), |below| below.backing_image.as_deref()).count()
+            as u64
+    }
 }
 
 /// `BlockStats` of a node: itself and those under it.
@@ -195,15 +206,14 @@ async fn device(backend: &Backend) -> DeviceInfo {
 pub async fn describe(node: &Arc<Node>, backend: Option<&Backend>, flat: bool) -> NodeInfo {
     let settings = node.settings();
     let group = backend.and_then(Backend::throttle_group);
-    let shown = node.skip_filters();
-    let backing = shown.backing();
+    let image = image(node, !flat).await;
     NodeInfo {
         file: node.filename().to_string(),
         node_name: node.name().to_string(),
         read_only: backend.map_or(node.is_read_only(), Backend::is_read_only),
         driver: node.driver().name,
-        backing_file: backing.as_ref().map(|below| below.filename().to_string()),
-        backing_depth: depth(&shown),
+        backing_file: node.backing().map(|below| below.filename().to_string()),
+        backing_depth: image.depth(),
         encrypted: node.layer().info().encrypted,
         detect_zeroes: settings.detect_zeroes,
         limits: group.as_ref().map(|group| group.config()).unwrap_or_default(),
@@ -212,22 +222,12 @@ pub async fn describe(node: &Arc<Node>, backend: Option<&Backend>, flat: bool) -
         direct: settings.cache.direct,
         no_flush: settings.cache.no_flush,
         write_threshold: node.write_threshold(),
-        bitmaps: bitmaps(&shown),
-        image: image(node, !flat).await,
+        bitmaps: bitmaps(node),
+        image,
     }
 }
 
-fn depth(node: &Arc<Node>) -> u64 {
-    let mut depth = 0;
-    let mut next = node.backing();
-    while let Some(node) = next {
-        depth += 1;
-        next = node.skip_filters().backing();
-    }
-    depth
-}
-
-/// The bitmaps of a node that have a name.
+/// The bitmaps of a node, newest first, without those that only its job knows.
 pub fn bitmaps(node: &Node) -> Vec<BitmapInfo> {
     let tell = |bitmap: Arc<crate::DirtyBitmap>| BitmapInfo {
         name: bitmap.name(),
@@ -238,7 +238,7 @@ pub fn bitmaps(node: &Node) -> Vec<BitmapInfo> {
         persistent: bitmap.is_persistent(),
         inconsistent: bitmap.is_inconsistent(),
     };
-    node.bitmaps().list().into_iter().map(tell).collect()
+    node.bitmaps().list().into_iter().rev().filter(|bitmap| !bitmap.is_private()).map(tell).collect()
 }
 
 /// `ImageInfo`, with the chain below if `deep`.
@@ -246,7 +246,7 @@ pub async fn image(node: &Arc<Node>, deep: bool) -> ImageInfo {
     let mut chain = vec![];
     let mut next = Some(node.clone());
     while let Some(node) = next {
-        next = if deep { node.skip_filters().backing() } else { None };
+        next = if deep { node.filtered().or_else(|| node.backing()) } else { None };
         chain.push(one_image(&node).await);
     }
     let mut whole = chain.pop().unwrap_or_default();
@@ -258,14 +258,17 @@ pub async fn image(node: &Arc<Node>, deep: bool) -> ImageInfo {
 }
 
 async fn one_image(node: &Arc<Node>) -> ImageInfo {
-    let info = node.layer().info();
-    let full = info.backing_filename.as_deref().and_then(|name| {
-        crate::graph::filename::combine(node.filename(), name).ok().filter(|full| full != name)
-    });
+    let mut info = node.layer().info();
+    if let Some(below) = node.filtered() {
+        let below = below.skip_filters().layer().info();
+        (info.cluster_size, info.dirty) = (below.cluster_size, below.dirty);
+    }
+    let full = info.backing_filename.as_deref();
+    let full = full.and_then(|name| crate::graph::filename::combine(node.filename(), name).ok());
     ImageInfo {
         filename: node.filename().to_string(),
         format: node.driver().name,
-        virtual_size: node.size(),
+        virtual_size: node.size().next_multiple_of(SECTOR),
         actual_size: allocated(node).await,
         full_backing_filename: full,
         snapshots: node.layer().snapshots().map(|facet| facet.list()).unwrap_or_default(),

@@ -6,7 +6,7 @@ use crate::driver::Snapshot;
 use crate::graph::{Graph, Node, Parent, Pin, Settings};
 use crate::jobs::{BackupSpec, Job};
 use crate::options::Options;
-use crate::types::Perm;
+use crate::types::{Fut, Perm, errno};
 use base::{Failure, Result, bail, fail};
 use serde_json::json;
 use std::sync::Arc;
@@ -35,8 +35,9 @@ pub enum Action {
         device: String,
         snapshot: Snapshot,
     },
-    /// `drive-backup`, `blockdev-backup`, with its target open.
-    Backup(Box<BackupSpec>),
+    /// `drive-backup`, `blockdev-backup`: what finds or makes its nodes and bitmaps, once the
+    /// actions before it are done.
+    Backup(Box<dyn FnOnce() -> Fut<'static, Result<BackupSpec>> + Send>),
     BitmapAdd {
         at: BitmapName,
         granularity: Option<u32>,
@@ -127,9 +128,9 @@ impl Graph {
                 Ok(Some(Done::Overlay { overlay, old, pin: None }))
             }
             Action::Internal { device, snapshot } => self.internal(&device, snapshot).await.map(Some),
-            Action::Backup(spec) => {
+            Action::Backup(make) => {
                 // The job drains by itself; users are held already.
-                let job = self.jobs.backup(&self.arc(), *spec).await?;
+                let job = self.jobs.backup(&self.arc(), make().await?).await?;
                 Ok(Some(Done::Job(job)))
             }
             Action::Abort => bail!("Transaction aborted using Abort action"),
@@ -145,11 +146,11 @@ impl Graph {
             bail!("New overlay node-name missing");
         }
         if let Some(name) = &spec.snapshot_node_name
-            && self.find(name).is_some()
+            && (self.find(name).is_some() || self.backend(name).is_some())
         {
             bail!("New overlay node-name already in use");
         }
-        old.check_busy()?;
+        old.check_free()?;
         if !driver.backing {
             bail!("The overlay does not support backing images");
         }
@@ -158,7 +159,7 @@ impl Graph {
             options.set("size", old.size());
             options.set("backing_file", absolute(old.filename()));
             options.set("backing_fmt", old.driver().name);
-            self.create_image(&spec.file, &format, options).await?;
+            self.create_image_told(&spec.file, &format, options).await?;
         }
         let mut options = Options::json(json!({"driver": format, "filename": spec.file, "backing": null}));
         if let Some(name) = &spec.snapshot_node_name {
@@ -172,7 +173,7 @@ impl Graph {
     }
 
     async fn put_over(&self, old: &Arc<Node>, overlay: &Arc<Node>) -> Result<()> {
-        old.check_busy()?;
+        old.check_free()?;
         if overlay.parents().iter().any(|edge| edge.perm().0.contains(Perm::CONSISTENT_READ)) {
             bail!("The overlay is already in use");
         }
@@ -197,10 +198,17 @@ impl Graph {
         Ok(())
     }
 
+    /// What a device holds, or the node of that name.
+    fn at_device(&self, device: &str) -> Result<Arc<Node>> {
+        if self.backend(device).is_none() && self.find(device).is_none() {
+            return Err(Failure::device_not_found(device));
+        }
+        self.lookup(Some(device), Some(device))
+    }
+
     async fn internal(&self, device: &str, snapshot: Snapshot) -> Result<Done> {
-        let Some(backend) = self.backend(device) else { return Err(Failure::device_not_found(device)) };
-        let node = backend.node().ok_or_else(|| fail!("Device '{device}' has no medium"))?;
-        node.check_busy()?;
+        let node = self.at_device(device)?;
+        node.check_free()?;
         if node.is_read_only() {
             bail!("Device '{device}' is read only");
         }
@@ -314,11 +322,11 @@ impl Graph {
         }
         if persistent {
             let Some(facet) = node.layer().stored_bitmaps() else {
-                bail!(
-                    "Driver '{}' does not support persistent bitmaps in node '{}'",
-                    node.driver().name,
-                    node.name()
-                )
+                let why = errno(libc::ENOTSUP);
+                return Err(Failure::os(
+                    format!("Can't store persistent bitmaps to {}", node.shown_name()),
+                    &why,
+                ));
             };
             if node.is_read_only() {
                 bail!("Block node '{}' is read-only", node.name());
@@ -391,9 +399,8 @@ impl Graph {
         if id.is_none() && name.is_none() {
             bail!("Name or id must be provided");
         }
-        let Some(backend) = self.backend(device) else { return Err(Failure::device_not_found(device)) };
-        let node = backend.node().ok_or_else(|| fail!("Device '{device}' has no medium"))?.skip_filters();
-        node.check_busy()?;
+        let node = self.at_device(device)?.skip_filters();
+        node.check_free()?;
         let Some(facet) = node.layer().snapshots() else {
             bail!(
                 "Block format '{}' used by device '{device}' does not support internal snapshot deletion",

@@ -17,6 +17,9 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 
+/// How long jobs may take to end with the process.
+const FAREWELL: Duration = Duration::from_secs(10);
+
 /// Runs a machine to its end; returns the exit status.
 pub async fn run(
     invocation: Invocation,
@@ -49,6 +52,8 @@ pub async fn run(
         machine.start().map_err(|f| Complaint::at("", f))?;
     }
     let status = main_loop(&control, &machine).await;
+    // Bounded: a job may wait for a server that is gone.
+    let _ = tokio::time::timeout(FAREWELL, host.graph.jobs.cancel_all()).await;
     host.graph.shutdown().await;
     machine.tear_down();
     control.drain(Duration::from_millis(500)).await;

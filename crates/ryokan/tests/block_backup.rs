@@ -135,7 +135,7 @@ fn what_backups_refuse_leaves_nothing_behind() {
             json!({"x-perf": {"max-chunk": 4096}}),
             "Required max-chunk (4096) is less than backup cluster size (65536)",
         ),
-        (json!({"filter-node-name": "copy"}), "Duplicate nodes with node-name='copy'"),
+        (json!({"filter-node-name": "copy"}), "Could not create node: Duplicate nodes with node-name='copy'"),
     ];
     for (more, text) in cases {
         let mut all = json!({"device": "d", "target": "copy", "sync": "full"});

@@ -130,7 +130,8 @@ fn exports_come_and_go() {
         json!([{"id": "e", "type": "nbd", "node-name": "top", "shutting-down": false}])
     );
     for (more, text) in [
-        (json!({}), "NBD server already has export named 'disk'"),
+        (json!({}), "Block export id 'e' is already in use"),
+        (json!({"id": "f"}), "NBD server already has export named 'disk'"),
         (json!({"name": "x"}), "Block export id 'e' is already in use"),
         (json!({"id": "1x"}), "Invalid block export id"),
         (json!({"id": "f", "node-name": "x"}), "Cannot find device='' nor node-name='x'"),
@@ -277,7 +278,33 @@ fn snapshots_by_hand() {
 }
 
 #[test]
-#[ignore = "a job that is told to stop may still hold its name for a moment"]
+fn committing_by_hand() {
+    let mut bench = chain(&["-drive", "if=none,id=e"]);
+    for (disk, text) in [("x", "Device 'x' not found"), ("e", "Device 'e' has no medium")] {
+        assert_eq!(say(&mut bench, &format!("commit {disk}")), format!("{text}\n"));
+    }
+    bench.io("d", "write -P 3 2M 64k");
+    assert_eq!(say(&mut bench, "commit d"), "");
+    // All is below now, and the image itself is empty and can be written.
+    assert!(bench.io("d", "map").starts_with("4 MiB (0x400000) bytes not allocated"));
+    bench.io("d", "read -P 1 0 512k");
+    bench.io("d", "read -P 2 512k 512k");
+    assert_eq!(bench.node("base")["ro"], json!(true));
+    bench.io("d", "write -P 4 3M 64k");
+    assert_eq!(say(&mut bench, "commit all"), "");
+    bench.io("d", "read -P 4 3M 64k");
+    bench.images.create("copy.qcow2", "4M", &[]);
+    bench.open("copy", "copy.qcow2", json!({}));
+    bench.run("blockdev-backup", json!({"device": "d", "target": "copy", "sync": "none"}));
+    assert_eq!(say(&mut bench, "commit d"), "'commit' error for 'd': Device or resource busy\n");
+    let images = bench.quit();
+    for name in ["base.qcow2", "top.qcow2"] {
+        images.check(name);
+    }
+    images.io("base.qcow2", &["read -P 2 512k 512k", "read -P 3 2M 64k", "read -P 4 3M 64k"]);
+}
+
+#[test]
 fn jobs_by_hand() {
     let mut bench = chain(&[]);
     assert_eq!(say(&mut bench, "info block-jobs"), "No active jobs\n");

@@ -248,3 +248,19 @@ fn quitting_ends_every_job_and_leaves_good_images() {
     images.check("b.qcow2");
     images.io("a.qcow2", &["read -P 1 0 1M", "read -P 4 1M 1M"]);
 }
+
+#[test]
+fn what_was_given_up_is_free_also_when_a_job_runs_to_the_end() {
+    let images = Images::new();
+    images.create("a.qcow2", SIZE, &[]);
+    images.io("a.qcow2", &["write -P 1 0 8M"]);
+    let mut bench = Bench::start(images, &[]);
+    bench.open("a", "a.qcow2", json!({"discard": "unmap"}));
+    target(&mut bench, "copy");
+    bench.io("a", "discard 0 4M");
+    bench.io("a", "flush");
+    bench.run("blockdev-backup", backup(json!({"sync": "none"})));
+    let images = bench.quit();
+    images.check("a.qcow2");
+    images.io("a.qcow2", &["read -P 0 0 4M", "read -P 1 4M 4M"]);
+}

@@ -120,9 +120,9 @@ fn what_external_snapshots_refuse_leaves_everything() {
     bench.open("slow", "slow.raw", json!({}));
     bench.run("blockdev-backup", json!({"device": "d", "target": "slow", "sync": "full", "speed": 65536}));
     let busy = bench.refused("blockdev-snapshot", json!({"node": "a", "overlay": "copy"}));
-    assert_eq!(busy, "GenericError: Node 'a' is busy: block device is in use by block job: backup");
+    assert_eq!(busy, "GenericError: Node 'd' is busy: block device is in use by block job: backup");
     let busy = bench.refused("blockdev-snapshot-internal-sync", json!({"device": "d", "name": "s"}));
-    assert_eq!(busy, "GenericError: Node 'a' is busy: block device is in use by block job: backup");
+    assert_eq!(busy, "GenericError: Node 'd' is busy: block device is in use by block job: backup");
     bench.run("job-cancel", json!({"id": "d"}));
     bench.story("d", "null");
     bench.quit();
@@ -156,6 +156,11 @@ fn internal_snapshots_are_made_found_and_deleted() {
         let text = format!("GenericError: Snapshot with {text} does not exist on device 'd'");
         refuse(&mut bench, "delete-internal-sync", arguments, &text);
     }
+    let told = bench.medium("d")["image"]["snapshots"].clone();
+    let told: Vec<_> = told.as_array().unwrap().iter().map(|one| (&one["id"], &one["name"])).collect();
+    assert_eq!(told, [(&json!("1"), &json!("one")), (&json!("2"), &json!("two"))]);
+    let shown = bench.vm.qmp.hmp("info block -v d").unwrap();
+    assert!(shown.contains("Snapshot list:\r\nID ") && shown.contains("\n2         two "), "{shown}");
     let gone =
         bench.run("blockdev-snapshot-delete-internal-sync", json!({"device": "d", "id": "1", "name": "one"}));
     assert_eq!(gone["name"], "one");

@@ -1,6 +1,7 @@
 //! block-stream and block-commit over QMP: every way to say what goes where, errors, policies.
 
 use serde_json::{Value, json};
+use testkit::bench::SOON;
 use testkit::{Bench, Images};
 
 const WELL: [&str; 7] = ["created", "running", "waiting", "pending", "COMPLETED", "concluded", "null"];
@@ -82,7 +83,7 @@ fn a_stream_shows_its_filter_takes_guest_writes_and_can_be_stopped() {
     assert_eq!(filter["drv"], "copy-on-read");
     assert_eq!(bench.medium("d")["node-name"], "f");
     let busy = bench.refused("block_resize", json!({"node-name": "top", "size": 8 << 20}));
-    assert_eq!(busy, "GenericError: Node 'top' is busy: block device is in use by block job: stream");
+    assert_eq!(busy, "GenericError: Device 'top' is in use");
     let busy = bench.refused("block-commit", json!({"device": "d", "job-id": "k"}));
     assert!(busy.contains("is busy: block device is in use by block job: stream"), "{busy}");
     bench.io("d", "write -P 9 3M 64k");
@@ -159,7 +160,7 @@ fn what_stream_and_commit_refuse_leaves_everything() {
     says(
         "block-stream",
         stream(json!({"filter-node-name": "mid"})),
-        "GenericError: Duplicate nodes with node-name='mid'",
+        "GenericError: Could not create node: Duplicate nodes with node-name='mid'",
     );
     says("block-commit", json!({"device": "none"}), "DeviceNotFound: Device 'none' not found");
     says(
@@ -189,6 +190,11 @@ fn what_stream_and_commit_refuse_leaves_everything() {
     );
     says(
         "block-commit",
+        json!({"device": "other", "job-id": "j"}),
+        "GenericError: cannot commit an image into itself",
+    );
+    says(
+        "block-commit",
         json!({"device": "d", "backing-file": "x"}),
         "GenericError: 'backing-file' specified, but 'top' is the active layer",
     );
@@ -199,6 +205,10 @@ fn what_stream_and_commit_refuse_leaves_everything() {
     );
     assert_eq!(bench.run("query-jobs", Value::Null), json!([]));
     assert_eq!(bench.medium("d")["backing_file_depth"], 2);
+    // Where nothing lies below there is nothing to do.
+    bench.run("block-stream", json!({"device": "other", "job-id": "j"}));
+    let ended = bench.vm.qmp.event("BLOCK_JOB_COMPLETED", SOON).unwrap();
+    assert_eq!((&ended["data"]["len"], &ended["data"]["offset"]), (&json!(0), &json!(0)));
     bench.quit().same("top.qcow2", "model.raw");
 }
 

@@ -2,6 +2,7 @@
 //! blockdev-reopen, which is as strict.
 
 use serde_json::{Value, json};
+use testkit::bench::SOON;
 use testkit::{Bench, Images};
 
 /// Two drives, d and e, on qcow2 images a and b.
@@ -61,7 +62,7 @@ fn everything_at_once() {
         .iter()
         .map(|one| json!([one["name"], one["count"], one["recording"]]))
         .collect();
-    assert_eq!(json!(told), json!([["cleared", 0, false], ["new", 65536, true]]));
+    assert_eq!(json!(told), json!([["new", 65536, true], ["cleared", 0, false]]));
     assert_eq!(bench.medium("e")["file"], snapshot);
     bench.run(
         "transaction",
@@ -75,6 +76,41 @@ fn everything_at_once() {
     let list = images.info("a.qcow2")["snapshots"].clone();
     assert_eq!((list.as_array().unwrap().len(), &list[0]["name"]), (1, &json!("inside")));
     images.io("over.qcow2", &["read -P 3 0 64k"]);
+}
+
+#[test]
+fn later_actions_find_what_earlier_ones_made() {
+    let mut bench = bench();
+    bench.run("block-dirty-bitmap-add", json!({"node": "a", "name": "old"}));
+    bench.io("d", "write -P 2 0 64k");
+    let (copy, unused) = (bench.images.path("copy.qcow2"), bench.images.path("unused.qcow2"));
+    // As libvirt makes incremental backups.
+    let actions = json!([
+        action("block-dirty-bitmap-add", json!({"node": "a", "name": "mine", "disabled": true})),
+        action("block-dirty-bitmap-merge", json!({"node": "a", "target": "mine", "bitmaps": ["old"]})),
+        action(
+            "drive-backup",
+            json!({"device": "d", "target": copy, "sync": "incremental", "bitmap": "mine", "job-id": "j"})
+        ),
+    ]);
+    bench.run("transaction", json!({"actions": actions}));
+    assert_eq!(bench.vm.qmp.event("BLOCK_JOB_COMPLETED", SOON).unwrap()["data"]["len"], json!(65536));
+    // Nothing is made for an action that is never tried.
+    let actions = json!([
+        action("abort", json!({})),
+        action("drive-backup", json!({"device": "d", "target": unused, "sync": "full", "job-id": "j"})),
+    ]);
+    let refused = bench.refused("transaction", json!({"actions": actions}));
+    assert_eq!(refused, "GenericError: Transaction aborted using Abort action");
+    assert!(!std::path::Path::new(&unused).exists());
+    // The making of an image is told on the standard output, in the words of the tools.
+    let told = format!(
+        "Formatting '{copy}', fmt=qcow2 cluster_size=65536 extended_l2=off compression_type=zlib size=4194304 \
+         lazy_refcounts=off refcount_bits=16\n"
+    );
+    assert!(bench.vm.console().contains(&told), "{}", bench.vm.console());
+    let images = bench.quit();
+    images.io("copy.qcow2", &["read -P 2 0 64k", "read -P 0 64k 1M"]);
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Block devices and block nodes.
 
+use crate::snapshot::SnapshotInfo;
 use crate::{commands, events};
 use qapi::{Command, Describe, Event, Map};
 
@@ -143,9 +144,10 @@ pub struct ImageInfo {
     pub encrypted: Option<bool>,
     pub compressed: Option<bool>,
     pub backing_filename: Option<String>,
-    /// if it differs from `backing-filename`
+    /// seen from the directory of the image
     pub full_backing_filename: Option<String>,
     pub backing_filename_format: Option<String>,
+    pub snapshots: Option<Vec<SnapshotInfo>>,
     pub backing_image: Option<Box<ImageInfo>>,
     /// what only this format has: `type`, and its `data`
     pub format_specific: Option<Map>,

@@ -2,7 +2,7 @@
 
 use crate::block::BlockDeviceInfo;
 use crate::{commands, events};
-use qapi::{Command, Event, Map};
+use qapi::{Command, Describe, Event, Map};
 
 commands![
     ChangeBackingFile,
@@ -12,7 +12,9 @@ commands![
     BlockdevCreate,
     QueryNamedBlockNodes,
     BlockResize,
-    BlockSetWriteThreshold
+    BlockSetWriteThreshold,
+    XBlockdevChange,
+    XDebugQueryBlockGraph
 ];
 events![BlockWriteThreshold, QuorumReportBad, QuorumFailure];
 
@@ -79,6 +81,47 @@ pub struct ChangeBackingFile {
 pub struct BlockSetWriteThreshold {
     pub node_name: String,
     pub write_threshold: u64,
+}
+
+/// Gives a node with children of one kind (a quorum) one more, or takes one from it.
+#[derive(Command, Debug, Clone)]
+#[command(preconfig)]
+pub struct XBlockdevChange {
+    pub parent: String,
+    /// name of the child that goes
+    pub child: Option<String>,
+    /// node that comes
+    pub node: Option<String>,
+}
+
+/// All nodes, jobs and back ends, and who uses whom.
+#[derive(Command, Debug, Clone)]
+#[command(reply = XDbgBlockGraph, preconfig)]
+pub struct XDebugQueryBlockGraph {}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct XDbgBlockGraph {
+    pub nodes: Vec<XDbgBlockGraphNode>,
+    pub edges: Vec<XDbgBlockGraphEdge>,
+}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct XDbgBlockGraphNode {
+    pub id: u64,
+    /// block-backend, block-job or block-driver
+    #[qapi(name = "type")]
+    pub kind: String,
+    pub name: String,
+}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct XDbgBlockGraphEdge {
+    pub parent: u64,
+    pub child: u64,
+    pub name: String,
+    /// words consistent-read, write, write-unchanged, resize
+    pub perm: Vec<String>,
+    pub shared_perm: Vec<String>,
 }
 
 /// A write went beyond the threshold, which is disarmed now.

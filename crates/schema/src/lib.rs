@@ -58,7 +58,7 @@ pub const AREAS: &[Area] = &[
     Area { title: "Running the machine", commands: lifecycle::COMMANDS, events: lifecycle::EVENTS },
     Area { title: "Machine", commands: machine::COMMANDS, events: machine::EVENTS },
     Area { title: "Processors", commands: cpu::COMMANDS, events: &[] },
-    Area { title: "Memory", commands: memory::COMMANDS, events: &[] },
+    Area { title: "Memory", commands: memory::COMMANDS, events: memory::EVENTS },
     Area { title: "Devices and objects", commands: qom::COMMANDS, events: qom::EVENTS },
     Area { title: "PCI", commands: pci::COMMANDS, events: &[] },
     Area { title: "Block devices", commands: block::COMMANDS, events: block::EVENTS },

@@ -15,6 +15,7 @@ commands![
     BlockDirtyBitmapEnable,
     BlockDirtyBitmapDisable,
     BlockDirtyBitmapMerge,
+    XDebugBlockDirtyBitmapSha256,
     Transaction
 ];
 
@@ -117,6 +118,20 @@ pub struct BlockDirtyBitmapMerge {
     pub node: String,
     pub target: String,
     pub bitmaps: Vec<Value>,
+}
+
+/// A check sum over the bits of a dirty bitmap.
+#[derive(Command, Debug, Clone)]
+#[command(name = "x-debug-block-dirty-bitmap-sha256", reply = BlockDirtyBitmapSha256, preconfig)]
+pub struct XDebugBlockDirtyBitmapSha256 {
+    pub node: String,
+    pub name: String,
+}
+
+#[derive(Describe, Debug, Clone, PartialEq)]
+pub struct BlockDirtyBitmapSha256 {
+    /// hexadecimal
+    pub sha256: String,
 }
 
 /// Does several actions at one point in time, all or none.

@@ -178,11 +178,11 @@ impl Server {
     pub fn add(&self, setup: ExportSetup) -> Result<Arc<Export>> {
         let mut exports = self.exports.lock();
         let shown = |export: &&Arc<Export>| !export.is_shutting_down();
-        if exports.iter().filter(shown).any(|export| export.setup.name == setup.name) {
-            bail!("NBD server already has export named '{}'", setup.name);
-        }
         if exports.iter().any(|export| export.setup.id == setup.id) {
             bail!("Block export id '{}' is already in use", setup.id);
+        }
+        if exports.iter().filter(shown).any(|export| export.setup.name == setup.name) {
+            bail!("NBD server already has export named '{}'", setup.name);
         }
         if setup.name.len() > crate::protocols::nbd::wire::MAX_NAME {
             bail!("export name '{}' too long", setup.name);

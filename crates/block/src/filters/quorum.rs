@@ -1,21 +1,25 @@
 //! `quorum`: several children with the same data; reads are decided by vote.
 
 use super::together::all;
-use crate::driver::{Driver, Kind, Layer, Open};
+use crate::driver::{Driver, Kind, Layer, Open, Siblings};
 use crate::graph::Child;
 use crate::notice::Notice;
 use crate::types::*;
+use arc_swap::ArcSwap;
 use base::failure::strerror;
 use base::{Result, bail};
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub static DRIVER: Driver = Driver { name: "quorum", kind: Kind::Filter, open, ..Driver::DEFAULT };
 
 struct Quorum {
     context: crate::driver::Context,
-    children: Vec<Child>,
+    children: ArcSwap<Vec<Child>>,
+    /// Number of the next child that is added.
+    next: AtomicUsize,
     threshold: usize,
     blkverify: bool,
     rewrite: bool,
@@ -56,7 +60,10 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             bail!("Quorum children have different sizes");
         }
         let context = open.context.clone();
-        Ok(Arc::new(Quorum { context, children, threshold, blkverify, rewrite, fifo }) as Arc<dyn Layer>)
+        let next = AtomicUsize::new(children.len());
+        let children = ArcSwap::from_pointee(children);
+        Ok(Arc::new(Quorum { context, children, next, threshold, blkverify, rewrite, fifo })
+            as Arc<dyn Layer>)
     })
 }
 
@@ -90,15 +97,16 @@ impl Quorum {
     }
 
     async fn read_all(&self, offset: u64, buf: &mut [u8]) -> IoResult {
+        let children = self.children.load_full();
         let len = buf.len() as u64;
         let mut good: Vec<(usize, Vec<u8>)> = Vec::new();
         let mut last = None;
-        let reads = self.children.iter().map(|child| {
+        let reads = children.iter().map(|child| {
             let mut data = vec![0; buf.len()];
             Box::pin(async move { child.read(offset, &mut data).await.map(|()| data) })
         });
         let answers = all(reads.collect()).await;
-        for ((index, child), answer) in self.children.iter().enumerate().zip(answers) {
+        for ((index, child), answer) in children.iter().enumerate().zip(answers) {
             match answer {
                 Ok(data) => good.push((index, data)),
                 Err(error) => {
@@ -127,7 +135,7 @@ impl Quorum {
         }
         buf.copy_from_slice(winner);
         for (index, _) in good.iter().filter(|(_, data)| data != winner) {
-            let child = &self.children[*index];
+            let child = &children[*index];
             self.bad("read", child, None, (offset, len));
             if self.rewrite {
                 // A repair that fails is found again by the next read.
@@ -139,7 +147,7 @@ impl Quorum {
 
     async fn read_first(&self, offset: u64, buf: &mut [u8]) -> IoResult {
         let mut last = errno(libc::EIO);
-        for child in &self.children {
+        for child in self.children.load_full().iter() {
             match child.read(offset, buf).await {
                 Ok(()) => return Ok(()),
                 Err(error) => {
@@ -152,10 +160,16 @@ impl Quorum {
     }
 
     /// Judges the answers of all children to a change.
-    fn tally(&self, operation: &'static str, answers: Vec<IoResult>, offset: u64, len: u64) -> IoResult {
+    fn tally(
+        &self,
+        operation: &'static str,
+        (children, answers): (&[Child], Vec<IoResult>),
+        offset: u64,
+        len: u64,
+    ) -> IoResult {
         let mut good = 0;
         let mut last = None;
-        for (child, answer) in self.children.iter().zip(answers) {
+        for (child, answer) in children.iter().zip(answers) {
             match answer {
                 Ok(()) => good += 1,
                 Err(error) => {
@@ -174,9 +188,42 @@ impl Quorum {
     }
 }
 
+impl Siblings for Quorum {
+    fn next(&self, size: u64) -> Result<String> {
+        if self.blkverify {
+            bail!("Cannot add a child to a quorum in blkverify mode");
+        }
+        if size != self.size() {
+            bail!("Quorum children have different sizes");
+        }
+        Ok(format!("children.{}", self.next.load(Ordering::Acquire)))
+    }
+
+    fn put(&self, child: Child) {
+        self.next.fetch_add(1, Ordering::AcqRel);
+        let mut children = self.children.load().to_vec();
+        children.push(child);
+        self.children.store(Arc::new(children));
+    }
+
+    fn take(&self, child: &Child) -> Result<()> {
+        let mut children = self.children.load().to_vec();
+        if children.len() <= self.threshold {
+            bail!("The number of children cannot be lower than the vote threshold {}", self.threshold);
+        }
+        children.retain(|one| !one.same(child));
+        self.children.store(Arc::new(children));
+        let last = self.next.load(Ordering::Acquire) - 1;
+        if child.name() == format!("children.{last}") {
+            self.next.store(last, Ordering::Release);
+        }
+        Ok(())
+    }
+}
+
 impl Layer for Quorum {
     fn size(&self) -> u64 {
-        self.children.first().map_or(0, Child::size)
+        self.children.load().first().map_or(0, Child::size)
     }
 
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
@@ -187,23 +234,26 @@ impl Layer for Quorum {
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            let answers = all(self.children.iter().map(|one| one.write(offset, data, flags)).collect()).await;
-            self.tally("write", answers, offset, data.len() as u64)
+            let children = self.children.load_full();
+            let answers = all(children.iter().map(|one| one.write(offset, data, flags)).collect()).await;
+            self.tally("write", (&children, answers), offset, data.len() as u64)
         })
     }
 
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
+            let children = self.children.load_full();
             let answers =
-                all(self.children.iter().map(|one| one.write_zeroes(offset, len, flags)).collect()).await;
-            self.tally("write", answers, offset, len)
+                all(children.iter().map(|one| one.write_zeroes(offset, len, flags)).collect()).await;
+            self.tally("write", (&children, answers), offset, len)
         })
     }
 
     fn flush(&self) -> Fut<'_, IoResult> {
         Box::pin(async move {
-            let answers = all(self.children.iter().map(Child::flush).collect()).await;
-            self.tally("flush", answers, 0, 0)
+            let children = self.children.load_full();
+            let answers = all(children.iter().map(Child::flush).collect()).await;
+            self.tally("flush", (&children, answers), 0, 0)
         })
     }
 
@@ -211,7 +261,8 @@ impl Layer for Quorum {
     fn block_status<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult<Status>> {
         Box::pin(async move {
             let (mut zeroes, mut run) = (0, len);
-            for child in &self.children {
+            let children = self.children.load_full();
+            for child in children.iter() {
                 match child.block_status(offset, run).await {
                     Ok(status) if status.flags.contains(StatusFlags::ZERO) => {
                         zeroes += 1;
@@ -221,7 +272,7 @@ impl Layer for Quorum {
                     Err(error) => self.bad("read", child, Some(&error), (offset, len)),
                 }
             }
-            let zero = zeroes == self.children.len();
+            let zero = zeroes == children.len();
             let kind = if zero { StatusFlags::ZERO } else { StatusFlags::DATA };
             Ok(Status { flags: kind | StatusFlags::ALLOCATED, len: run, offset: None })
         })
@@ -230,6 +281,10 @@ impl Layer for Quorum {
     fn child_perm(&self, _role: Role, _read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {
         let extra = if self.rewrite { Perm::WRITE } else { Perm::empty() };
         (perm | extra, shared - Perm::WRITE - Perm::RESIZE)
+    }
+
+    fn siblings(&self) -> Option<&dyn Siblings> {
+        Some(self)
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -123,7 +123,8 @@ impl Layer for Luks {
 
     fn info(&self) -> Info {
         let specific = json!({"type": "luks", "data": self.volume.describe()});
-        Info { encrypted: true, specific: Some(specific), ..Info::default() }
+        let dirty = self.file.node().layer().info().dirty;
+        Info { encrypted: true, specific: Some(specific), dirty, ..Info::default() }
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -61,8 +61,6 @@ pub static DRIVERS: &[&Driver] = &[
     &hostile::MEMORY,
     #[cfg(test)]
     &qcow2::crash::RECORDER,
-    #[cfg(test)]
-    &power_loss::RECORDER,
 ];
 
 pub fn all() -> impl Iterator<Item = &'static Driver> {

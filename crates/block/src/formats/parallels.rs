@@ -18,6 +18,7 @@ pub static DRIVER: Driver = Driver {
         CreateOption { name: "size", modern: "size", help: "Virtual disk size" },
         CreateOption { name: "cluster_size", modern: "cluster-size", help: "Parallels image cluster size" },
     ],
+    defaults: ("", " cluster_size=1048576"),
     ..Driver::DEFAULT
 };
 

@@ -1,89 +1,13 @@
 //! Power loss in formats with a cluster table: a recorder below the image, then cut anywhere,
 //! with unflushed writes lost. (qcow2 has scenes of its own.)
 
+use super::qcow2::crash::recorder::{LOGS, Log, Op, apply};
 use super::qcow2::tests::{Rng, tool};
-use crate::driver::{Driver, Kind, Layer, Open, Snapshot, layer_of};
-use crate::graph::{Child, Settings, tests::graph};
+use crate::driver::Snapshot;
+use crate::graph::{Settings, tests::graph};
 use crate::options::Options;
 use crate::types::*;
-use base::{Mutex, Result};
 use serde_json::json;
-use std::sync::Arc;
-
-/// Remembers everything that is written below it.
-pub(crate) static RECORDER: Driver =
-    Driver { name: "test-recorder-one", kind: Kind::Filter, open, ..Driver::DEFAULT };
-
-#[derive(Clone)]
-enum Op {
-    Write(u64, Vec<u8>),
-    Zero(u64, u64),
-    Size(u64),
-    Flush,
-}
-
-struct Recorder {
-    file: Child,
-    log: Mutex<Vec<Op>>,
-}
-
-fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
-    Box::pin(async {
-        let file = open.child("file", Role::FILTER).await?;
-        Ok(Arc::new(Recorder { file, log: Mutex::default() }) as Arc<dyn Layer>)
-    })
-}
-
-impl Layer for Recorder {
-    fn size(&self) -> u64 {
-        self.file.size()
-    }
-    fn grows(&self) -> bool {
-        true
-    }
-    fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
-        self.file.read(offset, buf)
-    }
-    fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
-        self.log.lock().push(Op::Write(offset, data.to_vec()));
-        self.file.write(offset, data, flags)
-    }
-    fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
-        self.log.lock().push(Op::Zero(offset, len));
-        self.file.write_zeroes(offset, len, flags)
-    }
-    fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
-        self.log.lock().push(Op::Zero(offset, len));
-        self.file.discard(offset, len)
-    }
-    fn flush(&self) -> Fut<'_, IoResult> {
-        self.log.lock().push(Op::Flush);
-        Box::pin(async { Ok(()) })
-    }
-    fn truncate<'a>(&'a self, size: u64, how: Truncate) -> Fut<'a, Result<()>> {
-        self.log.lock().push(Op::Size(size));
-        self.file.truncate(size, how)
-    }
-    fn as_any(&self) -> &dyn std::any::Any {
-        self
-    }
-}
-
-fn apply(image: &mut Vec<u8>, op: &Op) {
-    let mut put = |offset: u64, data: &[u8]| {
-        let end = offset as usize + data.len();
-        if image.len() < end {
-            image.resize(end, 0);
-        }
-        image[offset as usize..end].copy_from_slice(data);
-    };
-    match op {
-        Op::Write(offset, data) => put(*offset, data),
-        Op::Zero(offset, len) => put(*offset, &vec![0; *len as usize]),
-        Op::Size(size) => image.resize(*size as usize, 0),
-        Op::Flush => {}
-    }
-}
 
 /// What the guest may rely on at a point of the log.
 struct Promise {
@@ -93,7 +17,7 @@ struct Promise {
 
 struct Run {
     start: Vec<u8>,
-    log: Vec<Op>,
+    log: Vec<(usize, Op)>,
     promises: Vec<Promise>,
     /// (position in the log, range) of every request that changed the disk.
     touched: Vec<(usize, u64, u64)>,
@@ -113,15 +37,15 @@ fn record(seed: u64, format: &'static str, mut options: serde_json::Value, path:
     graph.block_on(async move { at.create_image(&name, format, Options::json(options)).await }).unwrap();
     let start = std::fs::read(path).unwrap();
     let mut tree = json!({"driver": format, "discard": "unmap",
-        "file": {"driver": "test-recorder-one", "node-name": "rec", "file": {"driver": "file", "filename": path}}});
+        "file": {"driver": "test-recorder", "log": path, "file": {"driver": "file", "filename": path}}});
     if format == "qcow2" {
         tree["l2-cache-size"] = 1024.into();
     }
+    let log = Log::default();
+    LOGS.lock().insert(path.into(), log.clone());
     let at = graph.clone();
     let run = graph.block_on(async move {
         let pin = at.open(Options::json(tree), Settings::default()).await.unwrap();
-        let recorder = at.find("rec").unwrap();
-        let log = &layer_of::<Recorder>(&recorder).unwrap().log;
         let mut rng = Rng(seed);
         let mut disk = below;
         let mut run = Run { start, log: Vec::new(), promises: Vec::new(), touched: Vec::new() };
@@ -167,7 +91,6 @@ fn record(seed: u64, format: &'static str, mut options: serde_json::Value, path:
         }
         drop(pin);
         at.collect().await;
-        // The recorder is gone with its node; its log was shared through the layer.
         run.log = std::mem::take(&mut *log.lock());
         run
     });
@@ -176,9 +99,9 @@ fn record(seed: u64, format: &'static str, mut options: serde_json::Value, path:
 
 /// The file after a cut at `cut`: all before the last flush, of the rest what `keep` lets.
 fn cut(run: &Run, cut: usize, mut keep: impl FnMut() -> bool) -> Vec<u8> {
-    let flushed = run.log[..cut].iter().rposition(|op| matches!(op, Op::Flush)).unwrap_or(0);
+    let flushed = run.log[..cut].iter().rposition(|(_, op)| matches!(op, Op::Flush)).unwrap_or(0);
     let mut image = run.start.clone();
-    for (at, op) in run.log[..cut].iter().enumerate() {
+    for (at, (_, op)) in run.log[..cut].iter().enumerate() {
         if at < flushed || keep() {
             apply(&mut image, op);
         }

@@ -24,6 +24,7 @@ pub static DRIVER: Driver = Driver {
         CreateOption { name: "table_size", modern: "table-size", help: "L1/L2 table size (in clusters)" },
     ],
     backing: true,
+    defaults: ("", " cluster_size=65536"),
     ..Driver::DEFAULT
 };
 

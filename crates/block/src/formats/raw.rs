@@ -162,7 +162,7 @@ impl Layer for Raw {
     }
 
     fn info(&self) -> Info {
-        Info::default()
+        Info { dirty: self.file.node().layer().info().dirty, ..Info::default() }
     }
 
     fn zero_initialised(&self) -> bool {

@@ -24,6 +24,7 @@ pub static DRIVER: Driver = Driver {
         },
     ],
     blocks_migration: true,
+    defaults: ("", " static=off"),
     ..Driver::DEFAULT
 };
 

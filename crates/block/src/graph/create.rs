@@ -6,6 +6,7 @@ use crate::options::Options;
 use crate::types::Preallocation;
 use base::{Result, bail};
 use serde_json::json;
+use std::io::Write;
 
 /// Takes option `preallocation`.
 pub fn take_preallocation(options: &mut Options) -> Result<Preallocation> {
@@ -31,6 +32,15 @@ impl Graph {
     /// Makes an image file: `driver` by name, options by the names of command line tools
     /// (`size`, `backing_file`, `cluster_size` ...).
     pub async fn create_image(&self, filename: &str, driver: &str, options: Options) -> Result<()> {
+        self.make_image(filename, driver, options, false).await
+    }
+
+    /// As [`Graph::create_image`], and tells of it on standard output as tools do.
+    pub async fn create_image_told(&self, filename: &str, driver: &str, options: Options) -> Result<()> {
+        self.make_image(filename, driver, options, true).await
+    }
+
+    async fn make_image(&self, filename: &str, driver: &str, options: Options, told: bool) -> Result<()> {
         let Some(driver) = crate::formats::find(driver) else { bail!("Unknown file format '{driver}'") };
         let protocol = protocol_of(filename)?;
         if driver.create.is_none() {
@@ -38,6 +48,9 @@ impl Graph {
         }
         if protocol.create.is_none() {
             bail!("Protocol driver '{}' does not support image creation", protocol.name);
+        }
+        if told {
+            tell(filename, driver, &options);
         }
         let mut modern = modernise(driver, options)?;
         if driver.kind == Kind::Protocol {
@@ -55,6 +68,19 @@ impl Graph {
         self.collect().await;
         result
     }
+}
+
+fn tell(filename: &str, driver: &Driver, options: &Options) {
+    let (before, after) = driver.defaults;
+    let mut line = format!("Formatting '{filename}', fmt={} {before}size={}", driver.name, options.0["size"]);
+    for key in ["backing_file", "backing_fmt"] {
+        if let Some(value) = options.get_str(key) {
+            line += &format!(" {key}={}", value.replace(',', ",,"));
+        }
+    }
+    let mut out = std::io::stdout().lock();
+    // Nobody may be listening.
+    let _ = writeln!(out, "{line}{after}").and_then(|()| out.flush());
 }
 
 /// Names of command line tools to those of `blockdev-create`.

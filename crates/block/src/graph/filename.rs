@@ -70,10 +70,17 @@ fn describe(node: &super::Node) -> Value {
     if let Some(name) = node.layer().filename() {
         return serde_json::json!({"driver": node.driver().name, "filename": name});
     }
-    match parse_json(node.filename()) {
-        Ok(Some(options)) => Value::Object(options.0),
-        _ => serde_json::json!({"driver": node.driver().name, "file": node.filename()}),
+    if let Ok(Some(options)) = parse_json(node.filename()) {
+        return Value::Object(options.0);
     }
+    let mut options = Options::new();
+    options.set("driver", node.driver().name);
+    for child in node.children() {
+        if !child.role().contains(Role::BACKING) {
+            options.set(child.name(), describe(&child.node()));
+        }
+    }
+    Value::Object(options.0)
 }
 
 #[cfg(test)]

@@ -225,12 +225,18 @@ impl Graph {
     /// `blockdev-del`.
     pub async fn delete(&self, name: &str) -> Result<()> {
         let Some(node) = self.find(name) else { bail!("Failed to find node with node-name='{name}'") };
-        if !node.kept.load(Ordering::Acquire) {
+        let users = node.parents();
+        let shows =
+            |edge: &Child| !matches!(edge.parent(), Parent::Node(_) | Parent::Job { kind: "backup", .. });
+        if users.iter().any(shows) {
+            bail!("Node {name} is in use");
+        }
+        node.check_free()?;
+        if !node.is_kept() {
             bail!("Node {name} is not owned by the monitor");
         }
-        if let Some(user) = node.parents().first() {
-            let _ = user;
-            bail!("Node {name} is in use");
+        if !users.is_empty() {
+            bail!("Block device {name} is in use");
         }
         node.kept.store(false, Ordering::Release);
         self.collect().await;

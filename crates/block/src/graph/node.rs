@@ -158,10 +158,10 @@ impl Node {
         self.child(Role::BACKING).map(|child| child.node())
     }
 
-    /// The node a filter shows. (The raw format shows its file unchanged, but is no filter.)
+    /// The node a filter shows; `None` of a node that is no filter.
     pub fn filtered(&self) -> Option<Arc<Node>> {
-        let child = self.child(Role::FILTERED).filter(|_| self.driver.kind == crate::driver::Kind::Filter);
-        child.map(|child| child.node())
+        let filter = self.driver.kind == crate::driver::Kind::Filter;
+        self.child(Role::FILTERED).filter(|_| filter).map(|child| child.node())
     }
 
     /// Past filters, the first node that is none.
@@ -221,10 +221,28 @@ impl Node {
 
     /// The first reason why operations are refused, as "Node 'x' is busy: why".
     pub fn check_busy(&self) -> base::Result<()> {
-        match self.blockers.lock().first() {
-            None => Ok(()),
-            Some((_, why)) => Err(base::fail!("Node '{}' is busy: {why}", self.name)),
-        }
+        let why = self.blockers.lock().first().map(|(_, why)| why.clone());
+        why.map_or(Ok(()), |why| Err(base::fail!("Node '{}' is busy: {why}", self.shown_name())))
+    }
+
+    /// As [`Node::check_busy`]; also refuses a node that an overlay stands on.
+    pub fn check_free(&self) -> base::Result<()> {
+        self.check_busy()?;
+        let edge = self.parents().into_iter().find(|edge| edge.role().contains(Role::BACKING));
+        let Some(super::Parent::Node(overlay)) = edge.map(|edge| edge.parent().clone()) else {
+            return Ok(());
+        };
+        let name = self.shown_name();
+        Err(base::fail!("Node '{name}' is busy: node is used as backing hd of '{overlay}'"))
+    }
+
+    /// The name of the back end whose root it is, else its own.
+    pub fn shown_name(&self) -> String {
+        let root = |edge: Child| match edge.parent() {
+            super::Parent::Backend(name) if !name.is_empty() => Some(name.clone()),
+            _ => None,
+        };
+        self.parents().into_iter().find_map(root).unwrap_or_else(|| self.name.clone())
     }
 
     /// Opened by `blockdev-add` for its own sake.

@@ -24,6 +24,9 @@ enum Step {
     Settings(Arc<Node>, Settings),
 }
 
+/// Largest size of a node in bytes.
+const LARGEST: u64 = i64::MAX as u64 & !((1 << 30) - 1);
+
 impl Graph {
     /// Makes a node and the files under it writable, or read-only again.
     pub fn set_read_only<'a>(&'a self, node: &'a Arc<Node>, on: bool) -> Fut<'a, Result<()>> {
@@ -284,9 +287,11 @@ impl Graph {
 
     /// `block_resize`: another size for a node; its users learn of it.
     pub async fn resize(&self, node: &Arc<Node>, size: u64) -> Result<()> {
-        node.check_busy()?;
         if !self.is_topmost(node) {
             bail!("The feature 'resize' is not enabled");
+        }
+        if size > LARGEST {
+            bail!("offset({size}) exceeds maximum({LARGEST})");
         }
         let held = self.drain(node).await;
         let result = node

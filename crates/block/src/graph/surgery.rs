@@ -2,7 +2,7 @@
 
 use super::{Child, Graph, Node, perm};
 use crate::backend::{Backend, Drained};
-use base::Result;
+use base::{Result, bail};
 use std::sync::Arc;
 
 impl Graph {
@@ -35,6 +35,44 @@ impl Graph {
         let pin =
             self.open(options, settings).await.map_err(|why| why.within("Could not open backing file"))?;
         self.set_backing(node, Some(&pin))
+    }
+
+    /// `x-blockdev-change`: gives `parent` one more child.
+    pub async fn add_child(&self, parent: &Arc<Node>, node: &Arc<Node>) -> Result<()> {
+        let Some(siblings) = parent.layer().siblings() else {
+            bail!("The node {} does not support adding a child", parent.shown_name())
+        };
+        if !node.parents().is_empty() {
+            bail!("The node {} already has a parent", node.shown_name());
+        }
+        let (name, role) = (siblings.next(node.size())?, crate::types::Role::DATA);
+        let child = Child::new(&name, role, super::Parent::Node(parent.name().into()), node);
+        let held = self.drain(parent).await;
+        let (perm, shared) = perm::cumulative(parent);
+        let (perm, shared) = parent.layer().child_perm(role, parent.is_read_only(), perm, shared);
+        self.attach(&child, perm, shared)?;
+        parent.children.lock().push(child.clone());
+        siblings.put(child);
+        drop(held);
+        Ok(())
+    }
+
+    /// `x-blockdev-change`: takes the child called `name` from `parent`.
+    pub async fn remove_child(&self, parent: &Arc<Node>, name: &str) -> Result<()> {
+        let shown = parent.shown_name();
+        let Some(child) = parent.child_named(name) else {
+            bail!("Node '{shown}' does not have child '{name}'")
+        };
+        let Some(siblings) = parent.layer().siblings() else {
+            bail!("The node {shown} does not support removing a child")
+        };
+        let held = self.drain(parent).await;
+        siblings.take(&child)?;
+        parent.children.lock().retain(|one| !one.same(&child));
+        self.detach(&child);
+        drop(held);
+        self.collect().await;
+        Ok(())
     }
 
     /// Lets an edge lead to another node. No request may be in flight.

@@ -241,7 +241,7 @@ impl Backup {
             self.leave_out_unallocated(job).await?;
         }
         let total = match self.spec.sync {
-            BackupSync::Bitmap => self.front.todo.count(),
+            BackupSync::Bitmap | BackupSync::Top => self.front.todo.count().min(size),
             _ => size,
         };
         job.set_len(total);

@@ -76,6 +76,61 @@ impl Jobs {
     }
 }
 
+impl Graph {
+    /// Writes what `top` itself holds into the image it stands on, and empties it where its
+    /// format can do that (monitor command `commit`). `ENOTSUP`: it stands on none; `EBUSY`: a
+    /// job has one of the two; `EACCES`: one of the two cannot be written.
+    pub async fn commit_now(self: &Arc<Self>, top: &Arc<Node>) -> IoResult {
+        let base = below(top).ok_or_else(|| errno(libc::ENOTSUP))?;
+        if top.check_busy().and(base.check_busy()).is_err() {
+            return Err(errno(libc::EBUSY));
+        }
+        if top.is_read_only() {
+            return Err(errno(libc::EACCES));
+        }
+        let was_read_only = base.is_read_only();
+        if was_read_only {
+            self.set_read_only(&base, false).await.map_err(|_| errno(libc::EACCES))?;
+        }
+        let mut held = Held::new(self, "commit", "commit");
+        let drained = self.drain(top).await;
+        let result =
+            match held.attach("base", &base, Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE, Perm::all())
+            {
+                Ok(()) => pour(top, &base).await,
+                Err(_) => Err(errno(libc::EACCES)),
+            };
+        held.release();
+        drop(drained);
+        if was_read_only {
+            // It stays writable if somebody began to write it.
+            let _ = self.set_read_only(&base, true).await;
+        }
+        result
+    }
+}
+
+async fn pour(top: &Arc<Node>, base: &Arc<Node>) -> IoResult {
+    let size = top.size();
+    if base.size() < size {
+        base.truncate(size, Truncate::default()).await.map_err(|_| errno(libc::EIO))?;
+    }
+    let mut at = 0;
+    while at < size {
+        let status = top.block_status(at, (size - at).min(CHUNK)).await?;
+        if status.flags.contains(StatusFlags::ALLOCATED) {
+            let copied = copy(top, base, at, status.len, How { unmap: true, compress: false }).await;
+            copied.map_err(|(Failed::Source(error) | Failed::Target(error))| error)?;
+        }
+        at += status.len;
+    }
+    base.flush().await?;
+    match top.layer().make_empty().await {
+        Err(error) if errno_of(&error) != libc::ENOTSUP => return Err(error),
+        _ => top.flush().await,
+    }
+}
+
 impl Commit {
     async fn copy_all(&self, job: &Job) -> IoResult {
         let CommitSpec { top, base, on_error, .. } = &self.spec;

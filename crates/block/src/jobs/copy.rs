@@ -56,7 +56,8 @@ impl Held {
     ) -> Result<()> {
         if let Some(name) = name {
             let drained = self.graph.drain(node).await;
-            let filter = self.graph.put_filter(driver, name, node).await?;
+            let filter = self.graph.put_filter(driver, name, node).await;
+            let filter = filter.map_err(|why| why.within("Could not create node"))?;
             drop(drained);
             self.block(&filter);
             self.filter = Some(filter);

@@ -121,10 +121,11 @@ impl Job {
     }
 
     pub fn info(&self) -> Info {
+        use Status::*;
         let state = self.state.lock();
         Info {
             progress: self.progress_of(&state),
-            busy: state.busy,
+            busy: state.busy && !matches!(state.status, Waiting | Pending | Concluded),
             paused: state.user_paused || state.held > 0,
             ready: state.ready,
             status: state.status,
@@ -191,8 +192,8 @@ impl Job {
             return self.refuse("set-speed");
         }
         let mut state = self.state.lock();
+        // What has been done in excess of the old limit counts against the new one.
         state.speed = speed;
-        state.slice = (Instant::now(), 0);
         drop(state);
         self.woken.notify_waiters();
         Ok(())
@@ -215,13 +216,13 @@ impl Job {
 
     pub fn resume(&self) -> Result<()> {
         use Status::*;
+        if !self.state.lock().user_paused {
+            bail!("Can't resume a job that was not paused");
+        }
         if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {
             return self.refuse("resume");
         }
         let mut state = self.state.lock();
-        if !state.user_paused {
-            bail!("Can't resume a job that was not paused");
-        }
         state.user_paused = false;
         state.io_status = IoStatus::Ok;
         drop(state);

@@ -96,6 +96,10 @@ impl Jobs {
         if Arc::ptr_eq(&spec.source, &spec.target) {
             bail!("Can't mirror node into itself");
         }
+        if spec.setup.kind == Kind::Mirror {
+            spec.source.check_free()?;
+            spec.target.check_free()?;
+        }
         spec.source.check_busy()?;
         spec.target.check_busy()?;
         if let Some(name) = &spec.replaces {
@@ -117,6 +121,7 @@ impl Jobs {
             return Err(why);
         }
         let bitmap = Arc::new(DirtyBitmap::new(None, spec.granularity.max(512), spec.source.size()));
+        bitmap.set_private();
         spec.source.bitmaps().add(bitmap.clone());
         let setup = spec.setup.clone();
         let active = spec.write_blocking.then(|| Active::new(&spec, &bitmap));

@@ -198,12 +198,9 @@ impl Jobs {
         let running = job.clone();
         let handle = graph.main_thread().handle().clone();
         handle.spawn(async move {
-            conduct(&running, body).await;
+            let (ending, error) = conduct(&running, body).await;
             graph.collect().await;
-            running.set_status(Status::Concluded);
-            if running.setup.auto_dismiss {
-                forget(&inner, &running);
-            }
+            conclude(&inner, &running, ending, error);
         });
         Ok(job)
     }
@@ -232,8 +229,21 @@ impl Jobs {
     }
 }
 
+/// The last events. Whoever has read the first of them finds the job ended and, unless it waits
+/// to be dismissed, its id free.
+fn conclude(inner: &Inner, job: &Arc<Job>, ending: Ending, error: Option<String>) {
+    let mut list = inner.list.lock();
+    job.tell(ending, error);
+    job.set_status(Status::Concluded);
+    if job.setup.auto_dismiss {
+        list.retain(|one| !Arc::ptr_eq(one, job));
+        job.set_status(Status::Null);
+    }
+}
+
 fn forget(inner: &Inner, job: &Arc<Job>) {
-    inner.list.lock().retain(|one| !Arc::ptr_eq(one, job));
+    let mut list = inner.list.lock();
+    list.retain(|one| !Arc::ptr_eq(one, job));
     job.set_status(Status::Null);
 }
 
@@ -270,11 +280,11 @@ async fn work(job: &Job, body: &mut impl Body) -> Result<(), Why> {
     body.commit(job).await.map_err(|why| Some(why.text))
 }
 
-async fn conduct(job: &Job, mut body: impl Body) {
+async fn conduct(job: &Job, mut body: impl Body) -> (Ending, Option<String>) {
     match work(job, &mut body).await {
         Ok(()) => {
             body.clean(true).await;
-            job.tell(Ending::Completed, None);
+            (Ending::Completed, None)
         }
         Err(why) => {
             if let Some(group) = &job.setup.group {
@@ -286,8 +296,8 @@ async fn conduct(job: &Job, mut body: impl Body) {
             job.set_status(Status::Aborting);
             body.clean(false).await;
             match why {
-                None => job.tell(Ending::Cancelled, None),
-                Some(text) => job.tell(Ending::Completed, Some(text)),
+                None => (Ending::Cancelled, None),
+                Some(text) => (Ending::Completed, Some(text)),
             }
         }
     }

@@ -76,9 +76,9 @@ impl Stream {
     async fn fill(&self, job: &Job) -> IoResult {
         let top = &self.spec.top;
         let size = top.size();
-        if below(top).is_none() {
-            job.set_len(size);
-            job.advance(size);
+        let same = |below: &Arc<Node>| self.spec.base.as_ref().is_some_and(|base| Arc::ptr_eq(base, below));
+        // Nothing lies between the top and what it shall stand on.
+        if below(top).is_none_or(|below| same(&below)) {
             return Ok(());
         }
         let pass = Pass {

@@ -30,7 +30,7 @@ impl Job {
         let rate = size_text(self.len as f64 / seconds);
         let ops = 1.0 / seconds;
         if self.compact {
-            return out(&format!("{},1,{time},{:.3},{ops:.4}\n", self.len, self.len as f64 / seconds));
+            return out(&format!("{},1,{time},{:.3},{ops:.3}\n", self.len, self.len as f64 / seconds));
         }
         out(&format!(
             "{} {}/{} bytes at offset {}\n{}, 1 ops; {time} ({rate}/sec and {ops:.4} ops/sec)\n",

@@ -62,6 +62,7 @@ static COMMANDS: &[Command] = &[
     command("discard", "d", (2, None), "[-Cq] off len", "discards a number of bytes at a specified offset"),
     command("flush", "f", (0, Some(0)), "", "flush all in-core file state to disk"),
     command("help", "?", (0, Some(1)), "[command]", "help for one or all commands"),
+    command("info", "i", (0, Some(0)), "", "prints information about the current file"),
     command("length", "l", (0, Some(0)), "", "gets the length of the current file"),
     command("map", "", (0, Some(0)), "", "prints the allocated areas of a file"),
     command(
@@ -112,14 +113,27 @@ static COMMANDS: &[Command] = &[
     ),
 ];
 
-/// Runs one command line on a disk.
-pub async fn run(backend: &Backend, line: &str, out: &Out) {
+/// Runs one command line on a disk. What is wrong with the disk rather than the command is
+/// returned: it is told where the command came from.
+pub async fn run(backend: &Backend, line: &str, out: &Out) -> String {
     let words = args::split(line);
-    let Some(name) = words.first() else { return };
+    let Some(command) = find(&words, out) else { return String::new() };
+    let writes = ["write", "writev", "aio_write", "discard", "truncate"].contains(&command.name);
+    if writes && backend.node().is_some_and(|node| node.is_read_only()) {
+        return "Block node is read-only\n".into();
+    }
+    perform(backend, command, words, out).await;
+    String::new()
+}
+
+/// The command that a line means, if its words are as many as it takes.
+fn find(words: &[String], out: &Out) -> Option<&'static Command> {
+    let name = words.first()?;
     let Some(command) =
         COMMANDS.iter().find(|one| one.name == name || (!one.alias.is_empty() && one.alias == name))
     else {
-        return out(&format!("command \"{name}\" not found\n"));
+        out(&format!("command \"{name}\" not found\n"));
+        return None;
     };
     let count = words.len() - 1;
     if count < command.least || command.most.is_some_and(|most| count > most) {
@@ -128,8 +142,13 @@ pub async fn run(backend: &Backend, line: &str, out: &Out) {
             Some(most) if most == command.least => format!("expected {most} arguments"),
             Some(most) => format!("expected between {} and {most} arguments", command.least),
         };
-        return out(&format!("bad argument count {count} to {name}, {expected}\n"));
+        out(&format!("bad argument count {count} to {name}, {expected}\n"));
+        return None;
     }
+    Some(command)
+}
+
+async fn perform(backend: &Backend, command: &Command, words: Vec<String>, out: &Out) {
     let rest: Vec<String> = words[1..].to_vec();
     let result = match command.name {
         "read" | "readv" | "aio_read" => io::read(backend, command.name, rest, out).await,
@@ -186,12 +205,27 @@ async fn other(backend: &Backend, name: &str, words: Vec<String>, out: &Out) -> 
             tokio::time::sleep(std::time::Duration::from_millis(time)).await;
             Ok(())
         }
+        "info" => info(backend, out),
         "map" => map(backend, out).await,
         "alloc" => alloc(backend, &words, out).await,
         "truncate" => truncate(backend, words).await,
         "reopen" => reopen(backend, words).await,
         _ => breakpoint(backend, name, &words).await,
     }
+}
+
+fn info(backend: &Backend, out: &Out) -> Answer {
+    let Some(node) = backend.node() else { return Err("info: no medium".into()) };
+    let told = node.layer().info();
+    out(&format!("format name: {}\n", node.driver().name));
+    let size = |size: u64| size_text(size as f64);
+    let cluster = told.cluster_size.unwrap_or(0);
+    out(&format!(
+        "cluster size: {}\nvm state offset: {}\n",
+        size(cluster),
+        size(told.vm_state_offset.unwrap_or(0))
+    ));
+    Ok(())
 }
 
 async fn map(backend: &Backend, out: &Out) -> Answer {
@@ -202,9 +236,9 @@ async fn map(backend: &Backend, out: &Out) -> Answer {
         let top = access.node();
         let (mut allocated, mut len) = (None, 0);
         while at + len < size {
-            let (now, run) = crate::jobs::allocated(&top, at + len, size - at - len)
-                .await
-                .map_err(|error| failed("failed to get allocation", &error))?;
+            let status = top.block_status(at + len, size - at - len).await;
+            let status = status.map_err(|error| failed("failed to get allocation", &error))?;
+            let (now, run) = (status.flags.contains(StatusFlags::ALLOCATED), status.len);
             if *allocated.get_or_insert(now) != now {
                 break;
             }
@@ -287,7 +321,7 @@ async fn breakpoint(backend: &Backend, name: &str, words: &[String]) -> Answer {
     let debug = backend.node().and_then(|node| crate::filters::blkdebug::find(&node));
     let Some(debug) = debug else {
         let why = match name {
-            "break" => "Could not set a breakpoint",
+            "break" => "Could not set breakpoint",
             "resume" => "Could not resume request",
             "remove_break" => "Could not remove breakpoint",
             _ => "Could not wait for a breakpoint",
@@ -299,7 +333,7 @@ async fn breakpoint(backend: &Backend, name: &str, words: &[String]) -> Answer {
     };
     match name {
         "break" => {
-            rules.set_break(&words[0], &words[1]).map_err(|why| format!("Could not set a breakpoint: {why}"))
+            rules.set_break(&words[0], &words[1]).map_err(|why| format!("Could not set breakpoint: {why}"))
         }
         "resume" => rules.resume(&words[0]).map_err(|why| format!("Could not resume request: {why}")),
         "remove_break" => {

@@ -1,12 +1,12 @@
 //! `drive-backup`, `blockdev-backup`, alone or in a transaction.
 
-use super::blockdev::{graph, there};
+use super::blockdev::graph;
 use super::blockjobs::{open_target, policy, root, setup};
 use crate::{Call, Routes};
 use base::{Result, bail, fail};
 use block::jobs::{self, BackupSpec, BackupSync, BitmapMode, Group, Kind, Setup};
 use block::transaction::Action;
-use block::{Node, Role};
+use block::{Graph, Node, Role};
 use schema::blockjobs::*;
 use std::sync::Arc;
 
@@ -62,6 +62,8 @@ impl Wanted {
             }
             return Ok(None);
         };
+        let found = source.skip_filters().bitmaps().find(name);
+        let found = found.ok_or_else(|| fail!("Bitmap '{name}' could not be found"))?;
         let mode = match self.bitmap_mode {
             Some(BitmapSyncMode::OnSuccess) => BitmapMode::OnSuccess,
             Some(_) if self.incremental() => {
@@ -72,8 +74,6 @@ impl Wanted {
             None if self.incremental() => BitmapMode::OnSuccess,
             None => bail!("Bitmap sync mode must be given when providing a bitmap"),
         };
-        let found = source.skip_filters().bitmaps().find(name);
-        let found = found.ok_or_else(|| fail!("Bitmap '{name}' could not be found"))?;
         if self.sync == MirrorSyncMode::None {
             bail!("sync mode '{word}' does not produce meaningful bitmap outputs");
         }
@@ -102,15 +102,15 @@ impl Wanted {
     }
 }
 
-/// A `drive-backup` with its target open.
-pub(super) async fn drive_backup_action(
-    call: &Call,
+/// A `drive-backup`; makes or opens its target when it is its turn.
+async fn drive_backup_spec(
+    graph: Arc<Graph>,
     command: DriveBackup,
     group: Option<Arc<Group>>,
-) -> Result<Action> {
-    let (graph, common) = (graph(call), command.common);
-    let source = root(&graph, &common.device)?.skip_filters();
+) -> Result<BackupSpec> {
+    let common = command.common;
     let at_device = root(&graph, &common.device)?;
+    let source = at_device.skip_filters();
     let setup = Setup { group, ..setup(&graph, Kind::Backup, common.job, &at_device)? };
     let wanted = Wanted {
         sync: common.sync,
@@ -119,59 +119,49 @@ pub(super) async fn drive_backup_action(
         x_perf: common.x_perf,
     };
     let (sync, bitmap, perf) = (wanted.sync(&source), wanted.bitmap(&source)?, wanted.perf()?);
-    there(call, async move {
-        let existing = command.mode == Some(NewImageMode::Existing);
-        let below = match &sync {
-            BackupSync::Top => source.backing(),
-            BackupSync::None => Some(source.clone()),
-            _ => None,
-        };
-        let format = command.format.as_deref();
-        let target =
-            open_target(&graph, &source, &common.target, format, existing, below.as_ref(), None).await?;
-        if let (BackupSync::None, true) = (&sync, target.driver().backing) {
-            graph.set_backing(&target, Some(&source))?;
-        }
-        let spec = BackupSpec {
-            setup,
-            target: target.clone(),
-            source,
-            sync,
-            bitmap,
-            compress: common.compress.unwrap_or(false),
-            perf,
-            filter_node_name: common.filter_node_name,
-            on_source_error: policy(common.on_source_error),
-            on_target_error: policy(common.on_target_error),
-            pin: Some(target),
-        };
-        Ok(Action::Backup(Box::new(spec)))
+    at_device.check_busy()?;
+    let existing = command.mode == Some(NewImageMode::Existing);
+    let below = match &sync {
+        BackupSync::Top => source.backing(),
+        BackupSync::None => Some(source.clone()),
+        _ => None,
+    };
+    let format = command.format.as_deref();
+    let target = open_target(&graph, &source, &common.target, format, existing, below.as_ref(), None).await?;
+    if let (BackupSync::None, true) = (&sync, target.driver().backing) {
+        graph.set_backing(&target, Some(&source))?;
+    }
+    Ok(BackupSpec {
+        setup,
+        target: target.clone(),
+        source,
+        sync,
+        bitmap,
+        compress: common.compress.unwrap_or(false),
+        perf,
+        filter_node_name: common.filter_node_name,
+        on_source_error: policy(common.on_source_error),
+        on_target_error: policy(common.on_target_error),
+        pin: Some(target),
     })
-    .await
 }
 
-async fn drive_backup(call: Call, command: DriveBackup) -> Result<()> {
-    let graph = graph(&call);
-    let action = drive_backup_action(&call, command, None).await?;
-    there(&call, async move { graph.transaction(vec![action]).await }).await
-}
-
-pub(super) fn blockdev_backup_action(
-    call: &Call,
+fn blockdev_backup_spec(
+    graph: &Graph,
     command: BlockdevBackup,
     group: Option<Arc<Group>>,
-) -> Result<Action> {
-    let (graph, common) = (graph(call), command.common);
-    let source = root(&graph, &common.device)?;
-    let target = root(&graph, &common.target)?;
-    let setup = Setup { group, ..setup(&graph, Kind::Backup, common.job, &source)? };
+) -> Result<BackupSpec> {
+    let common = command.common;
+    let source = root(graph, &common.device)?;
+    let target = root(graph, &common.target)?;
+    let setup = Setup { group, ..setup(graph, Kind::Backup, common.job, &source)? };
     let wanted = Wanted {
         sync: common.sync,
         bitmap: common.bitmap,
         bitmap_mode: common.bitmap_mode,
         x_perf: common.x_perf,
     };
-    Ok(Action::Backup(Box::new(BackupSpec {
+    Ok(BackupSpec {
         setup,
         sync: wanted.sync(&source),
         bitmap: wanted.bitmap(&source)?,
@@ -183,10 +173,29 @@ pub(super) fn blockdev_backup_action(
         on_source_error: policy(common.on_source_error),
         on_target_error: policy(common.on_target_error),
         pin: None,
-    })))
+    })
+}
+
+pub(super) fn drive_backup_action(call: &Call, command: DriveBackup, group: Option<Arc<Group>>) -> Action {
+    let graph = graph(call);
+    Action::Backup(Box::new(move || Box::pin(drive_backup_spec(graph, command, group))))
+}
+
+pub(super) fn blockdev_backup_action(
+    call: &Call,
+    command: BlockdevBackup,
+    group: Option<Arc<Group>>,
+) -> Action {
+    let graph = graph(call);
+    Action::Backup(Box::new(move || Box::pin(async move { blockdev_backup_spec(&graph, command, group) })))
+}
+
+async fn drive_backup(call: Call, command: DriveBackup) -> Result<()> {
+    let action = drive_backup_action(&call, command, None);
+    super::snapshot::perform(&call, vec![action]).await
 }
 
 async fn blockdev_backup(call: Call, command: BlockdevBackup) -> Result<()> {
-    let (graph, action) = (graph(&call), blockdev_backup_action(&call, command, None)?);
-    there(&call, async move { graph.transaction(vec![action]).await }).await
+    let action = blockdev_backup_action(&call, command, None);
+    super::snapshot::perform(&call, vec![action]).await
 }

@@ -116,6 +116,8 @@ pub fn image(image: query::ImageInfo) -> ImageInfo {
         backing_filename: image.info.backing_filename,
         full_backing_filename: image.full_backing_filename,
         backing_filename_format: image.info.backing_format,
+        snapshots: (!image.snapshots.is_empty())
+            .then(|| image.snapshots.into_iter().map(super::snapshot::told).collect()),
         format_specific: match image.info.specific {
             Some(Value::Object(specific)) => Some(specific),
             _ => None,

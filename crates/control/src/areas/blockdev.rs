@@ -17,6 +17,8 @@ pub fn route(routes: &mut Routes) {
     routes.add(block_resize);
     routes.add(block_set_write_threshold);
     routes.add(change_backing_file);
+    routes.add(change_children);
+    routes.add(query_graph);
 }
 
 pub(super) fn graph(call: &Call) -> Arc<block::Graph> {
@@ -150,6 +152,9 @@ async fn block_resize(call: Call, command: BlockResize) -> Result<()> {
     let at = graph(&call);
     let node = at.lookup(command.device.as_deref(), command.node_name.as_deref())?;
     let Ok(size) = u64::try_from(command.size) else { bail!("Parameter 'size' expects a >0 size") };
+    if node.check_busy().is_err() {
+        bail!("Device '{}' is in use", command.device.or(command.node_name).unwrap_or_default());
+    }
     there(&call, async move { at.resize(&node, size).await }).await
 }
 
@@ -176,4 +181,62 @@ async fn block_set_write_threshold(call: Call, command: BlockSetWriteThreshold) 
     let node = graph(&call).find(&name).ok_or_else(|| fail!("Device '{name}' not found"))?;
     node.set_write_threshold(command.write_threshold);
     Ok(())
+}
+
+async fn change_children(call: Call, command: XBlockdevChange) -> Result<()> {
+    let at = graph(&call);
+    let parent = at.lookup(Some(&command.parent), Some(&command.parent))?;
+    match (command.child, command.node) {
+        (Some(child), None) => there(&call, async move { at.remove_child(&parent, &child).await }).await,
+        (None, Some(name)) => {
+            let node = at.find(&name).ok_or_else(|| fail!("Node '{name}' not found"))?;
+            there(&call, async move { at.add_child(&parent, &node).await }).await
+        }
+        (Some(_), Some(_)) => bail!("The parameters child and node are in conflict"),
+        (None, None) => bail!("Either child or node must be specified"),
+    }
+}
+
+async fn query_graph(call: Call, _: XDebugQueryBlockGraph) -> Result<XDbgBlockGraph> {
+    let graph = graph(&call);
+    let (mut nodes, mut edges) = (Vec::new(), Vec::new());
+    let add = |nodes: &mut Vec<XDbgBlockGraphNode>, kind: &str, name: &str| {
+        let id = nodes.len() as u64 + 1;
+        nodes.push(XDbgBlockGraphNode { id, kind: kind.into(), name: name.into() });
+        id
+    };
+    for backend in graph.backends() {
+        let device = || backend.front_end().map(|front| front.qdev_id()).unwrap_or_default();
+        let name = if backend.name().is_empty() { device() } else { backend.name().to_string() };
+        add(&mut nodes, "block-backend", &name);
+    }
+    for job in graph.jobs.list().iter().filter(|job| job.setup.block_job) {
+        add(&mut nodes, "block-job", job.id());
+    }
+    let listed = graph.nodes();
+    for node in &listed {
+        add(&mut nodes, "block-driver", node.name());
+    }
+    let words = |perm: block::Perm| {
+        perm.names().split(", ").filter(|word| !word.is_empty()).map(|word| word.replace(' ', "-")).collect()
+    };
+    for node in &listed {
+        for edge in node.parents() {
+            let (kind, name) = match edge.parent() {
+                block::Parent::Node(name) => ("block-driver", name.clone()),
+                block::Parent::Backend(name) => ("block-backend", name.clone()),
+                block::Parent::Job { id, .. } => ("block-job", id.clone()),
+                block::Parent::Named(name) => ("block-backend", name.clone()),
+            };
+            let id_of = |nodes: &[XDbgBlockGraphNode], kind: &str, name: &str| {
+                nodes.iter().find(|one| one.kind == kind && one.name == name).map(|one| one.id)
+            };
+            let parent = id_of(&nodes, kind, &name).unwrap_or_else(|| add(&mut nodes, kind, &name));
+            let child = id_of(&nodes, "block-driver", node.name()).unwrap_or_default();
+            let (perm, shared) = edge.perm();
+            let (name, perm, shared_perm) = (edge.name().to_string(), words(perm), words(shared));
+            edges.push(XDbgBlockGraphEdge { parent, child, name, perm, shared_perm });
+        }
+    }
+    Ok(XDbgBlockGraph { nodes, edges })
 }

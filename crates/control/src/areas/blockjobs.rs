@@ -237,7 +237,7 @@ pub(super) async fn open_target(
     if let Some(format) = &format
         && block::formats::find(format).is_none()
     {
-        bail!("Unknown driver '{format}'");
+        bail!("Invalid block format '{format}'");
     }
     if let (false, Some(format)) = (existing, &format) {
         let mut options = Options::new();
@@ -246,7 +246,7 @@ pub(super) async fn open_target(
             options.set("backing_file", below.filename());
             options.set("backing_fmt", below.driver().name);
         }
-        graph.create_image(file, format, options).await?;
+        graph.create_image_told(file, format, options).await?;
     }
     let mut options = Options::json(json!({"filename": file, "discard": "unmap"}));
     if let Some(name) = node_name {

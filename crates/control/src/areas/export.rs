@@ -126,7 +126,12 @@ async fn nbd_server_add(call: Call, command: NbdServerAdd) -> Result<()> {
         Some(name) => vec![bitmap(&node, &name, writable)?],
         None => Vec::new(),
     };
-    let name = command.name.unwrap_or_else(|| device.clone());
+    let name = match command.name {
+        None if server.find(&device).is_some() => {
+            bail!("NBD server already exporting device '{device}'")
+        }
+        name => name.unwrap_or_else(|| device.clone()),
+    };
     let owns_backend = of_drive.is_none();
     let backend = of_drive.map_or_else(|| own_backend(&graph, &node, writable), Ok)?;
     let setup = ExportSetup {
@@ -202,7 +207,9 @@ fn take_away(call: &Call, id: &str, mode: Option<BlockExportRemoveMode>) -> Resu
 
 async fn nbd_server_remove(call: Call, command: NbdServerRemove) -> Result<()> {
     let name = command.name;
-    let export = nbd_server(&call)?.find(&name).ok_or_else(|| fail!("Export '{name}' is not found"))?;
+    let server = graph(&call).exports.server.lock().clone();
+    let export = server.and_then(|server| server.find(&name));
+    let export = export.ok_or_else(|| fail!("Export '{name}' is not found"))?;
     take_away(&call, &export.setup.id, command.mode)
 }
 

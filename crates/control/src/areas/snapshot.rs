@@ -21,10 +21,11 @@ pub fn route(routes: &mut Routes) {
     routes.add(bitmap_enable);
     routes.add(bitmap_disable);
     routes.add(bitmap_merge);
+    routes.add(bitmap_sha256);
     routes.add(transaction);
 }
 
-async fn perform(call: &Call, actions: Vec<Action>) -> Result<()> {
+pub(super) async fn perform(call: &Call, actions: Vec<Action>) -> Result<()> {
     let at = graph(call);
     there(call, async move { at.transaction(actions).await }).await
 }
@@ -72,18 +73,22 @@ async fn snapshot_delete_internal(
     let at = graph(&call);
     let gone = there(&call, async move {
         at.delete_internal(&command.device, command.id.as_deref(), command.name.as_deref()).await
-    })
-    .await?;
-    Ok(SnapshotInfo {
-        id: gone.id,
-        name: gone.name,
-        vm_state_size: gone.vm_state_size as i64,
-        date_sec: i64::from(gone.date_sec),
-        date_nsec: i64::from(gone.date_nsec),
-        vm_clock_sec: (gone.vm_clock_nsec / 1_000_000_000) as i64,
-        vm_clock_nsec: (gone.vm_clock_nsec % 1_000_000_000) as i64,
-        icount: gone.icount.map(|count| count as i64),
-    })
+    });
+    gone.await.map(told)
+}
+
+/// A snapshot inside of an image, as clients are told of it.
+pub(super) fn told(snapshot: block::Snapshot) -> SnapshotInfo {
+    SnapshotInfo {
+        id: snapshot.id,
+        name: snapshot.name,
+        vm_state_size: snapshot.vm_state_size as i64,
+        date_sec: i64::from(snapshot.date_sec),
+        date_nsec: i64::from(snapshot.date_nsec),
+        vm_clock_sec: (snapshot.vm_clock_nsec / 1_000_000_000) as i64,
+        vm_clock_nsec: (snapshot.vm_clock_nsec % 1_000_000_000) as i64,
+        icount: snapshot.icount.map(|count| count as i64),
+    }
 }
 
 fn add_action(command: BlockDirtyBitmapAdd) -> Action {
@@ -137,6 +142,12 @@ async fn bitmap_merge(call: Call, command: BlockDirtyBitmapMerge) -> Result<()> 
     perform(&call, vec![action]).await
 }
 
+async fn bitmap_sha256(call: Call, command: XDebugBlockDirtyBitmapSha256) -> Result<BlockDirtyBitmapSha256> {
+    let at = BitmapName { node: command.node, name: command.name };
+    let (_, bitmap) = graph(&call).bitmap(&at)?;
+    Ok(BlockDirtyBitmapSha256 { sha256: bitmap.sha256() })
+}
+
 async fn transaction(call: Call, command: Transaction) -> Result<()> {
     let group = match completion_mode(command.properties)? {
         true => Some(Arc::<jobs::Group>::default()),
@@ -162,11 +173,10 @@ async fn transaction(call: Call, command: Transaction) -> Result<()> {
                 internal(&call, command.device, command.name)
             }
             "drive-backup" => {
-                let command = qapi::arguments(data)?;
-                super::backup::drive_backup_action(&call, command, group.clone()).await?
+                super::backup::drive_backup_action(&call, qapi::arguments(data)?, group.clone())
             }
             "blockdev-backup" => {
-                super::backup::blockdev_backup_action(&call, qapi::arguments(data)?, group.clone())?
+                super::backup::blockdev_backup_action(&call, qapi::arguments(data)?, group.clone())
             }
             "block-dirty-bitmap-add" => add_action(qapi::arguments(data)?),
             "block-dirty-bitmap-remove" => Action::BitmapRemove(name(data)?),
@@ -174,7 +184,10 @@ async fn transaction(call: Call, command: Transaction) -> Result<()> {
             "block-dirty-bitmap-enable" => Action::BitmapEnable(name(data)?, true),
             "block-dirty-bitmap-disable" => Action::BitmapEnable(name(data)?, false),
             "block-dirty-bitmap-merge" => merge_action(qapi::arguments(data)?)?,
-            "abort" => Action::Abort,
+            "abort" => match data.keys().next() {
+                Some(key) => bail!("Invalid parameter '{key}'"),
+                None => Action::Abort,
+            },
             other => bail!("Invalid parameter '{other}'"),
         });
     }

@@ -176,7 +176,31 @@ fn image(out: &mut String, image: &ImageInfo) {
     if let Some(format) = &image.backing_filename_format {
         let _ = writeln!(out, "backing file format: {format}");
     }
-    let specific = image.format_specific.as_ref().and_then(|specific| specific.get("data")?.as_object());
+    let snapshots: Vec<block::Snapshot> = image.snapshots.iter().flatten().map(snapshot).collect();
+    if !snapshots.is_empty() {
+        out.push_str("Snapshot list:\n");
+        super::drives::table(out, snapshots.iter().map(|one| (one.id.as_str(), one)));
+    }
+    format_specific(out, image.format_specific.as_ref());
+}
+
+fn snapshot(told: &schema::snapshot::SnapshotInfo) -> block::Snapshot {
+    block::Snapshot {
+        id: told.id.clone(),
+        name: told.name.clone(),
+        vm_state_size: told.vm_state_size as u64,
+        date_sec: told.date_sec as u32,
+        date_nsec: told.date_nsec as u32,
+        vm_clock_nsec: (told.vm_clock_sec as u64)
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(told.vm_clock_nsec as u64),
+        icount: told.icount.map(|count| count as u64),
+    }
+}
+
+/// What `{"type": ..., "data": {...}}` says.
+fn format_specific(out: &mut String, specific: Option<&serde_json::Map<String, Value>>) {
+    let specific = specific.and_then(|specific| specific.get("data")?.as_object());
     if let Some(specific) = specific.filter(|specific| !specific.is_empty()) {
         out.push_str("Format specific information:\n");
         dictionary(out, specific, 1);
@@ -190,6 +214,11 @@ fn dictionary(out: &mut String, map: &serde_json::Map<String, Value>, depth: usi
             Value::Object(inner) => {
                 out.push('\n');
                 dictionary(out, inner, depth + 1);
+            }
+            Value::Array(list) => {
+                out.push('\n');
+                let list = list.iter().enumerate().map(|(at, one)| (format!("[{at}]"), one.clone()));
+                dictionary(out, &list.collect(), depth + 1);
             }
             Value::String(text) => drop(writeln!(out, " {text}")),
             other => drop(writeln!(out, " {other}")),
@@ -231,7 +260,7 @@ pub async fn qemu_io(session: Session, args: Args) -> Result<String> {
         Some(backend) => (backend, false),
         None => match graph.device_drive(&name)? {
             Some(backend) => (backend, true),
-            None => base::bail!("Cannot find device='{name}' nor node-name='{name}'"),
+            None => base::bail!("Cannot find device='' nor node-name='{name}'"),
         },
     };
     let out: block::qemu_io::Out = std::sync::Arc::new(|text: &str| {
@@ -241,12 +270,15 @@ pub async fn qemu_io(session: Session, args: Args) -> Result<String> {
         let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
     });
     let disk = backend.clone();
+    let tells = matches!(line.trim(), "info" | "i");
+    let specific = backend.node().filter(|_| tells).and_then(|node| node.layer().info().specific);
     let work = async move { block::qemu_io::run(&disk, &line, &out).await };
     let done = graph.main_thread().handle().spawn(work).await;
     if anonymous {
         backend.drain().await;
         backend.delete();
     }
-    done.map_err(|_| base::fail!("The block layer failed"))?;
-    Ok(String::new())
+    let mut told = done.map_err(|_| base::fail!("The block layer failed"))?;
+    format_specific(&mut told, specific.as_ref().and_then(Value::as_object));
+    Ok(told)
 }

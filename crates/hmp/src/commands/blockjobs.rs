@@ -43,7 +43,9 @@ pub async fn mirror(session: Session, args: Args) -> Result<String> {
 }
 
 pub async fn backup(session: Session, args: Args) -> Result<String> {
-    session.ask::<DriveBackup>(copy(&args)).await.map(|()| String::new())
+    let mut asked = copy(&args);
+    asked["compress"] = args.flag("c").into();
+    session.ask::<DriveBackup>(asked).await.map(|()| String::new())
 }
 
 pub async fn stream(session: Session, args: Args) -> Result<String> {

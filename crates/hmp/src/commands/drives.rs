@@ -2,7 +2,7 @@
 
 use crate::Session;
 use crate::parse::Args;
-use base::{Result, bail, fail};
+use base::{Failure, Result, bail, fail};
 use block::Snapshot;
 use schema::block::BlockSetIoThrottle;
 use schema::blockdev::{BlockResize, BlockdevAdd};
@@ -10,6 +10,7 @@ use schema::media::*;
 use schema::snapshot::*;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
+use std::sync::Arc;
 
 pub async fn eject(session: Session, args: Args) -> Result<String> {
     let asked = json!({"device": args.need("device"), "force": args.flag("f")});
@@ -99,6 +100,26 @@ pub async fn resize(session: Session, args: Args) -> Result<String> {
     session.ask::<BlockResize>(asked).await.map(|()| String::new())
 }
 
+pub async fn commit(session: Session, args: Args) -> Result<String> {
+    let (graph, name) = (session.control.world().host.graph.clone(), args.need("device"));
+    let done = there(&session, async move {
+        let stands = |node: &Arc<block::Node>| node.skip_filters().backing().is_some();
+        let tops = match graph.backend(&name) {
+            _ if name == "all" => {
+                graph.backends().into_iter().filter_map(|one| one.node()).filter(stands).collect()
+            }
+            None => bail!("Device '{name}' not found"),
+            Some(one) => vec![one.node().ok_or_else(|| fail!("Device '{name}' has no medium"))?],
+        };
+        for top in tops {
+            let poured = graph.commit_now(&top.skip_filters()).await;
+            poured.map_err(|why| Failure::os(format!("'commit' error for '{name}'"), &why))?;
+        }
+        Ok(String::new())
+    });
+    plainly(done.await)
+}
+
 pub async fn throttle(session: Session, args: Args) -> Result<String> {
     let name = args.need("device");
     let known = session.control.world().host.graph.backend(&name).is_some();
@@ -138,15 +159,16 @@ struct Held {
 
 pub async fn snapshots(session: Session, _: Args) -> Result<String> {
     let graph = &session.control.world().host.graph;
-    let mut disks = Vec::new();
+    let (mut disks, mut any) = (Vec::new(), false);
     for backend in graph.backends() {
         let Some(node) = backend.node().filter(|_| !backend.is_read_only()) else { continue };
         let node = node.skip_filters();
-        let Some(facet) = node.layer().snapshots() else { continue };
+        let list = node.layer().snapshots().map(|facet| facet.list());
+        any |= list.is_some();
         let disk = if backend.name().is_empty() { node.name() } else { backend.name() };
-        disks.push(Held { disk: disk.to_string(), list: facet.list() });
+        disks.push(Held { disk: disk.to_string(), list: list.unwrap_or_default() });
     }
-    let Some((first, others)) = disks.split_first() else {
+    let Some((first, others)) = disks.split_first().filter(|_| any) else {
         return Ok("no block device can store vmstate for snapshot\n".into());
     };
     let everywhere =

@@ -101,7 +101,8 @@ impl<F: Format> Layer for Image<F> {
     }
 
     fn info(&self) -> Info {
-        Info { cluster_size: Some(self.shape.cluster), ..self.format.info() }
+        let info = self.format.info();
+        Info { cluster_size: Some(self.shape.cluster), dirty: info.dirty.or(Some(false)), ..info }
     }
 
     fn check<'a>(&'a self, fix: Fix) -> Fut<'a, IoResult<Check>> {

@@ -4,7 +4,7 @@ use super::Qcow2;
 use super::entry::*;
 use super::header::Compression;
 use super::meta::Meta;
-use super::refcounts::{Attempt, Miss};
+use super::refcounts::{Attempt, Miss, Wrong};
 use crate::driver::Layer as _;
 use crate::types::*;
 use flate2::{Compress, Decompress, FlushCompress, FlushDecompress, Status as Flate};
@@ -165,8 +165,8 @@ fn take_bytes(meta: &mut Meta, len: u64) -> Attempt<u64> {
             }
             // Over the edge into the next cluster, if that is free.
             if len <= size && meta.refs.allocate_at(end)? {
-                if let Some(what) = meta.overlaps(end, size) {
-                    return Err(Miss::Corrupt(what, end));
+                if let Some(part) = meta.overlaps(end, size) {
+                    return Err(Miss::Corrupt(Wrong::Overlap { part, offset: end, len: size }));
                 }
                 meta.refs.add(cluster, 1)?;
                 meta.pack = Some((at + len, end + size));

@@ -5,7 +5,7 @@
 use super::dirty::Sectors;
 use super::entry::*;
 use super::header::Header;
-use super::refcounts::{Attempt, Miss, Refcounts};
+use super::refcounts::{Attempt, Miss, Refcounts, Wrong};
 use std::collections::{HashMap, HashSet};
 
 pub struct Table {
@@ -83,7 +83,7 @@ impl Meta {
             return Ok(None);
         }
         if offset & (self.geometry.cluster_size() - 1) != 0 {
-            return Err(Miss::Corrupt("L2 table offset unaligned", offset));
+            return Err(Miss::Corrupt(Wrong::L2Table { offset, index }));
         }
         Ok(Some(offset))
     }
@@ -129,11 +129,13 @@ impl Meta {
         Ok(())
     }
 
-    /// The host cluster of an entry that has one.
-    pub fn host(&self, entry: Entry) -> Attempt<u64> {
+    /// The host cluster of an entry that has one; the entry is that of `guest`.
+    pub fn host(&self, entry: Entry, guest: u64) -> Attempt<u64> {
         let host = entry.word & OFFSET;
         if host & (self.geometry.cluster_size() - 1) != 0 {
-            return Err(Miss::Corrupt("Cluster allocation offset unaligned", host));
+            let table = self.l2_offset(self.geometry.l1_index(guest))?.unwrap_or(0);
+            let index = self.geometry.l2_index(guest);
+            return Err(Miss::Corrupt(Wrong::Cluster { offset: host, table, index }));
         }
         Ok(host)
     }
@@ -150,8 +152,10 @@ impl Meta {
         let inner = guest & (geometry.cluster_size() - 1);
         let host = match kind {
             Kind::Compressed => None,
-            _ if geometry.has_host(entry) => Some(self.host(entry)? + inner),
-            Kind::Normal => return Err(Miss::Corrupt("Allocated subclusters without a cluster", guest)),
+            _ if geometry.has_host(entry) => Some(self.host(entry, guest)? + inner),
+            Kind::Normal => {
+                return Err(Miss::Corrupt(Wrong::Other("Allocated subclusters without a cluster", guest)));
+            }
             _ => None,
         };
         let mut end = (guest | (geometry.subcluster_size() - 1)) + 1;
@@ -159,7 +163,7 @@ impl Meta {
             let next = self.entry(end)?;
             let same = geometry.kind(next, end) == kind;
             let next_host = if same && geometry.has_host(next) && kind != Kind::Compressed {
-                Some(self.host(next)? + (end & (geometry.cluster_size() - 1)))
+                Some(self.host(next, end)? + (end & (geometry.cluster_size() - 1)))
             } else {
                 None
             };
@@ -213,7 +217,7 @@ impl Meta {
         let len = count << self.geometry.cluster_bits;
         match self.overlaps(offset, len) {
             None => Ok(offset),
-            Some(what) => Err(Miss::Corrupt(what, offset)),
+            Some(part) => Err(Miss::Corrupt(Wrong::Overlap { part, offset, len })),
         }
     }
 

@@ -51,6 +51,10 @@ pub static DRIVER: Driver = Driver {
     create: Some(create::create),
     create_options: create::OPTIONS,
     backing: true,
+    defaults: (
+        "cluster_size=65536 extended_l2=off compression_type=zlib ",
+        " lazy_refcounts=off refcount_bits=16",
+    ),
     ..Driver::DEFAULT
 };
 
@@ -83,6 +87,8 @@ pub struct Qcow2 {
     read_only: AtomicBool,
     /// Metadata was found corrupt: nothing more is done.
     dead: AtomicBool,
+    /// That was told of an image that is only read.
+    complained: AtomicBool,
     /// The header in the file is older than the one in memory.
     header_stale: AtomicBool,
     cached_tables: usize,
@@ -112,7 +118,7 @@ impl Qcow2 {
     }
 
     fn alive(&self) -> IoResult {
-        if self.dead.load(Ordering::Acquire) { Err(errno(libc::EIO)) } else { Ok(()) }
+        if self.dead.load(Ordering::Acquire) { Err(errno(libc::ENOMEDIUM)) } else { Ok(()) }
     }
 
     fn specific(&self) -> serde_json::Value {
@@ -283,6 +289,10 @@ impl Layer for Qcow2 {
             }
             Ok(())
         })
+    }
+
+    fn make_empty(&self) -> Fut<'_, IoResult> {
+        Box::pin(self.discard_guest(0, self.size(), true))
     }
 
     fn info(&self) -> Info {

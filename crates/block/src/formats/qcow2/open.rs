@@ -60,6 +60,7 @@ pub(super) fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             unpacked: Mutex::new(None),
             read_only: AtomicBool::new(open.settings.read_only),
             dead: AtomicBool::new(false),
+            complained: AtomicBool::new(false),
             header_stale: AtomicBool::new(false),
             cached_tables: tables,
             pass_discard: runtime.pass_discard.unwrap_or(true) && open.settings.discard,

@@ -11,10 +11,63 @@ pub enum Miss {
     Refblock(usize),
     /// L2 table by its index in the L1 table.
     L2(usize),
-    /// Not a miss: the metadata cannot be right (message for the user).
-    Corrupt(&'static str, u64),
+    /// Not a miss: the metadata cannot be right.
+    Corrupt(Wrong),
     /// The image cannot grow further.
     TooBig,
+}
+
+/// What of the metadata cannot be right, in the words that users are told. Offsets in the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// Guest data would be written over this part of the metadata.
+    Overlap {
+        part: &'static str,
+        offset: u64,
+        len: u64,
+    },
+    /// An entry of the L1 table.
+    L2Table {
+        offset: u64,
+        index: usize,
+    },
+    /// An entry of the L2 table at `table`.
+    Cluster {
+        offset: u64,
+        table: u64,
+        index: usize,
+    },
+    /// An entry of the refcount table.
+    Refblock {
+        offset: u64,
+        index: usize,
+    },
+    Other(&'static str, u64),
+}
+
+impl std::fmt::Display for Wrong {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // As C's %#x: no prefix before zero.
+        let hex = |number: u64| if number == 0 { "0".to_string() } else { format!("{number:#x}") };
+        match *self {
+            Wrong::Overlap { part, .. } => {
+                write!(f, "Preventing invalid write on metadata (overlaps with {part})")
+            }
+            Wrong::L2Table { offset, index } => {
+                write!(f, "L2 table offset {offset:#x} unaligned (L1 index: {})", hex(index as u64))
+            }
+            Wrong::Cluster { offset, table, index } => write!(
+                f,
+                "Cluster allocation offset {offset:#x} unaligned (L2 offset: {}, L2 index: {})",
+                hex(table),
+                hex(index as u64)
+            ),
+            Wrong::Refblock { offset, index } => {
+                write!(f, "Refblock offset {offset:#x} unaligned (reftable index: {})", hex(index as u64))
+            }
+            Wrong::Other(what, offset) => write!(f, "{what} ({offset:#x})"),
+        }
+    }
 }
 
 pub type Attempt<T> = Result<T, Miss>;
@@ -196,7 +249,7 @@ impl Refcounts {
         let old = self.get(cluster)?;
         let new = old.checked_add_signed(change).filter(|new| *new <= self.max());
         let Some(new) = new else {
-            return Err(Miss::Corrupt("Refcount out of range", offset));
+            return Err(Miss::Corrupt(Wrong::Other("Refcount out of range", offset)));
         };
         self.set(cluster, new)?;
         Ok(new)

@@ -11,6 +11,9 @@ use std::sync::atomic::Ordering;
 impl Qcow2 {
     pub(super) async fn resize(&self, size: u64, how: Truncate) -> Result<()> {
         self.alive()?;
+        if !size.is_multiple_of(512) {
+            bail!("The new size must be a multiple of 512");
+        }
         let old = self.size();
         let header = self.meta.lock().header.clone();
         if header.snapshots > 0 && header.version < 3 {

@@ -11,7 +11,7 @@
 use super::Qcow2;
 use super::header::*;
 use super::meta::{Free, Meta};
-use super::refcounts::{Attempt, Miss};
+use super::refcounts::{Attempt, Miss, Wrong};
 use crate::filters::blkdebug;
 use crate::types::*;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -325,8 +325,8 @@ impl Qcow2 {
         let size = self.geometry.cluster_size();
         match miss {
             Miss::TooBig => Err(errno(libc::EFBIG)),
-            Miss::Corrupt(text, offset) => {
-                self.corrupt(text, offset).await;
+            Miss::Corrupt(wrong) => {
+                self.corrupt(wrong).await;
                 Err(errno(libc::EIO))
             }
             Miss::L2(index) => {
@@ -334,8 +334,8 @@ impl Qcow2 {
                 let offset = match offset {
                     Ok(Some(offset)) => offset,
                     Ok(None) => return Ok(()),
-                    Err(Miss::Corrupt(text, at)) => {
-                        self.corrupt(text, at).await;
+                    Err(Miss::Corrupt(wrong)) => {
+                        self.corrupt(wrong).await;
                         return Err(errno(libc::EIO));
                     }
                     Err(_) => return Err(errno(libc::EIO)),
@@ -352,7 +352,7 @@ impl Qcow2 {
             Miss::Refblock(index) => {
                 let offset = self.meta.lock().refs.table.get(index).copied().unwrap_or(0);
                 if offset & (size - 1) != 0 {
-                    self.corrupt("Refblock offset unaligned", offset).await;
+                    self.corrupt(Wrong::Refblock { offset, index }).await;
                     return Err(errno(libc::EIO));
                 }
                 blkdebug::event(&self.file, "refblock_load").await;
@@ -374,7 +374,7 @@ impl Qcow2 {
 
     async fn read_metadata(&self, offset: u64, len: u64) -> IoResult<Vec<u8>> {
         if offset.checked_add(len).is_none() || offset >= self.file.size() {
-            self.corrupt("Metadata outside of the file", offset).await;
+            self.corrupt(Wrong::Other("Metadata outside of the file", offset)).await;
             return Err(errno(libc::EIO));
         }
         let mut data = vec![0; len as usize];
@@ -382,41 +382,42 @@ impl Qcow2 {
         Ok(data)
     }
 
-    /// The image contradicts itself: tells, and refuses further writes.
-    pub(super) async fn corrupt(&self, text: &str, offset: u64) {
-        let overlap = [
-            "qcow2_header",
-            "active L1 table",
-            "active L2 table",
-            "snapshot table",
-            "refcount table",
-            "refcount block",
-        ];
-        let text = match overlap.contains(&text) {
-            true => format!("Preventing invalid write on metadata (overlaps with {text})"),
-            false => format!("{text} ({offset:#x})"),
-        };
-        if self.dead.swap(true, Ordering::AcqRel) {
+    /// The image contradicts itself: tells, and refuses everything from now on where it could be
+    /// written.
+    pub(super) async fn corrupt(&self, wrong: Wrong) {
+        let fatal = !self.read_only.load(Ordering::Acquire);
+        let told = if fatal { &self.dead } else { &self.complained };
+        if told.swap(true, Ordering::AcqRel) {
             return;
         }
-        let writable = !self.read_only.load(Ordering::Acquire);
-        let tail = if writable { "image marked as corrupt" } else { "image is read-only" };
-        eprintln!("qcow2: {text}; {tail}: further corruption events will be suppressed");
+        match fatal {
+            true => eprintln!(
+                "qcow2: Marking image as corrupt: {wrong}; further corruption events will be suppressed"
+            ),
+            false => eprintln!(
+                "qcow2: Image is corrupt: {wrong}; further non-fatal corruption events will be suppressed"
+            ),
+        }
+        let node = self.context.node_name.clone();
+        let graph = self.context.graph.upgrade();
+        let shown = graph.and_then(|graph| graph.find(&node)).map(|node| node.shown_name());
+        let (offset, size) = match wrong {
+            Wrong::Overlap { offset, len, .. } => (Some(offset), Some(len)),
+            Wrong::Other(_, offset) => (Some(offset), None),
+            _ => (None, None),
+        };
         self.context.notices.send(crate::Notice::ImageCorrupted {
-            device: String::new(),
-            node: Some(self.context.node_name.clone()),
-            text,
-            offset: Some(offset),
-            size: None,
-            fatal: writable,
+            device: shown.filter(|name| *name != node).unwrap_or_default(),
+            node: Some(node),
+            text: wrong.to_string(),
+            offset,
+            size,
+            fatal,
         });
-        if writable && self.meta.lock().header.version >= 3 {
+        if fatal && self.meta.lock().header.version >= 3 {
             self.meta.lock().header.incompatible |= INCOMPAT_CORRUPT;
             // If even that fails the node still refuses everything.
             let _ = self.write_header().await;
-        }
-        if !writable {
-            self.dead.store(false, Ordering::Release);
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::Qcow2;
 use super::entry::*;
 use super::meta::Meta;
-use super::refcounts::{Attempt, Miss};
+use super::refcounts::{Attempt, Miss, Wrong};
 use crate::filters::blkdebug;
 use crate::types::*;
 
@@ -165,17 +165,20 @@ fn plan(meta: &mut Meta, at: u64, len: u64, external: bool) -> Attempt<Step> {
     }
     let map = meta.lookup(at, len)?;
     if map.kind == Kind::Normal {
-        let Some(host) = map.host else { return Err(Miss::Corrupt("Cluster without a place", at)) };
+        let Some(host) = map.host else {
+            return Err(Miss::Corrupt(Wrong::Other("Cluster without a place", at)));
+        };
         let host_cluster = host & !(size - 1);
-        if !external && let Some(what) = meta.overlaps(host_cluster, size) {
-            return Err(Miss::Corrupt(what, host_cluster));
+        if !external && let Some(part) = meta.overlaps(host_cluster, size) {
+            let len = map.len.min(len).min(size);
+            return Err(Miss::Corrupt(Wrong::Overlap { part, offset: host, len }));
         }
         let len = in_place_run(meta, at, map.len.min(len))?;
         return Ok(Step::InPlace { host, len });
     }
     // The cluster is ours, but the subclusters written are not in use yet.
     let to = (at + len).min(first + size);
-    let host = meta.host(entry)?;
+    let host = meta.host(entry, first)?;
     let sub = geometry.subcluster_size();
     let busy = (first, first + size);
     meta.busy.push(busy);

@@ -39,6 +39,7 @@ pub static DRIVER: Driver = Driver {
         },
     ],
     blocks_migration: true,
+    defaults: ("", " log_size=1048576 block_size=0"),
     ..Driver::DEFAULT
 };
 

@@ -48,6 +48,7 @@ pub static DRIVER: Driver = Driver {
     ],
     backing: true,
     blocks_migration: true,
+    defaults: ("", " compat6=off hwversion=undefined"),
     ..Driver::DEFAULT
 };
 
@@ -417,6 +418,7 @@ impl Layer for Vmdk {
             backing_format: parent.as_ref().map(|_| "vmdk".to_string()),
             backing_filename: parent,
             specific: self.specific(),
+            dirty: Some(false),
             ..Info::default()
         }
     }

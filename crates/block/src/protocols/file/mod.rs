@@ -5,7 +5,7 @@ mod io;
 mod locks;
 mod queued;
 
-use crate::driver::{Driver, Kind, Layer, Open};
+use crate::driver::{Driver, Info, Kind, Layer, Open};
 use crate::graph::Settings;
 use crate::options::Options;
 use crate::types::*;
@@ -332,6 +332,10 @@ impl Layer for FileLayer {
             self.file.store(Arc::new(File::new(fd, user, alignment)));
             Ok(())
         })
+    }
+
+    fn info(&self) -> Info {
+        Info { dirty: Some(false), ..Info::default() }
     }
 
     fn allocated_size(&self) -> Fut<'_, Option<u64>> {

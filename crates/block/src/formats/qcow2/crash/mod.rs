@@ -6,7 +6,7 @@
 //! then be without corruption, and the disk as it was promised last, except where it was written
 //! since. `CRASH_CASES` is the number of cuts of each scene.
 
-mod recorder;
+pub(crate) mod recorder;
 mod scenes;
 
 pub(crate) use recorder::RECORDER;
@@ -253,7 +253,7 @@ fn close(graph: &Arc<Graph>, pin: Pin) {
 
 /// Cuts of each scene.
 fn cases() -> u64 {
-    std::env::var("CRASH_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(200)
+    std::env::var("CRASH_CASES").ok().and_then(|text| text.parse().ok()).unwrap_or(60)
 }
 
 /// Whether a file is there.

@@ -169,6 +169,9 @@ fn an_external_data_file() {
         let mut tree = stage.tree(0);
         tree["data-file"] = stage.file(1);
         let pin = open(&stage, tree);
+        // A user who writes: flushes go to the files that are written for somebody.
+        let drive = Backend::new(&stage.graph, Drive { name: "d".into(), ..Drive::default() }).unwrap();
+        drive.insert(&pin).unwrap();
         let stage = play(stage, pin, |mut stage, node| async move {
             let (mut rng, mut disk) = (Rng(40), vec![0; SIZE as usize]);
             for _ in 0..150 {
@@ -177,6 +180,7 @@ fn an_external_data_file() {
                     _ => request(&mut stage, &node, &mut disk, &mut rng).await,
                 }
             }
+            drive.delete();
             stage
         });
         stage.cut_often(41, cases());

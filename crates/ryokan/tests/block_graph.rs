@@ -1,0 +1,230 @@
+//! The graph of nodes over QMP: who uses whom, children that come and go, what is refused of
+//! nodes in use, and how images and their chains are told of.
+
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use testkit::bench::SOON;
+use testkit::{Bench, Images};
+
+/// base.qcow2 <- top.qcow2 under the drive `d`, the nodes `base` and `top`.
+fn chain() -> Bench {
+    let images = Images::new();
+    images.create("base.qcow2", "4M", &[]);
+    images.io("base.qcow2", &["write -P 1 0 1M"]);
+    images.overlay("top.qcow2", "base.qcow2");
+    images.io("top.qcow2", &["write -P 2 512k 512k"]);
+    let drive = format!(
+        "if=none,id=d,driver=qcow2,node-name=top,file.driver=file,file.node-name=top-file,file.filename={},\
+         backing.node-name=base",
+        images.path("top.qcow2")
+    );
+    Bench::start(images, &["-drive", &drive])
+}
+
+/// The edges of the graph as "parent/name -> child".
+fn edges(bench: &mut Bench) -> BTreeSet<String> {
+    let graph = bench.run("x-debug-query-block-graph", Value::Null);
+    let list = |key: &str| graph[key].as_array().cloned().unwrap_or_default();
+    let name = |id: &Value| {
+        let found = list("nodes").into_iter().find(|node| node["id"] == *id);
+        found.unwrap_or_else(|| panic!("no node {id} in {graph}"))["name"].as_str().unwrap_or("").to_string()
+    };
+    let tell = |edge: &Value| {
+        format!(
+            "{}/{} -> {}",
+            name(&edge["parent"]),
+            edge["name"].as_str().unwrap_or(""),
+            name(&edge["child"])
+        )
+    };
+    list("edges").iter().map(tell).collect()
+}
+
+#[test]
+fn the_graph_names_every_user() {
+    let mut bench = chain();
+    let told = edges(&mut bench);
+    for edge in ["d/root -> top", "top/file -> top-file", "top/backing -> base"] {
+        assert!(told.contains(edge), "{edge} in {told:?}");
+    }
+    let graph = bench.run("x-debug-query-block-graph", Value::Null);
+    let of = |name: &str| graph["nodes"].as_array().unwrap().iter().find(|one| one["name"] == name).cloned();
+    assert_eq!(of("d").unwrap()["type"], "block-backend");
+    let top = of("top").unwrap();
+    assert_eq!(top["type"], "block-driver");
+    let list = graph["edges"].as_array().unwrap();
+    let backing = list.iter().find(|edge| edge["parent"] == top["id"] && edge["name"] == "backing").unwrap();
+    assert!(backing["perm"].as_array().unwrap().contains(&json!("consistent-read")), "{backing}");
+    assert!(backing["shared-perm"].as_array().unwrap().contains(&json!("write-unchanged")), "{backing}");
+    bench.images.create("copy.qcow2", "4M", &[]);
+    bench.open("copy", "copy.qcow2", json!({}));
+    let mirror = json!({"job-id": "m", "device": "d", "target": "copy", "sync": "full"});
+    bench.run("blockdev-mirror", mirror);
+    bench.story("m", "READY");
+    let told = edges(&mut bench);
+    assert!(told.iter().any(|edge| edge.starts_with("m/") && edge.ends_with("-> copy")), "{told:?}");
+    bench.run("job-cancel", json!({"id": "m"}));
+    bench.story("m", "null");
+    bench.quit();
+}
+
+#[test]
+fn a_quorum_gets_and_loses_children() {
+    let images = Images::new();
+    for name in ["a.raw", "b.raw", "c.raw", "short.raw"] {
+        images.create(name, if name == "short.raw" { "1M" } else { "4M" }, &[]);
+    }
+    let mut bench = Bench::start(images, &[]);
+    for node in ["a", "b", "c", "short"] {
+        bench.open(node, &format!("{node}.raw"), json!({}));
+    }
+    bench.run(
+        "blockdev-add",
+        json!({"driver": "quorum", "node-name": "q", "vote-threshold": 2, "children": ["a", "b"]}),
+    );
+    bench.io("q", "write -P 7 0 64k");
+    let change = "x-blockdev-change";
+    for (asked, text) in [
+        (json!({"parent": "x", "node": "c"}), "Cannot find device='x' nor node-name='x'"),
+        (json!({"parent": "q"}), "Either child or node must be specified"),
+        (
+            json!({"parent": "q", "node": "c", "child": "children.0"}),
+            "The parameters child and node are in conflict",
+        ),
+        (json!({"parent": "q", "node": "x"}), "Node 'x' not found"),
+        (json!({"parent": "q", "node": "a"}), "The node a already has a parent"),
+        (json!({"parent": "q", "node": "short"}), "Quorum children have different sizes"),
+        (json!({"parent": "q", "child": "x"}), "Node 'q' does not have child 'x'"),
+        (
+            json!({"parent": "q", "child": "children.0"}),
+            "The number of children cannot be lower than the vote threshold 2",
+        ),
+        (json!({"parent": "c", "node": "short"}), "The node c does not support adding a child"),
+        (json!({"parent": "c", "child": "file"}), "The node c does not support removing a child"),
+    ] {
+        assert_eq!(bench.refused(change, asked), format!("GenericError: {text}"));
+    }
+    bench.run(change, json!({"parent": "q", "node": "c"}));
+    assert!(edges(&mut bench).contains("q/children.2 -> c"));
+    bench.io("q", "write -P 8 1M 64k");
+    bench.run(change, json!({"parent": "q", "child": "children.0"}));
+    assert!(!edges(&mut bench).iter().any(|edge| edge.starts_with("q/children.0")));
+    // The new child has all since it came; the old one nothing since it went.
+    bench.io("q", "write -P 9 2M 64k");
+    bench.run("blockdev-del", json!({"node-name": "a"}));
+    let images = bench.quit();
+    images.io("c.raw", &["read -P 0 0 64k", "read -P 8 1M 64k", "read -P 9 2M 64k"]);
+    images.io("b.raw", &["read -P 7 0 64k", "read -P 8 1M 64k", "read -P 9 2M 64k"]);
+    images.io("a.raw", &["read -P 7 0 64k", "read -P 8 1M 64k", "read -P 0 2M 64k"]);
+}
+
+#[test]
+fn a_node_that_others_stand_on_is_left_alone() {
+    let mut bench = chain();
+    let new = bench.images.path("new.qcow2");
+    let busy = "GenericError: Node 'base' is busy: node is used as backing hd of 'top'";
+    let snapshot = json!({"node-name": "base", "snapshot-node-name": "n", "snapshot-file": new});
+    assert_eq!(bench.refused("blockdev-snapshot-sync", snapshot), busy);
+    assert!(!std::path::Path::new(&new).exists());
+    assert_eq!(bench.refused("blockdev-del", json!({"node-name": "base"})), busy);
+    assert_eq!(
+        bench.refused("blockdev-del", json!({"node-name": "top"})),
+        "GenericError: Node top is in use"
+    );
+    let file = bench.refused("blockdev-del", json!({"node-name": "top-file"}));
+    assert_eq!(file, "GenericError: Node top-file is not owned by the monitor");
+    bench.images.create("copy.qcow2", "4M", &[]);
+    bench.open("copy", "copy.qcow2", json!({}));
+    let file = bench.refused("blockdev-del", json!({"node-name": "copy-file"}));
+    assert_eq!(file, "GenericError: Node copy-file is not owned by the monitor");
+    let mirror = json!({"job-id": "m", "device": "base", "target": "copy", "sync": "full"});
+    assert_eq!(bench.refused("blockdev-mirror", mirror), busy);
+    let backup = json!({"job-id": "j", "device": "d", "target": "copy", "sync": "none"});
+    bench.run("blockdev-backup", backup);
+    bench.story("j", "running");
+    let text = "is busy: block device is in use by block job: backup";
+    assert_eq!(
+        bench.refused("blockdev-del", json!({"node-name": "copy"})),
+        format!("GenericError: Node 'copy' {text}")
+    );
+    // A node is called by the drive that shows it.
+    let stream = json!({"job-id": "s", "device": "d"});
+    assert_eq!(bench.refused("block-stream", stream), format!("GenericError: Node 'd' {text}"));
+    assert_eq!(
+        bench.refused("block_resize", json!({"device": "d", "size": 8 << 20})),
+        "GenericError: Device 'd' is in use"
+    );
+    bench.run("block-job-cancel", json!({"device": "j"}));
+    bench.story("j", "null");
+    bench.run("blockdev-del", json!({"node-name": "copy"}));
+    bench.quit();
+}
+
+#[test]
+fn chains_are_told_of_through_filters() {
+    let mut bench = chain();
+    bench.run("blockdev-add", json!({"driver": "copy-on-read", "node-name": "cor", "file": "top"}));
+    let nested = bench.run("query-named-block-nodes", Value::Null);
+    let node =
+        |name: &str| nested.as_array().unwrap().iter().find(|one| one["node-name"] == name).cloned().unwrap();
+    let (filter, top) = (node("cor"), node("top"));
+    assert_eq!(filter["backing_file_depth"], json!(2));
+    assert_eq!(filter["backing_file"], Value::Null);
+    assert_eq!(filter["image"]["backing-image"], top["image"]);
+    assert_eq!(filter["image"]["cluster-size"], json!(65536));
+    assert_eq!(top["backing_file_depth"], json!(1));
+    let base = bench.images.path("base.qcow2");
+    assert_eq!(top["backing_file"], json!(base));
+    assert_eq!(top["image"]["full-backing-filename"], json!(base));
+    // Flat: each node for itself.
+    let flat = bench.node("top");
+    assert_eq!(flat["backing_file_depth"], json!(0));
+    assert_eq!(flat["image"]["backing-image"], Value::Null);
+    assert_eq!(flat["image"]["dirty-flag"], json!(false));
+    // Sizes are whole sectors, whatever the file's.
+    let file = bench.images.path("odd.raw");
+    std::fs::write(&file, [0; 1000]).unwrap();
+    bench.open("odd", "odd.raw", json!({}));
+    assert_eq!(bench.node("odd-file")["image"]["virtual-size"], json!(1024));
+    // Bitmaps: the newest first, and none that a job keeps for itself.
+    for name in ["one", "two"] {
+        bench.run("block-dirty-bitmap-add", json!({"node": "top", "name": name}));
+    }
+    bench.images.create("copy.qcow2", "4M", &[]);
+    bench.open("copy", "copy.qcow2", json!({}));
+    bench.run("blockdev-mirror", json!({"job-id": "m", "device": "d", "target": "copy", "sync": "full"}));
+    bench.story("m", "READY");
+    let bitmaps = bench.medium("d")["dirty-bitmaps"].clone();
+    let names: Vec<_> = bitmaps.as_array().unwrap().iter().map(|one| one["name"].clone()).collect();
+    assert_eq!(names, [json!("two"), json!("one")]);
+    bench.run("job-cancel", json!({"id": "m"}));
+    bench.story("m", "null");
+    bench.quit();
+}
+
+#[test]
+fn the_name_of_a_job_is_free_with_its_last_event() {
+    let mut bench = chain();
+    bench.images.create("copy.raw", "4M", &[]);
+    bench.open("copy", "copy.raw", json!({}));
+    for round in 0..40 {
+        let backup =
+            json!({"device": "d", "target": "copy", "sync": if round % 2 == 0 { "top" } else { "none" }});
+        bench.run("blockdev-backup", backup);
+        if round % 2 == 1 {
+            bench.run("block-job-cancel", json!({"device": "d"}));
+            bench.vm.qmp.event("BLOCK_JOB_CANCELLED", SOON).unwrap();
+            continue;
+        }
+        let ended = bench.vm.qmp.event("BLOCK_JOB_COMPLETED", SOON).unwrap();
+        // Only what the top image holds is counted.
+        assert_eq!((&ended["data"]["len"], &ended["data"]["error"]), (&json!(512 << 10), &Value::Null));
+    }
+    let backup = json!({"device": "d", "target": "copy", "sync": "full", "auto-dismiss": false});
+    bench.run("blockdev-backup", backup);
+    bench.vm.qmp.event("BLOCK_JOB_COMPLETED", SOON).unwrap();
+    assert_eq!(bench.job("d")["busy"], json!(false));
+    bench.run("job-dismiss", json!({"id": "d"}));
+    bench.run("blockdev-del", json!({"node-name": "copy"}));
+    bench.quit();
+}
