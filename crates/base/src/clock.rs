@@ -7,6 +7,10 @@
 //! All timers of one clock fire on one thread of that clock, in deadline order, with no lock
 //! held. Callbacks must be short and must not wait for a vCPU.
 
+mod calendar;
+
+pub use calendar::Calendar;
+
 use crate::Mutex;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -21,7 +21,7 @@ pub use irq::{IrqLine, MsiMessage, MsiSink};
 pub use model::{Bus, BusKind, Hotplug, Model};
 pub use power::{Notice, Power, ResetCause, ShutdownCause, WatchdogAction};
 pub use props::{Property, PropertyKind, Props};
-pub use wiring::{Backends, Clocks, Services, Wiring};
+pub use wiring::{Backends, BusNumbers, Clocks, Services, Wiring};
 
 use serde_json::Value;
 use std::any::Any;

@@ -2,9 +2,10 @@ use crate::pci::PciBus;
 use crate::{Bus, IrqLine, MsiSink, Power, Props};
 use base::clock::Clock;
 use base::notice::Notices;
-use base::{Result, fail};
+use base::{Mutex, Result, fail};
 use memory::{AddressSpace, Dma};
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The machine's clocks.
@@ -50,17 +51,35 @@ pub struct Services {
     pub backends: Arc<dyn Backends>,
 }
 
+/// Numbers of the buses that are named after their kind (`scsi.0`, `scsi.1`): one series a kind
+/// in the whole machine.
+#[derive(Default)]
+pub struct BusNumbers(Mutex<BTreeMap<String, usize>>);
+
+impl BusNumbers {
+    /// The next number of a kind.
+    pub fn take(&self, kind: &str) -> usize {
+        let mut numbers = self.0.lock();
+        let next = numbers.entry(kind.to_string()).or_default();
+        *next += 1;
+        *next - 1
+    }
+}
+
 /// What one device gets when it is created.
 pub struct Wiring<'a> {
     pub services: &'a Services,
     /// The bus it was put on; downcast with [`Wiring::bus`].
     pub bus: Arc<dyn Bus>,
+    pub bus_numbers: &'a BusNumbers,
     /// The user's id, if any.
     pub id: Option<&'a str>,
     /// Its place in the object tree (`/machine/peripheral/<id>`, `/machine/unattached/device[3]`).
     pub qom_path: String,
     /// Plugged into a running machine.
     pub hotplugged: bool,
+    /// Interrupt outputs that the device asked for, in that order.
+    pub outputs: Mutex<Vec<IrqLine>>,
 }
 
 impl Wiring<'_> {
@@ -73,14 +92,27 @@ impl Wiring<'_> {
             .map_err(|_| fail!("Bus '{}' is of another kind", self.bus.name()))
     }
 
+    /// The name of the device's own bus number `child`: after the device's id, or else the next
+    /// of its kind.
+    pub fn bus_name(&self, kind: &str, child: usize) -> String {
+        match self.id {
+            Some(id) => format!("{id}.{child}"),
+            None => format!("{kind}.{}", self.bus_numbers.take(kind)),
+        }
+    }
+
     /// The PCI bus it sits on.
     pub fn pci_bus(&self) -> Result<Arc<PciBus>> {
         self.bus()
     }
 
-    /// A global system interrupt; past the last one a line that leads nowhere.
+    /// The device's own wire to a global system interrupt; past the last one a line that leads
+    /// nowhere.
     pub fn irq(&self, number: usize) -> IrqLine {
-        self.services.irqs.get(number).cloned().unwrap_or_else(IrqLine::unconnected)
+        let input = self.services.irqs.get(number);
+        let wire = input.map_or_else(IrqLine::unconnected, IrqLine::another);
+        self.outputs.lock().push(wire.clone());
+        wire
     }
 
     /// Guest memory for a device that may always access it (not a PCI bus master).

@@ -4,8 +4,8 @@ use base::clock::{Clock, Kind};
 use base::notice::Notices;
 use block::{Graph, Options, Setup};
 use device::{
-    Backends, Bus, Clocks, Device, IrqLine, Model, MsiMessage, MsiSink, Power, Props, ResetCause, Services,
-    ShutdownCause, Wiring,
+    Backends, Bus, BusNumbers, Clocks, Device, IrqLine, Model, MsiMessage, MsiSink, Power, Props, ResetCause,
+    Services, ShutdownCause, Wiring,
 };
 use memory::{AddressSpace, RamBlock, SpaceKind};
 use serde_json::{Map, Value};
@@ -169,9 +169,11 @@ impl Testbed {
         let mut wiring = Wiring {
             services: &self.services,
             bus,
+            bus_numbers: &BusNumbers::default(),
             id: Some("dev0"),
             qom_path: "/machine/peripheral/dev0".into(),
             hotplugged: false,
+            outputs: Default::default(),
         };
         let device = (model.create)(&props, &mut wiring)?;
         if let Some(function) = device.pci() {

@@ -4,7 +4,7 @@
 mod hotplug;
 
 use base::{Failure, Mutex, Result, bail, fail};
-use device::{Bus, BusKind, Device, Hotplug, Model, Props, ResetKind, Services, Wiring};
+use device::{Bus, BusKind, BusNumbers, Device, Hotplug, IrqLine, Model, Props, ResetKind, Services, Wiring};
 use qom::{Object, PropertyInfo, Tree};
 use serde_json::{Map, Value};
 use std::sync::Arc;
@@ -23,6 +23,8 @@ pub struct Entry {
     pub bus: Option<String>,
     pub device: Arc<dyn Device>,
     pub hotplugged: bool,
+    /// Its wires to interrupt controllers.
+    pub outputs: Vec<IrqLine>,
 }
 
 impl Entry {
@@ -44,6 +46,7 @@ pub struct Devices {
     globals: Vec<(String, String, String)>,
     entries: Mutex<Vec<Arc<Entry>>>,
     buses: Mutex<Vec<Arc<dyn Bus>>>,
+    bus_numbers: BusNumbers,
     asked: Mutex<Vec<hotplug::Asked>>,
     /// Set once the board is complete: what comes later is hot-plugged.
     complete: AtomicBool,
@@ -63,6 +66,7 @@ impl Devices {
             globals,
             entries: Mutex::default(),
             buses: Mutex::default(),
+            bus_numbers: BusNumbers::default(),
             asked: Mutex::default(),
             complete: AtomicBool::new(false),
         }
@@ -104,6 +108,16 @@ impl Devices {
 
     /// Takes in a device that the board made itself.
     pub(crate) fn adopt(&self, device: Arc<dyn Device>, bus: Option<&str>) -> Arc<Entry> {
+        self.adopt_wired(device, bus, Vec::new())
+    }
+
+    /// [`Devices::adopt`] for a device with these interrupt outputs.
+    pub(crate) fn adopt_wired(
+        &self,
+        device: Arc<dyn Device>,
+        bus: Option<&str>,
+        outputs: Vec<IrqLine>,
+    ) -> Arc<Entry> {
         let path = self.tree.free_path("/machine/unattached", "device");
         self.enter(Entry {
             path,
@@ -112,10 +126,15 @@ impl Devices {
             bus: bus.map(str::to_string),
             device,
             hotplugged: false,
+            outputs,
         })
     }
 
+    /// Takes in a bus that the board made itself and named `KIND.NUMBER`.
     pub(crate) fn add_bus(&self, bus: Arc<dyn Bus>) {
+        if let Some((kind, _)) = bus.name().split_once('.') {
+            self.bus_numbers.take(kind);
+        }
         self.buses.lock().push(bus);
     }
 
@@ -246,18 +265,21 @@ impl Devices {
         let mut wiring = Wiring {
             services: &self.services,
             bus: bus.clone(),
+            bus_numbers: &self.bus_numbers,
             id: id.as_deref(),
             qom_path: path.clone(),
             hotplugged,
+            outputs: Default::default(),
         };
         let device = (model.create)(&props, &mut wiring)?;
+        let outputs = std::mem::take(&mut *wiring.outputs.lock());
         if hotplugged {
             device.reset(ResetKind::Cold);
         }
         if let Some(function) = device.pci() {
             function.core().attach(device.clone());
         }
-        let entry = self.enter(Entry { path, id, props, bus: Some(bus.name()), device, hotplugged });
+        let entry = self.enter(Entry { path, id, props, bus: Some(bus.name()), device, hotplugged, outputs });
         if hotplugged {
             self.announce(&entry);
         }
@@ -265,9 +287,16 @@ impl Devices {
     }
 
     fn check_boot_index(&self, props: &Props) -> Result<()> {
-        let Some(index) = props.opt_u64("bootindex") else { return Ok(()) };
-        if self.entries.lock().iter().any(|other| other.props.opt_u64("bootindex") == Some(index)) {
-            bail!("The bootindex {index} has already been used");
+        let names = ["bootindex", "bootindexA", "bootindexB"];
+        let indexes =
+            |props: &Props| names.into_iter().filter_map(|name| props.opt_u64(name)).collect::<Vec<_>>();
+        let entries = self.entries();
+        let mut used: Vec<u64> = entries.iter().flat_map(|other| indexes(&other.props)).collect();
+        for index in indexes(props) {
+            if used.contains(&index) {
+                bail!("The bootindex {index} has already been used");
+            }
+            used.push(index);
         }
         Ok(())
     }

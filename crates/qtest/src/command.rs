@@ -2,16 +2,22 @@ use crate::base64;
 use base::clock::Kind;
 use devices::pc::ioapic::{InputWatch, IoApic};
 use devices::pc::pic::Pic;
-use machine::Machine;
+use machine::{Entry, Machine};
 use std::fmt::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Memory that one request may touch (bytes).
 const MAX_TRANSFER: u64 = 256 << 20;
+pub const ENABLED: &str = "IRQ intercept already enabled";
 
 pub enum Outcome {
     Reply(String),
-    /// Interrupts of the device at this path are to be watched.
-    Watch(String),
+    /// Interrupts that come into, or out of, the device at this path are to be watched.
+    Watch {
+        path: String,
+        outputs: bool,
+    },
 }
 
 type Answer = Result<String, String>;
@@ -22,8 +28,8 @@ pub fn run(machine: &Machine, line: &str) -> Outcome {
     let Some((&name, args)) = words.split_first() else {
         return Outcome::Reply("FAIL Unknown command ''".into());
     };
-    if name == "irq_intercept_in" && args.len() == 1 {
-        return Outcome::Watch(args[0].into());
+    if let ("irq_intercept_in" | "irq_intercept_out", [path]) = (name, args) {
+        return Outcome::Watch { path: path.to_string(), outputs: name == "irq_intercept_out" };
     }
     let answer = match name {
         "outb" | "outw" | "outl" | "inb" | "inw" | "inl" => port(machine, name, args),
@@ -35,7 +41,7 @@ pub fn run(machine: &Machine, line: &str) -> Outcome {
         "clock_step" | "clock_set" => clock(machine, name == "clock_step", args),
         "endianness" => Ok("OK little".into()),
         "set_irq_in" => set_irq(machine, args),
-        "irq_intercept_out" => Err("only inputs of interrupt controllers can be watched".into()),
+        "irq_intercept_in" | "irq_intercept_out" => Err("Expected 1 arguments".into()),
         _ => Err(format!("Unknown command '{name}'")),
     };
     Outcome::Reply(answer.unwrap_or_else(|why| format!("FAIL {why}")))
@@ -165,24 +171,23 @@ enum Controller<'a> {
     Pic(&'a Pic),
 }
 
-/// Finds an interrupt controller by path, id, last path component or type.
-fn controller<R>(machine: &Machine, path: &str, act: impl FnOnce(Controller<'_>) -> R) -> Result<R, String> {
-    let entry = machine
-        .devices
-        .entries()
-        .into_iter()
-        .find(|entry| {
-            entry.path == path
-                || entry.id.as_deref() == Some(path)
-                || entry.path.rsplit('/').next() == Some(path)
-                || entry.model().answers_to(path)
-        })
-        .ok_or("Unknown device")?;
+/// Finds a device by path, id, last path component or type.
+pub fn device(machine: &Machine, path: &str) -> Result<Arc<Entry>, String> {
+    let is_it = |entry: &Arc<Entry>| {
+        entry.path == path
+            || entry.id.as_deref() == Some(path)
+            || entry.path.rsplit('/').next() == Some(path)
+            || entry.model().answers_to(path)
+    };
+    machine.devices.entries().into_iter().find(is_it).ok_or_else(|| "Unknown device".into())
+}
+
+fn controller(entry: &Entry) -> Result<Controller<'_>, String> {
     let device = entry.device.as_any();
     if let Some(ioapic) = device.downcast_ref::<IoApic>() {
-        Ok(act(Controller::IoApic(ioapic)))
+        Ok(Controller::IoApic(ioapic))
     } else if let Some(pic) = device.downcast_ref::<Pic>() {
-        Ok(act(Controller::Pic(pic)))
+        Ok(Controller::Pic(pic))
     } else {
         Err("the device has no interrupt inputs".into())
     }
@@ -193,22 +198,52 @@ fn board_irq(pin: usize) -> usize {
     if pin == 2 { 0 } else { pin }
 }
 
-/// Has `tell` called for each change of an interrupt input.
-pub fn watch(machine: &Machine, path: &str, tell: InputWatch) -> Result<(), String> {
-    let first = controller(machine, path, |controller| match controller {
+/// Has `tell` called for each change of an interrupt input of the device.
+pub fn watch_inputs(entry: &Entry, tell: InputWatch) -> Result<(), String> {
+    let first = match controller(entry)? {
         Controller::IoApic(ioapic) => ioapic.watch(Box::new(move |pin, level| tell(board_irq(pin), level))),
         Controller::Pic(pic) => pic.watch(tell),
-    })?;
-    if first { Ok(()) } else { Err("IRQ intercept already enabled".into()) }
+    };
+    if first { Ok(()) } else { Err(ENABLED.into()) }
+}
+
+/// Has `tell` called for each change of an interrupt output of the device, numbered in the
+/// order in which the device has them.
+pub fn watch_outputs(entry: &Entry, tell: InputWatch) -> Result<(), String> {
+    if entry.outputs.is_empty() {
+        return Err("the device has no interrupt outputs".into());
+    }
+    let tell = Arc::new(tell);
+    for (number, wire) in entry.outputs.iter().enumerate() {
+        let (tell, before) = (tell.clone(), AtomicBool::new(false));
+        let changed = move |level| {
+            if before.swap(level, Ordering::AcqRel) != level {
+                tell(number, level);
+            }
+        };
+        if !wire.tap(Box::new(changed)) {
+            return Err(ENABLED.into());
+        }
+    }
+    Ok(())
 }
 
 fn set_irq(machine: &Machine, args: &[&str]) -> Answer {
-    let &[path, _name, irq, level] = args else { return Err("Expected 4 arguments".into()) };
+    let &[path, name, irq, level] = args else { return Err("Expected 4 arguments".into()) };
+    if name != "unnamed-gpio-in" {
+        return Err(format!("the device has no inputs named '{name}'"));
+    }
     let (irq, level) = (number(irq)?, number(level)? != 0);
-    let irq = usize::try_from(irq).ok().filter(|&irq| irq < 24).ok_or("No such interrupt")?;
-    controller(machine, path, |controller| match controller {
-        Controller::IoApic(ioapic) => ioapic.set_irq(if irq == 0 { 2 } else { irq }, level),
-        Controller::Pic(pic) => pic.set_irq(irq as u8, level),
-    })?;
+    let entry = device(machine, path)?;
+    let inputs = |count: usize| {
+        usize::try_from(irq).ok().filter(|&irq| irq < count).ok_or_else(|| "No such interrupt".to_string())
+    };
+    match controller(&entry)? {
+        Controller::IoApic(ioapic) => {
+            let pin = inputs(24)?;
+            ioapic.set_irq(if pin == 0 { 2 } else { pin }, level);
+        }
+        Controller::Pic(pic) => pic.set_irq(inputs(16)? as u8, level),
+    }
     Ok("OK".into())
 }

@@ -41,6 +41,8 @@ pub struct Server {
     machine: Arc<Machine>,
     port: Port,
     state: Mutex<State>,
+    /// Path of the device whose interrupts are told.
+    watched: Mutex<Option<String>>,
     me: OnceLock<Weak<Server>>,
 }
 
@@ -65,6 +67,7 @@ impl Server {
                 log,
                 opened: Instant::now(),
             }),
+            watched: Mutex::default(),
             me: OnceLock::new(),
         });
         let _ = server.me.set(Arc::downgrade(&server));
@@ -77,12 +80,28 @@ impl Server {
         self.log('R', line);
         let reply = match command::run(&self.machine, line) {
             Outcome::Reply(reply) => reply,
-            Outcome::Watch(path) => match command::watch(&self.machine, &path, self.notifier()) {
+            Outcome::Watch { path, outputs } => match self.watch(&path, outputs) {
                 Ok(()) => "OK".into(),
                 Err(why) => format!("FAIL {why}"),
             },
         };
         self.send(&reply);
+    }
+
+    /// Begins to tell the interrupts of a device: of one only, either way.
+    fn watch(&self, path: &str, outputs: bool) -> std::result::Result<(), String> {
+        let entry = command::device(&self.machine, path)?;
+        let mut watched = self.watched.lock();
+        if let Some(other) = &*watched {
+            return if *other == entry.path { Ok(()) } else { Err(command::ENABLED.into()) };
+        }
+        if outputs {
+            command::watch_outputs(&entry, self.notifier())?;
+        } else {
+            command::watch_inputs(&entry, self.notifier())?;
+        }
+        *watched = Some(entry.path.clone());
+        Ok(())
     }
 
     /// Tells interrupts to the client.

@@ -106,7 +106,8 @@ fn clock_and_interrupts() {
     with_client(|c| {
         assert_eq!(c.ask("irq_intercept_in nothing"), "FAIL Unknown device");
         assert_eq!(c.ask("irq_intercept_in ioapic"), "OK");
-        assert_eq!(c.ask("irq_intercept_in ioapic"), "FAIL IRQ intercept already enabled");
+        assert_eq!(c.ask("irq_intercept_in ioapic"), "OK");
+        assert_eq!(c.ask("irq_intercept_in isa-i8259"), "FAIL IRQ intercept already enabled");
         // RTC: periodic interrupt at 1024 Hz.
         for request in ["outb 0x70 0x0b", "outb 0x71 0x42"] {
             assert_eq!(c.ask(request), "OK");
@@ -128,6 +129,42 @@ fn clock_and_interrupts() {
 }
 
 #[test]
+fn interrupt_outputs() {
+    with_client(|c| {
+        assert_eq!(c.ask("irq_intercept_out nothing"), "FAIL Unknown device");
+        assert_eq!(c.ask("irq_intercept_out i440FX"), "FAIL the device has no interrupt outputs");
+        assert_eq!(c.ask("irq_intercept_out i8042"), "OK");
+        assert_eq!(c.ask("irq_intercept_out i8042"), "OK");
+        assert_eq!(c.ask("irq_intercept_in ioapic"), "FAIL IRQ intercept already enabled");
+        // The keyboard answers an echo: output 0; the mouse its defaults: output 1.
+        for request in ["outb 0x64 0x60", "outb 0x60 0x03"] {
+            assert_eq!(c.ask(request), "OK");
+        }
+        assert_eq!(c.ask("outb 0x60 0xee"), "IRQ raise 0");
+        assert_eq!(c.line(), "OK");
+        assert_eq!(c.ask("inb 0x60"), "IRQ lower 0");
+        assert_eq!(c.line(), "OK 0x00ee");
+        assert_eq!(c.ask("outb 0x64 0xd4"), "OK");
+        assert_eq!(c.ask("outb 0x60 0xf6"), "IRQ raise 1");
+        assert_eq!(c.line(), "OK");
+    });
+}
+
+#[test]
+fn inputs_can_be_set() {
+    with_client(|c| {
+        assert_eq!(c.ask("irq_intercept_in ioapic"), "OK");
+        assert_eq!(c.ask("set_irq_in ioapic unnamed-gpio-in 9 1"), "IRQ raise 9");
+        assert_eq!(c.line(), "OK");
+        assert_eq!(c.ask("set_irq_in ioapic unnamed-gpio-in 9 0"), "IRQ lower 9");
+        assert_eq!(c.line(), "OK");
+        let refused = "FAIL the device has no inputs named 'other'";
+        assert_eq!(c.ask("set_irq_in ioapic other 9 0"), refused);
+        assert_eq!(c.ask("set_irq_in isa-i8259 unnamed-gpio-in 16 1"), "FAIL No such interrupt");
+    });
+}
+
+#[test]
 fn bad_requests_are_answered() {
     with_client(|c| {
         for (request, answer) in [
@@ -143,6 +180,8 @@ fn bad_requests_are_answered() {
             ("write 0 1 0xz", "FAIL Odd number of hexadecimal digits"),
             ("b64write 0 1 Zm9v", "FAIL b64write: 3 bytes of data for a length of 1"),
             ("clock_set", "FAIL Expected 1 arguments"),
+            ("irq_intercept_out", "FAIL Expected 1 arguments"),
+            ("set_irq_in ioapic 1 1", "FAIL Expected 4 arguments"),
         ] {
             assert_eq!(c.ask(request), answer, "{request}");
         }

@@ -169,3 +169,34 @@ fn slots_of_pci_express_ports() {
     del(&mut vm, "v0").unwrap();
     assert_eq!(vm.vm.qmp.take_events(), ["DEVICE_DELETED", "DEVICE_DELETED"]);
 }
+
+#[test]
+fn buses_without_a_name_are_numbered() {
+    let args = ["-device", "virtio-scsi-pci", "-device", "lsi", "-device", "virtio-scsi-pci,id=own"];
+    let more = ["-device", "ahci", "-device", "virtio-serial-pci", "-device", "virtio-serial-pci"];
+    let disk = ["-device", "scsi-hd,bus=scsi.1,drive=n0,scsi-id=2", "-device", "scsi-cd,bus=own.0"];
+    let mut vm = Qtest::start(&[&args[..], &more, &disk, &NODE].concat()).unwrap();
+    let tree = vm.vm.qmp.hmp("info qtree").unwrap();
+    let buses: Vec<&str> = tree.lines().filter_map(|line| line.trim().strip_prefix("bus: ")).collect();
+    for bus in ["scsi.0", "scsi.1", "own.0", "ide.0", "ide.1", "ide.2", "ide.7", "virtio-serial-bus.1"] {
+        assert_eq!(buses.iter().filter(|other| **other == bus).count(), 1, "{bus} in {buses:?}");
+    }
+    // The disk is below the second SCSI bus.
+    let after = tree.split("bus: scsi.1").nth(1).unwrap();
+    assert!(after.split("bus: ").next().unwrap().contains("scsi-id = 2"), "{tree}");
+    let error = add(&mut vm, json!({"driver": "scsi-cd", "bus": "scsi.2"})).unwrap_err();
+    assert_eq!(error, "GenericError: Bus 'scsi.2' not found");
+}
+
+#[test]
+fn floppies_and_ide_drives_do_not_come_and_go() {
+    let mut vm = Qtest::start(&["-device", "floppy,id=f0", "-device", "ide-cd,id=c0"]).unwrap();
+    for (device, bus) in [("f0", "floppy-bus.0"), ("c0", "ide.0")] {
+        let why = del(&mut vm, device).unwrap_err();
+        assert_eq!(why, format!("GenericError: Bus '{bus}' does not support hotplugging"));
+    }
+    for device in ["floppy", "ide-cd"] {
+        add(&mut vm, json!({ "driver": device })).unwrap_err();
+    }
+    assert_eq!(devices(&mut vm), ["c0", "f0"]);
+}

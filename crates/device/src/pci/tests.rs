@@ -84,9 +84,11 @@ impl Fixture {
         let wiring = Wiring {
             services: &self.services,
             bus: self.bus.clone(),
+            bus_numbers: &BusNumbers::default(),
             id: None,
             qom_path: String::new(),
             hotplugged: false,
+            outputs: Default::default(),
         };
         PciCore::new("probe", Identity::new(0x1234, 0x5678, 1, 0x020000), &Props::default(), &wiring).unwrap()
     }

@@ -4,15 +4,13 @@
 //! The time of day is computed from the chosen clock when somebody looks. Timers run only
 //! while an interrupt is enabled that they would raise.
 
-mod calendar;
 mod state;
 
 use super::range::{board_model, byte_range};
-use base::clock::{Clock, Kind, NANOS, Timer};
+use base::clock::{Calendar, Clock, Kind, NANOS, Timer};
 use base::notice::Notices;
 use base::rank::ranks;
 use base::{Mutex, MutexGuard};
-pub use calendar::Calendar;
 use device::{BusKind, Device, IrqLine, Model, Notice, ResetKind};
 use memory::AddressSpace;
 use serde_json::{Value, json};

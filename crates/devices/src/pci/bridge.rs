@@ -68,8 +68,9 @@ fn route_up(parent: Arc<PciBus>, at: u8) -> IntxRoute {
     })
 }
 
-fn bus_name(core: &PciCore, wiring: &Wiring<'_>) -> String {
-    wiring.id.map_or_else(|| format!("{}.{:x}", core.bus().name(), core.address()), str::to_string)
+/// A bus behind a bridge has the bridge's very id.
+fn bus_name(kind: &str, wiring: &Wiring<'_>) -> String {
+    wiring.id.map_or_else(|| wiring.bus_name(kind, 0), str::to_string)
 }
 
 fn create_port(
@@ -92,7 +93,7 @@ fn create_port(
     let subsystem = [0, 0, 0xf4, 0x1a, 0, 0];
     core.add_capability(0x0d, &subsystem)?;
     let route = route_up(core.bus().clone(), core.address());
-    let secondary = PciBus::downstream(&bus_name(&core, wiring), route);
+    let secondary = PciBus::downstream(&bus_name("pcie", wiring), route);
     let number = (props.u64("slot") as u16, props.bool("hotplug"));
     let slot = Slot::new(&core, at, number, &secondary, wiring.services.power.clone());
     Ok(Arc::new(Bridge { model, core, secondary, slot: Some(slot) }))
@@ -106,7 +107,7 @@ fn create_bridge(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Devic
     }
     let core = PciCore::bridge("pci-bridge", Identity::new(0x1b36, 1, 0, 0x06_0400), props, wiring)?;
     let route = route_up(core.bus().clone(), core.address());
-    let secondary = PciBus::new(&bus_name(&core, wiring), false, route);
+    let secondary = PciBus::new(&bus_name("pci", wiring), false, route);
     Ok(Arc::new(Bridge { model: &PCI_BRIDGE, core, secondary, slot: None }))
 }
 

@@ -162,7 +162,7 @@ fn create(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
         chip_window: Window::memory(services, "lpc-rcrb-mmio", RCBA_SIZE as u64, chip.clone()),
         core,
         acpi,
-        isa: IsaBus::new("isa.0"),
+        isa: IsaBus::new(&wiring.bus_name("isa", 0)),
         router,
         chip,
         pm,

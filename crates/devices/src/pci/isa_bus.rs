@@ -6,13 +6,13 @@ use std::sync::{Arc, OnceLock};
 /// The ISA bus behind a bridge. Ports and interrupt lines are the machine's own; it is the
 /// place where ISA devices are listed and find the DMA controllers.
 pub struct IsaBus {
-    name: &'static str,
+    name: String,
     dma: OnceLock<Arc<IsaDma>>,
 }
 
 impl IsaBus {
-    pub fn new(name: &'static str) -> Arc<Self> {
-        Arc::new(IsaBus { name, dma: OnceLock::new() })
+    pub fn new(name: &str) -> Arc<Self> {
+        Arc::new(IsaBus { name: name.into(), dma: OnceLock::new() })
     }
 
     /// The board's DMA controllers, once they are there.
@@ -27,7 +27,7 @@ impl IsaBus {
 
 impl Bus for IsaBus {
     fn name(&self) -> String {
-        self.name.to_string()
+        self.name.clone()
     }
     fn kind(&self) -> BusKind {
         BusKind::Isa

@@ -40,7 +40,7 @@ fn create(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
         // Boards of this chipset rotate the pins by slot, slot 1 being unrotated.
         route.set_wire((usize::from(pin) + usize::from(slot) + 3) & 3, level);
     }));
-    Ok(Arc::new(Piix3 { core, isa: IsaBus::new("isa.0"), router }))
+    Ok(Arc::new(Piix3 { core, isa: IsaBus::new(&wiring.bus_name("isa", 0)), router }))
 }
 
 impl Piix3 {

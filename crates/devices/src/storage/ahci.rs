@@ -146,10 +146,8 @@ fn create(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
         line: Mutex::new(()),
         ports: OnceLock::new(),
     });
-    // The board's own controller has the customary bus names.
-    let prefix = wiring.id.unwrap_or("ide");
     let ports = (0..PORTS).map(|index| {
-        let bus = IdeBus::new(format!("{prefix}.{index}"), index, 1, true);
+        let bus = IdeBus::new(wiring.bus_name("ide", index), index, 1, true);
         Port::new(Arc::downgrade(&shared), bus, core.dma())
     });
     let ports: Vec<_> = ports.collect();

@@ -10,12 +10,14 @@ const ON_ERROR: PropertyKind =
 /// The properties by which a disk gets its drive.
 pub const DRIVE: &[Property] = &[
     Property::unset("drive", PropertyKind::Drive, "Node name or ID of a block device to use as a backend"),
-    Property::unset("bootindex", PropertyKind::I32, "Place in the boot order"),
     Property::new("write-cache", PropertyKind::OnOffAuto, "auto", "Volatile write cache"),
     Property::new("share-rw", PropertyKind::Bool, "off", "Others may write the same image"),
     Property::new("rerror", ON_ERROR, "auto", "What to do about read errors"),
     Property::new("werror", ON_ERROR, "auto", "What to do about write errors"),
 ];
+
+/// For what firmware can boot from.
+pub const BOOT: &[Property] = &[Property::unset("bootindex", PropertyKind::I32, "Place in the boot order")];
 
 /// The properties that say what a disk tells the guest about itself.
 pub const LIMITS: &[Property] = &[
@@ -24,6 +26,10 @@ pub const LIMITS: &[Property] = &[
     Property::new("min_io_size", PropertyKind::Size, "0", "Minimum good request size"),
     Property::new("opt_io_size", PropertyKind::Size, "0", "Optimal request size"),
     Property::new("discard_granularity", PropertyKind::Size, "4294967295", "Smallest discardable unit"),
+];
+
+/// The geometry of a fixed disk.
+pub const GEOMETRY: &[Property] = &[
     Property::new("cyls", PropertyKind::U32, "0", "Cylinders"),
     Property::new("heads", PropertyKind::U32, "0", "Heads"),
     Property::new("secs", PropertyKind::U32, "0", "Sectors a track"),

@@ -5,6 +5,7 @@
 //!   bytes travel.
 //! - `mover`: bytes between a drive and scattered guest memory.
 //! - `ide`: the channel of a parallel ATA controller; `piix3`: that controller; `ahci`: SATA.
+//! - `lsi`: the LSI53C895A, a parallel SCSI host with a processor of its own.
 //! - `floppy`: the floppy disk controller and its drives.
 //! - `scsi`: logical units on any SCSI host.
 
@@ -14,6 +15,7 @@ pub(crate) mod cdrom;
 mod conf;
 pub mod floppy;
 mod ide;
+mod lsi;
 pub(crate) mod mover;
 mod pending;
 mod piix3;
@@ -22,7 +24,7 @@ pub mod scsi;
 mod tests;
 mod unit;
 
-pub use conf::{Conf, DRIVE, Geometry, LIMITS, claim, iothread, wait_idle};
+pub use conf::{BOOT, Conf, DRIVE, GEOMETRY, Geometry, LIMITS, claim, iothread, wait_idle};
 pub use pending::Pending;
 pub use unit::IdeBus;
 
@@ -37,6 +39,7 @@ pub fn models() -> Vec<&'static Model> {
         &unit::CD,
         &scsi::HD,
         &scsi::CD,
+        &lsi::MODEL,
         &floppy::CONTROLLER_MODEL,
         &floppy::DRIVE_MODEL,
     ]

@@ -91,7 +91,7 @@ fn create(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
     core.set_writable(0x40, &[0xff; 8]);
     let dma = core.dma();
     let channels = [0, 1].map(|index| {
-        let bus = IdeBus::new(format!("ide.{index}"), index, 2, false);
+        let bus = IdeBus::new(wiring.bus_name("ide", index), index, 2, false);
         Channel::new(bus, wiring.irq(CHANNELS[index].2), dma.clone())
     });
     wiring.services.ports.edit(|edit| {

@@ -5,9 +5,10 @@ mod disk;
 mod tests;
 mod unit;
 
-pub use disk::{Command, Lun};
+pub use disk::{Command, Lun, WRITE_ERROR};
 pub use unit::{CD, HD};
 
+use super::cdrom::{fixed_sense, sense};
 use base::{Mutex, Result, bail};
 use device::{Bus, BusKind, Hotplug};
 use std::any::Any;
@@ -115,6 +116,21 @@ impl Bus for ScsiBus {
     fn as_any(self: Arc<Self>) -> Arc<dyn Any + Send + Sync> {
         self
     }
+}
+
+/// What a target says of a unit that it does not have (SPC-3 §6.4.2): no device, qualifier 3.
+pub fn absent(cdb: &[u8; 32]) -> Command {
+    let missing = sense(5, 0x25, 0);
+    let (mut data, allowed) = match cdb[0] {
+        0x12 => (vec![0; 36], u16::from_be_bytes([cdb[3], cdb[4]])),
+        0x03 => (fixed_sense(missing), cdb[4].into()),
+        _ => return Command::Check(missing),
+    };
+    if cdb[0] == 0x12 {
+        (data[0], data[4]) = (0x7f, 31);
+    }
+    data.truncate(allowed.into());
+    if data.is_empty() { Command::Done } else { Command::Data(data) }
 }
 
 /// REPORT LUNS data for a target (SPC-3 §6.21).

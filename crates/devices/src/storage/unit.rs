@@ -2,7 +2,7 @@
 
 use super::ata::{Drive, Identity};
 use super::cdrom::{Cdrom, Names};
-use super::{Conf, DRIVE, LIMITS, claim, wait_idle};
+use super::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, claim, wait_idle};
 use base::{Mutex, Result, bail};
 use block::{FrontEnd, Media};
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
@@ -49,13 +49,16 @@ const fn model(
     }
 }
 
-pub static HD: Model =
-    model("ide-hd", "virtual IDE disk", &[DRIVE, LIMITS, COMMON, ROTATION], |props, wiring| {
-        create(&HD, props, wiring)
+pub static HD: Model = model(
+    "ide-hd",
+    "virtual IDE disk",
+    &[DRIVE, BOOT, LIMITS, GEOMETRY, COMMON, ROTATION],
+    |props, wiring| create(&HD, props, wiring),
+);
+pub static CD: Model =
+    model("ide-cd", "virtual IDE CD-ROM", &[DRIVE, BOOT, LIMITS, COMMON], |props, wiring| {
+        create(&CD, props, wiring)
     });
-pub static CD: Model = model("ide-cd", "virtual IDE CD-ROM", &[DRIVE, LIMITS, COMMON], |props, wiring| {
-    create(&CD, props, wiring)
-});
 
 /// A bus with one or two drives.
 pub struct IdeBus {

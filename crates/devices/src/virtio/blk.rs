@@ -3,7 +3,7 @@
 use super::pci::{Generation, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
-use crate::storage::{Conf, DRIVE, LIMITS, Pending, claim, iothread};
+use crate::storage::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, Pending, claim, iothread};
 use base::{Mutex, Result, bail, fail};
 use block::{Backend, FrontEnd, IoThread, Request};
 use device::{Device, Model, Property, PropertyKind, Props, Wiring};
@@ -26,7 +26,13 @@ const PROPERTIES: &[Property] = &[
     Property::new("vectors", PropertyKind::U32, "4294967295", "MSI-X vectors"),
 ];
 
-three_models!("virtio-blk-pci", "virtio-blk", "Virtio block device", [DRIVE, LIMITS, PROPERTIES], create);
+three_models!(
+    "virtio-blk-pci",
+    "virtio-blk",
+    "Virtio block device",
+    [DRIVE, BOOT, LIMITS, GEOMETRY, PROPERTIES],
+    create
+);
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_GEOMETRY: u64 = 1 << 4;

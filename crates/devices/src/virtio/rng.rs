@@ -79,7 +79,10 @@ fn create(
     let device = Arc::new(Rng {
         source,
         link: OnceLock::new(),
-        refill: clock.timer(move |_| drop(again.send(()))),
+        refill: clock.timer(move |_| {
+            // Without its thread the device is gone.
+            let _ = again.send(());
+        }),
         clock,
         period,
         max_bytes,

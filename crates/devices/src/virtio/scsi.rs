@@ -4,9 +4,9 @@ use super::pci::{Generation, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
 use crate::sg::Span;
-use crate::storage::cdrom::{READ_ERROR, Sense, fixed_sense, sense};
+use crate::storage::cdrom::{READ_ERROR, Sense, fixed_sense};
 use crate::storage::mover::{Mover, Stopped};
-use crate::storage::scsi::{Command, Lun, ScsiBus, ScsiHost};
+use crate::storage::scsi::{Command, Lun, ScsiBus, ScsiHost, WRITE_ERROR, absent};
 use crate::storage::{Pending, iothread};
 use base::{Mutex, Result, bail};
 use block::{IoThread, Request};
@@ -119,7 +119,7 @@ fn create(
         state: Mutex::default(),
     });
     let host: Arc<dyn ScsiHost> = device.clone();
-    let name = wiring.id.map_or_else(|| "scsi.0".into(), |id| format!("{id}.0"));
+    let name = wiring.bus_name("scsi", 0);
     let _ = device.bus.set(ScsiBus::new(name, (MAX_TARGET, MAX_LUN), Arc::downgrade(&host)));
     let vectors = match props.u64("vectors") as u32 {
         u32::MAX => queues as u16 + 3,
@@ -217,11 +217,7 @@ impl Scsi {
                 Some(lun) => lun,
                 None => return self.respond(link, &chain, R_BAD_TARGET, STATUS_GOOD, None, 0),
             },
-            (None, 0x12) => return self.absent_inquiry(link, &chain, response),
-            (None, _) => {
-                let absent = sense(5, 0x25, 0);
-                return self.respond(link, &chain, R_OK, STATUS_CHECK, Some(absent), 0);
-            }
+            (None, _) => return self.answer(link, &chain, response, absent(&cdb)),
         };
         if let Some(thread) = &self.thread {
             lun.backend.set_thread(thread);
@@ -230,31 +226,26 @@ impl Scsi {
         self.carry_out(link, Job { chain, lun, cdb, header, response }, command);
     }
 
-    /// INQUIRY of a unit that is not there: no device, qualifier 3.
-    fn absent_inquiry(&self, link: &Link, chain: &Chain, response: u64) {
-        let mut data = vec![0; 36];
-        (data[0], data[4]) = (0x7f, 31);
-        data.truncate((chain.writable_len() - response).min(36) as usize);
-        let moved = data.len() as u64;
-        match chain.write(link.dma(), response, &data) {
-            Some(()) => self.respond(link, chain, R_OK, STATUS_GOOD, None, moved),
-            None => self.respond(link, chain, R_FAILURE, STATUS_GOOD, None, 0),
+    /// Ends a request whose outcome needs no disk.
+    fn answer(&self, link: &Link, chain: &Chain, response: u64, outcome: Command) {
+        match outcome {
+            Command::Check(sense) => self.respond(link, chain, R_OK, STATUS_CHECK, Some(sense), 0),
+            Command::Data(mut data) => {
+                data.truncate(usize::try_from(chain.writable_len() - response).unwrap_or(usize::MAX));
+                match chain.write(link.dma(), response, &data) {
+                    Some(()) => self.respond(link, chain, R_OK, STATUS_GOOD, None, data.len() as u64),
+                    None => self.respond(link, chain, R_FAILURE, STATUS_GOOD, None, 0),
+                }
+            }
+            _ => self.respond(link, chain, R_OK, STATUS_GOOD, None, 0),
         }
     }
 
     fn carry_out(&self, link: &Arc<Link>, job: Job, command: Command) {
         let (given, wanted) = job.room();
         match command {
-            Command::Done => self.respond(link, &job.chain, R_OK, STATUS_GOOD, None, 0),
-            Command::Check(sense) => self.respond(link, &job.chain, R_OK, STATUS_CHECK, Some(sense), 0),
-            Command::Data(mut data) => {
-                data.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
-                match job.chain.write(link.dma(), job.response, &data) {
-                    Some(()) => {
-                        self.respond(link, &job.chain, R_OK, STATUS_GOOD, None, data.len() as u64);
-                    }
-                    None => self.respond(link, &job.chain, R_FAILURE, STATUS_GOOD, None, 0),
-                }
+            Command::Done | Command::Check(_) | Command::Data(_) => {
+                self.answer(link, &job.chain, job.response, command);
             }
             Command::Read { len, .. } if wanted < len => {
                 self.respond(link, &job.chain, R_OVERRUN, STATUS_GOOD, None, 0);
@@ -320,7 +311,7 @@ impl Scsi {
     }
 
     fn failed(&self, link: &Link, job: &Job, write: bool) {
-        let sense = if write { sense(3, 0x0c, 2) } else { READ_ERROR };
+        let sense = if write { WRITE_ERROR } else { READ_ERROR };
         job.lun.set_sense(sense);
         self.respond(link, &job.chain, R_OK, STATUS_CHECK, Some(sense), 0);
     }

@@ -78,7 +78,7 @@ fn create(
     }
     let bus = Arc::new_cyclic(|me| SerialBus {
         me: me.clone(),
-        name: wiring.id.map_or_else(|| "virtio-serial-bus.0".into(), |id| format!("{id}.0")),
+        name: wiring.bus_name("virtio-serial-bus", 0),
         max_ports: max_ports as u32,
         emergency_write: props.bool("emergency-write"),
         notices: wiring.services.notices.clone(),

@@ -217,20 +217,9 @@ pub(super) fn table<'a>(out: &mut String, list: impl Iterator<Item = (&'a str, &
 
 /// Local time as `YYYY-MM-DD hh:mm:ss`.
 fn date(unix: u32) -> String {
-    let local = i64::from(unix) + base::clock::local_offset();
-    let (days, second) = (local.div_euclid(86400), local.rem_euclid(86400));
-    // Civil date of a day number (proleptic Gregorian calendar, eras of 400 years).
-    let shifted = days + 719_468;
-    let era = shifted.div_euclid(146_097);
-    let of_era = shifted.rem_euclid(146_097);
-    let year_of_era = (of_era - of_era / 1460 + of_era / 36_524 - of_era / 146_096) / 365;
-    let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let shifted_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute) = (second / 3600, second / 60 % 60);
-    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{:02}", second % 60)
+    let at = base::clock::Calendar::from_seconds(i64::from(unix) + base::clock::local_offset());
+    let time = format!("{:02}:{:02}:{:02}", at.hour, at.minute, at.second);
+    format!("{:04}-{:02}-{:02} {time}", at.year, at.month, at.day)
 }
 
 #[cfg(test)]

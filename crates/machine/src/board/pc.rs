@@ -109,9 +109,9 @@ pub(crate) fn build(
     let mut platform = platform(&spec, chipset, &memory, &onboard, &model);
     tables::numa(&spec, &mut platform)?;
     let boot = Boot::prepare(&spec, platform, &memory, &services, &devices, &model)?;
-    let board = PcBoard { pci: onboard.pci, pm: onboard.pm, apics: interrupts.apics.clone(), boot };
     let drives = drives::open(host, &spec)?;
-    onboard::attach_drives(&spec, &devices, drives)?;
+    onboard::attach_drives(&spec, &devices, &onboard.pci, drives)?;
+    let board = PcBoard { pci: onboard.pci, pm: onboard.pm, apics: interrupts.apics.clone(), boot };
     devices.add_asked(&spec)?;
     onboard::floppy_types(&devices);
     devices.set_complete();

@@ -1,4 +1,4 @@
-use super::calendar::Calendar;
+use base::clock::Calendar;
 use base::clock::NANOS;
 
 const SECOND: i64 = NANOS as i64;

@@ -108,12 +108,8 @@ pub struct FloppyBus {
 }
 
 impl FloppyBus {
-    pub fn new(name: &str) -> Arc<Self> {
-        Arc::new(FloppyBus {
-            name: name.into(),
-            drives: Mutex::default(),
-            fallback: Mutex::new(DriveType::D288),
-        })
+    pub fn new(name: String) -> Arc<Self> {
+        Arc::new(FloppyBus { name, drives: Mutex::default(), fallback: Mutex::new(DriveType::D288) })
     }
 
     /// What a drive is that neither user nor medium tell.

@@ -33,6 +33,8 @@ const CONTROLLER: &[Property] = &[
     Property::unset("driveB", PropertyKind::Drive, "Drive of unit 1"),
     Property::new("fdtypeA", TYPE, "auto", "Kind of unit 0, if it is made by driveA"),
     Property::new("fdtypeB", TYPE, "auto", "Kind of unit 1, if it is made by driveB"),
+    Property::unset("bootindexA", PropertyKind::I32, "Place of unit 0 in the boot order"),
+    Property::unset("bootindexB", PropertyKind::I32, "Place of unit 1 in the boot order"),
     Property::new("fallback", TYPE, "288", "Kind of a drive that no medium tells"),
 ];
 
@@ -98,7 +100,7 @@ fn create(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
     if base > 0xfff8 || irq >= 16 {
         bail!("isa-fdc: there is no such port or interrupt");
     }
-    let bus = FloppyBus::new("floppy-bus.0");
+    let bus = FloppyBus::new(wiring.bus_name("floppy-bus", 0));
     bus.set_fallback(DriveType::parse(props.str("fallback").unwrap_or_default()));
     let fdc = Fdc::new(bus.clone(), wiring.irq(irq), (dma, channel), wiring.clock());
     for (unit, (drive, kind)) in [("driveA", "fdtypeA"), ("driveB", "fdtypeB")].into_iter().enumerate() {

@@ -9,6 +9,7 @@ use base::Mutex;
 use block::{Backend, Media, Request};
 
 pub const WRITE_PROTECTED: Sense = sense(7, 0x27, 0);
+pub const WRITE_ERROR: Sense = sense(3, 0x0c, 2);
 const PARAMETER_LENGTH: Sense = sense(5, 0x1a, 0);
 const INVALID_PARAMETER: Sense = sense(5, 0x26, 0);
 const CAPACITY_CHANGED: Sense = sense(6, 0x2a, 9);
@@ -46,6 +47,9 @@ pub struct Names {
     pub version: String,
     pub device_id: String,
     pub wwn: u64,
+    pub port_wwn: u64,
+    pub port_index: u16,
+    pub scsi_version: u8,
     pub removable: bool,
     pub dpofua: bool,
     pub rotation: u16,
@@ -144,6 +148,7 @@ impl Lun {
         let mut block = [0; 16];
         block.copy_from_slice(&cdb[..16]);
         match cdb[0] {
+            0x12 if cdb[1] & 1 != 0 => return self.vital_inquiry(cdb),
             // The drive itself knows the ten-byte form.
             0x1a => {
                 block[0] = 0x5a;
@@ -166,8 +171,8 @@ impl Lun {
         }
         match cdrom.execute(&block) {
             Reply::Data(mut data) if cdb[0] == 0x12 && cdb[1] & 1 == 0 && data.len() > 3 => {
-                // On this bus the drive claims SPC-3 and the usual response format.
-                (data[2], data[3]) = (5, 0x12);
+                // On this bus the drive claims SPC-3, as a rule, and the usual response format.
+                (data[2], data[3]) = (self.names.scsi_version, 0x12);
                 Command::Data(data)
             }
             reply => self.from_reply(reply),
@@ -258,30 +263,40 @@ impl Lun {
     fn inquiry(&self, cdb: &[u8; 32]) -> Command {
         let allowed = be(&cdb[3..5]);
         if cdb[1] & 1 != 0 {
-            return match self.vital_page(cdb[2]) {
-                Some(body) => {
-                    let mut page = vec![0, cdb[2]];
-                    page.extend((body.len() as u16).to_be_bytes());
-                    page.extend(body);
-                    limited(page, allowed)
-                }
-                None => Command::Check(INVALID_FIELD),
-            };
+            return self.vital_inquiry(cdb);
         }
         if cdb[2] != 0 {
             return Command::Check(INVALID_FIELD);
         }
-        let mut data = vec![0, u8::from(self.names.removable) << 7, 5, 0x12, 31, 0, 0, 2];
+        let mut data =
+            vec![0, u8::from(self.names.removable) << 7, self.names.scsi_version, 0x12, 31, 0, 0, 2];
         data.extend(padded(&self.names.vendor, 8));
         data.extend(padded(&self.names.product, 16));
         data.extend(padded(&self.names.version, 4));
         limited(data, allowed)
     }
 
+    /// INQUIRY of vital product data (SPC-3 §7.6).
+    fn vital_inquiry(&self, cdb: &[u8; 32]) -> Command {
+        let Some(body) = self.vital_page(cdb[2]) else { return Command::Check(INVALID_FIELD) };
+        let kind = if self.cdrom.is_some() { 5 } else { 0 };
+        let mut page = vec![kind, cdb[2]];
+        page.extend((body.len() as u16).to_be_bytes());
+        page.extend(body);
+        limited(page, be(&cdb[3..5]))
+    }
+
     fn vital_page(&self, page: u8) -> Option<Vec<u8>> {
+        if self.cdrom.is_some() && page >= 0xb0 {
+            return None;
+        }
         Some(match page {
-            0x00 if self.conf.serial.is_empty() => vec![0x00, 0x83, 0xb0, 0xb1, 0xb2],
-            0x00 => vec![0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2],
+            0x00 => {
+                let mut pages = vec![0x00, 0x80, 0x83, 0xb0, 0xb1, 0xb2];
+                pages.retain(|&page| self.cdrom.is_none() || page < 0xb0);
+                pages.retain(|&page| page != 0x80 || !self.conf.serial.is_empty());
+                pages
+            }
             0x80 if !self.conf.serial.is_empty() => self.conf.serial.bytes().take(36).collect(),
             0x83 => self.identification(),
             0xb0 => self.limits(),
@@ -306,6 +321,15 @@ impl Lun {
         if self.names.wwn != 0 {
             body.extend([1, 3, 0, 8]);
             body.extend(self.names.wwn.to_be_bytes());
+        }
+        // Of the port, which speaks SAS: its name, its number.
+        if self.names.port_wwn != 0 {
+            body.extend([0x61, 0x93, 0, 8]);
+            body.extend(self.names.port_wwn.to_be_bytes());
+        }
+        if self.names.port_index != 0 {
+            body.extend([0x61, 0x94, 0, 4, 0, 0]);
+            body.extend(self.names.port_index.to_be_bytes());
         }
         body
     }

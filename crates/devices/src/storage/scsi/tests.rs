@@ -54,6 +54,31 @@ fn a_disk_tells_who_and_how_large_it_is() {
 }
 
 #[test]
+fn ports_and_cd_drives_have_names() {
+    let bed = Testbed::new();
+    let (_, _file) = bed.drive("d", &[0; 1 << 20]);
+    let bus = bus();
+    let port =
+        [("drive", "d"), ("port_wwn", "0x5000c50015ea71ad"), ("port_index", "3"), ("scsi_version", "6")];
+    bed.make(&HD, bus.clone(), &port);
+    bed.make(&CD, bus.clone(), &[("serial", "s1"), ("wwn", "0x5000c50015ea71ae"), ("device_id", "abc")]);
+    let disk = bus.lun(0, 0).unwrap();
+    assert_eq!(data(run(&disk, &[0x12, 0, 0, 0, 96]))[2], 6);
+    let page = data(run(&disk, &[0x12, 1, 0x83, 0, 96]));
+    assert_eq!(page[4..16], [0x61, 0x93, 0, 8, 0x50, 0, 0xc5, 0, 0x15, 0xea, 0x71, 0xad]);
+    assert_eq!(page[16..], [0x61, 0x94, 0, 4, 0, 0, 0, 3]);
+    let cd = bus.lun(1, 0).unwrap();
+    assert_eq!(data(run(&cd, &[0x12, 1, 0, 0, 96])), [5, 0, 0, 3, 0, 0x80, 0x83]);
+    assert_eq!(data(run(&cd, &[0x12, 1, 0x80, 0, 96])), [5, 0x80, 0, 2, b's', b'1']);
+    let page = data(run(&cd, &[0x12, 1, 0x83, 0, 96]));
+    assert_eq!(page[..11], [5, 0x83, 0, 19, 2, 0, 0, 3, b'a', b'b', b'c']);
+    assert_eq!(page[11..], [1, 3, 0, 8, 0x50, 0, 0xc5, 0, 0x15, 0xea, 0x71, 0xae]);
+    assert!(matches!(run(&cd, &[0x12, 1, 0xb0, 0, 96]), Command::Check(INVALID_FIELD)));
+    let wrong = bed.try_make(&CD, bus, &[("cyls", "3")]).err().unwrap();
+    assert_eq!(wrong.text, "Property 'scsi-cd.cyls' not found");
+}
+
+#[test]
 fn transfers_stay_on_the_disk() {
     let (_bed, bus, _device, _file) = disk();
     let lun = bus.lun(0, 0).unwrap();

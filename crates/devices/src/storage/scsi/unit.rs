@@ -3,7 +3,7 @@
 use super::ScsiBus;
 use super::disk::{Lun, Names};
 use crate::storage::cdrom::{Cdrom, Names as DriveNames};
-use crate::storage::{Conf, DRIVE, LIMITS, claim, wait_idle};
+use crate::storage::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, claim, wait_idle};
 use base::{Result, bail};
 use block::{FrontEnd, Media};
 use device::{BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
@@ -23,6 +23,9 @@ const COMMON: &[Property] = &[
     Property::unset("product", PropertyKind::Str, "Product, up to 16 characters"),
     Property::unset("device_id", PropertyKind::Str, "Name in the device identification page"),
     Property::new("wwn", PropertyKind::U64, "0", "World wide name"),
+    Property::new("port_wwn", PropertyKind::U64, "0", "World wide name of the port"),
+    Property::new("port_index", PropertyKind::U16, "0", "Number of the port on its device"),
+    Property::new("scsi_version", PropertyKind::I32, "5", "Version that INQUIRY claims"),
     Property::new("max_io_size", PropertyKind::U64, "2147483647", "Longest transfer in bytes"),
 ];
 
@@ -53,12 +56,13 @@ const fn model(
 }
 
 pub static HD: Model =
-    model("scsi-hd", "virtual SCSI disk", &[DRIVE, LIMITS, COMMON, DISK], |props, wiring| {
+    model("scsi-hd", "virtual SCSI disk", &[DRIVE, BOOT, LIMITS, GEOMETRY, COMMON, DISK], |props, wiring| {
         create(&HD, props, wiring)
     });
-pub static CD: Model = model("scsi-cd", "virtual SCSI CD-ROM", &[DRIVE, LIMITS, COMMON], |props, wiring| {
-    create(&CD, props, wiring)
-});
+pub static CD: Model =
+    model("scsi-cd", "virtual SCSI CD-ROM", &[DRIVE, BOOT, LIMITS, COMMON], |props, wiring| {
+        create(&CD, props, wiring)
+    });
 
 struct Unit {
     model: &'static Model,
@@ -98,6 +102,10 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
         version: text(props, "ver", 4, "2.5+")?,
         device_id: text(props, "device_id", 255, if conf.serial.is_empty() { "" } else { &conf.serial })?,
         wwn: props.u64("wwn"),
+        port_wwn: props.u64("port_wwn"),
+        port_index: props.u64("port_index") as u16,
+        scsi_version: u8::try_from(props.i64("scsi_version"))
+            .map_err(|_| base::fail!("scsi_version must be between 0 and 255"))?,
         removable: is_cd || props.bool("removable"),
         dpofua: props.bool("dpofua"),
         rotation: props.u64("rotation_rate") as u16,

@@ -89,9 +89,13 @@ impl Boot {
     fn set_boot_order(&self, spec: &MachineSpec, devices: &Devices) -> Result<()> {
         let mut indexed: Vec<(u64, String)> = Vec::new();
         for entry in devices.entries() {
-            let Some(index) = entry.props.opt_u64("bootindex") else { continue };
-            let path = firmware_path(&entry, devices);
-            indexed.extend(path.map(|path| (index, path)));
+            if let Some(index) = entry.props.opt_u64("bootindex") {
+                indexed.extend(firmware_path(&entry, devices).map(|path| (index, path)));
+            }
+            for (unit, name) in ["bootindexA", "bootindexB"].into_iter().enumerate() {
+                let Some(index) = entry.props.opt_u64(name) else { continue };
+                indexed.extend(floppy_path(&entry, devices, unit).map(|path| (index, path)));
+            }
         }
         indexed.sort();
         let mut lines: Vec<String> = indexed.into_iter().map(|(_, path)| path).collect();
@@ -167,24 +171,40 @@ fn map_bios(spec: &MachineSpec, memory: &Memory, services: &Services) -> Result<
     Ok(())
 }
 
+/// Slot, and function if it is not the first, in hexadecimal.
+fn pci_place(entry: &crate::Entry) -> Option<String> {
+    let devfn = entry.device.pci()?.core().address();
+    let (slot, function) = (devfn >> 3, devfn & 7);
+    Some(if function == 0 { format!("{slot:x}") } else { format!("{slot:x},{function:x}") })
+}
+
+/// The device whose bus this one sits on, and the number of that bus on it.
+fn parent_of(entry: &crate::Entry, devices: &Devices) -> Option<(Arc<crate::Entry>, usize)> {
+    let bus = entry.bus.as_deref()?;
+    devices.entries().into_iter().find_map(|other| {
+        let number = other.device.buses().iter().position(|own| own.name() == bus)?;
+        Some((other, number))
+    })
+}
+
+/// The Open Firmware path by which SeaBIOS knows a drive of a floppy controller.
+fn floppy_path(controller: &crate::Entry, devices: &Devices, unit: usize) -> Option<String> {
+    let (bridge, _) = parent_of(controller, devices)?;
+    let port = controller.props.u64("iobase");
+    Some(format!("/pci@i0cf8/isa@{}/fdc@{port:04x}/floppy@{unit:x}", pci_place(&bridge)?))
+}
+
 /// The Open Firmware path by which SeaBIOS knows a bootable device.
 fn firmware_path(entry: &crate::Entry, devices: &Devices) -> Option<String> {
     let model = entry.model();
-    let bus = entry.bus.as_deref()?;
-    let parent =
-        devices.entries().into_iter().find(|other| other.device.buses().iter().any(|b| b.name() == bus));
-    let at = |entry: &crate::Entry| {
-        let devfn = entry.device.pci()?.core().address();
-        let (slot, function) = (devfn >> 3, devfn & 7);
-        Some(if function == 0 { format!("{slot:x}") } else { format!("{slot:x},{function:x}") })
-    };
     match model.parent {
-        "virtio-pci" | "virtio-blk-pci-base" => Some(format!("/pci@i0cf8/scsi@{}/disk@0,0", at(entry)?)),
+        "virtio-pci" | "virtio-blk-pci-base" => {
+            Some(format!("/pci@i0cf8/scsi@{}/disk@0,0", pci_place(entry)?))
+        }
         "ide-device" => {
-            let number: u64 = bus.rsplit('.').next()?.parse().ok()?;
             let unit = entry.device.dynamic_property("unit")?.as_u64()?;
-            let parent = parent?;
-            let controller = at(&parent)?;
+            let (parent, number) = parent_of(entry, devices)?;
+            let controller = pci_place(&parent)?;
             let channel = if parent.model().name.contains("ahci") { "" } else { "drive@" };
             Some(match channel {
                 "" => format!("/pci@i0cf8/pci8086,2922@{controller}/drive@{number}/disk@{unit}"),
@@ -192,8 +212,7 @@ fn firmware_path(entry: &crate::Entry, devices: &Devices) -> Option<String> {
             })
         }
         "scsi-disk-base" => {
-            let parent = parent?;
-            let controller = at(&parent)?;
+            let controller = pci_place(&parent_of(entry, devices)?.0)?;
             let number = |name: &str| entry.device.dynamic_property(name)?.as_u64();
             let (target, lun) = (number("scsi-id")?, number("lun")?);
             Some(format!("/pci@i0cf8/scsi@{controller}/channel@0/disk@{target:x},{lun:x}"))

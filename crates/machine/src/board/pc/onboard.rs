@@ -101,23 +101,26 @@ fn legacy(
     isa_bus: &Arc<dyn Bus>,
 ) -> Result<IsaDevices> {
     let clock = &services.clocks.virtual_;
-    let irq = |number: usize| services.irqs.get(number).cloned().unwrap_or_else(IrqLine::unconnected);
-    let pit = Pit::new(clock, irq(0), LostTicks::default());
+    let irq = |number: usize| services.irqs.get(number).map_or_else(IrqLine::unconnected, IrqLine::another);
+    let timer_irq = irq(0);
+    let pit = Pit::new(clock, timer_irq.clone(), LostTicks::default());
     let (pic, ioapic) = (interrupts.pic.clone(), interrupts.ioapic.clone());
     pit.set_pending_probe(move || pic.is_pending(0) || ioapic.is_pending(2));
     pit.map(&services.ports);
-    devices.adopt(pit.clone(), Some("isa.0"));
-    let rtc = Rtc::new(rtc_config(spec, services), irq(8), &services.notices);
+    devices.adopt_wired(pit.clone(), Some("isa.0"), vec![timer_irq]);
+    let rtc_irq = irq(8);
+    let rtc = Rtc::new(rtc_config(spec, services), rtc_irq.clone(), &services.notices);
     rtc.map(&services.ports);
     boot_order(spec, &rtc);
     cmos_sizes(spec, &rtc);
-    devices.adopt(rtc, Some("isa.0"));
+    devices.adopt_wired(rtc, Some("isa.0"), vec![rtc_irq]);
     if hpet_wanted(spec) {
         hpet(services, devices, &pit, irq(8));
     }
-    let keyboard = I8042::new(irq(1), irq(12), services.power.clone());
+    let [keyboard_irq, mouse_irq] = [1, 12].map(irq);
+    let keyboard = I8042::new(keyboard_irq.clone(), mouse_irq.clone(), services.power.clone());
     keyboard.map(&services.ports);
-    devices.adopt(keyboard, Some("isa.0"));
+    devices.adopt_wired(keyboard, Some("isa.0"), vec![keyboard_irq, mouse_irq]);
     let dma = IsaDma::new(Dma::new(services.memory.clone(), true));
     dma.map(&services.ports);
     if let Ok(bus) = isa_bus.clone().as_any().downcast::<IsaBus>() {
@@ -262,8 +265,27 @@ fn cmos_sizes(spec: &MachineSpec, rtc: &Rtc) {
     rtc.set_cmos(0x14, EQUIPMENT);
 }
 
+/// One controller for each SCSI bus up to the last that drives are asked for on; gives the
+/// names of the buses.
+fn scsi_buses(devices: &Devices, pci: &Arc<PciBus>, drives: &[Drive]) -> Result<Vec<String>> {
+    let asked = drives.iter().filter(|drive| drive.interface == Interface::Scsi).map(|drive| drive.bus);
+    let count = asked.max().map_or(0, |last| last + 1);
+    let bus: Arc<dyn Bus> = pci.clone();
+    let make = |_| {
+        let entry = devices.make("lsi53c895a", &bus, no_props())?;
+        Ok(entry.device.buses().first().map(|bus| bus.name()).unwrap_or_default())
+    };
+    (0..count).map(make).collect()
+}
+
 /// Devices for `-drive if=ide|virtio|floppy|scsi|pflash`.
-pub(crate) fn attach_drives(spec: &MachineSpec, devices: &Devices, drives: Vec<Drive>) -> Result<()> {
+pub(crate) fn attach_drives(
+    spec: &MachineSpec,
+    devices: &Devices,
+    pci: &Arc<PciBus>,
+    drives: Vec<Drive>,
+) -> Result<()> {
+    let scsi = scsi_buses(devices, pci, &drives)?;
     for drive in drives {
         let mut asked: Map<String, Value> = drive.device_props.clone();
         let driver = match drive.interface {
@@ -279,6 +301,11 @@ pub(crate) fn attach_drives(spec: &MachineSpec, devices: &Devices, drives: Vec<D
             Interface::Floppy => {
                 asked.insert("unit".into(), drive.unit.into());
                 "floppy"
+            }
+            Interface::Scsi => {
+                asked.insert("bus".into(), scsi[drive.bus as usize].as_str().into());
+                asked.insert("scsi-id".into(), drive.unit.into());
+                if drive.is_cdrom { "scsi-cd" } else { "scsi-hd" }
             }
             other => bail!("machine type does not support if={}", other.name()),
         };
