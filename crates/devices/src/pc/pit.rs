@@ -29,6 +29,9 @@ pub enum LostTicks {
 
 /// Ticks closer than this are merged (a guest may ask for one every 838 ns).
 const MIN_INTERVAL: u64 = 20_000;
+/// How soon an owed tick follows one that was taken: a guest that gets the host's CPU for moments
+/// only, and counts ticks in them (Linux does, to see whether the timer works), must see enough.
+const CATCH_UP: u64 = 250_000;
 /// Ticks owed to the guest are not counted past this.
 const MAX_OWED: u32 = 10_000;
 /// The refresh bit of port 0x61 toggles about every 15 us.
@@ -125,10 +128,11 @@ impl Pit {
         let now = self.clock.now();
         let channel = &state.channels[0];
         self.irq.set(state.irq_enabled && channel.output(now));
-        self.arm(state, now, now);
+        self.arm(state, now, now, true);
     }
 
-    fn arm(&self, state: &mut State, after: u64, now: u64) {
+    /// `busy`: the guest has not taken the last tick.
+    fn arm(&self, state: &mut State, after: u64, now: u64, busy: bool) {
         state.extra = false;
         state.deadline = None;
         if state.irq_enabled
@@ -143,9 +147,10 @@ impl Pit {
                 }
             }
             if state.owed > 0 && next > now {
-                let half = after.max(now) + (next - after.max(now)) / 2;
-                if half > now {
-                    next = half;
+                let half = (next - after.max(now)) / 2;
+                let between = after.max(now) + if busy { half } else { half.min(CATCH_UP) };
+                if between > now {
+                    next = between;
                     state.extra = true;
                 }
             }
@@ -174,7 +179,7 @@ impl Pit {
             self.irq.raise();
         }
         let now = self.clock.now();
-        self.arm(&mut state, due, now);
+        self.arm(&mut state, due, now, busy);
     }
 
     fn read(&self, offset: u64) -> u64 {

@@ -160,6 +160,8 @@ fn lost_ticks_come_later() {
     b.clock.advance(nanos_of(1193 * 10));
     assert_eq!(b.edges.load(Ordering::SeqCst), 0);
     busy.store(false, Ordering::SeqCst);
+    b.clock.advance(nanos_of(1193 * 15));
+    assert_eq!(b.edges.load(Ordering::SeqCst), 15, "those of before come soon");
     b.clock.advance(nanos_of(1193 * 30));
     assert_eq!(b.edges.load(Ordering::SeqCst), 30);
 }
