@@ -5,6 +5,7 @@
 
 mod channel;
 
+use super::owed::OwedTicks;
 use super::range::{board_model, byte_range};
 use base::Mutex;
 use base::clock::{Clock, Timer};
@@ -29,9 +30,6 @@ pub enum LostTicks {
 
 /// Ticks closer than this are merged (a guest may ask for one every 838 ns).
 const MIN_INTERVAL: u64 = 20_000;
-/// How soon an owed tick follows one that was taken: a guest that gets the host's CPU for moments
-/// only, and counts ticks in them (Linux does, to see whether the timer works), must see enough.
-const CATCH_UP: u64 = 250_000;
 /// Ticks owed to the guest are not counted past this.
 const MAX_OWED: u32 = 10_000;
 /// The refresh bit of port 0x61 toggles about every 15 us.
@@ -49,6 +47,8 @@ struct State {
     extra: bool,
 }
 
+type Pending = (Box<dyn Fn() -> bool + Send + Sync>, Arc<OwedTicks>);
+
 /// The timer chip with its channel 0 on a line.
 pub struct Pit {
     state: Mutex<State>,
@@ -56,7 +56,7 @@ pub struct Pit {
     timer: Timer,
     irq: IrqLine,
     lost_ticks: LostTicks,
-    pending: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
+    pending: OnceLock<Pending>,
 }
 
 impl Pit {
@@ -95,8 +95,25 @@ impl Pit {
     }
 
     /// How to learn that the last tick was not yet taken by a CPU (for [`LostTicks::Delay`]).
-    pub fn set_pending_probe(&self, probe: impl Fn() -> bool + Send + Sync + 'static) {
-        let _ = self.pending.set(Box::new(probe));
+    pub fn set_pending_probe(&self, probe: impl Fn() -> bool + Send + Sync + 'static, owed: Arc<OwedTicks>) {
+        let _ = self.pending.set((Box::new(probe), owed));
+    }
+
+    /// A processor has taken an interrupt: the next tick that is owed, if that was a tick.
+    /// Returns whether more are owed.
+    pub fn catch_up(&self) -> bool {
+        let busy = self.is_pending();
+        let mut state = self.state.lock();
+        if !busy && state.irq_enabled && state.owed > 0 {
+            state.owed -= 1;
+            self.irq.lower();
+            self.irq.raise();
+        }
+        state.owed > 0
+    }
+
+    fn is_pending(&self) -> bool {
+        self.lost_ticks == LostTicks::Delay && self.pending.get().is_some_and(|(pending, _)| pending())
     }
 
     /// Ports 0x40-0x43 and 0x61.
@@ -128,11 +145,10 @@ impl Pit {
         let now = self.clock.now();
         let channel = &state.channels[0];
         self.irq.set(state.irq_enabled && channel.output(now));
-        self.arm(state, now, now, true);
+        self.arm(state, now, now);
     }
 
-    /// `busy`: the guest has not taken the last tick.
-    fn arm(&self, state: &mut State, after: u64, now: u64, busy: bool) {
+    fn arm(&self, state: &mut State, after: u64, now: u64) {
         state.extra = false;
         state.deadline = None;
         if state.irq_enabled
@@ -147,10 +163,9 @@ impl Pit {
                 }
             }
             if state.owed > 0 && next > now {
-                let half = (next - after.max(now)) / 2;
-                let between = after.max(now) + if busy { half } else { half.min(CATCH_UP) };
-                if between > now {
-                    next = between;
+                let half = after.max(now) + (next - after.max(now)) / 2;
+                if half > now {
+                    next = half;
                     state.extra = true;
                 }
             }
@@ -163,7 +178,7 @@ impl Pit {
     }
 
     fn fire(&self, at: u64) {
-        let busy = self.lost_ticks == LostTicks::Delay && self.pending.get().is_some_and(|pending| pending());
+        let busy = self.is_pending();
         let mut state = self.state.lock();
         // A firing overtaken by a change of the registers is early or not wanted.
         let Some(due) = state.deadline.filter(|&deadline| deadline <= at) else { return };
@@ -174,12 +189,17 @@ impl Pit {
         } else if busy {
             state.owed = (state.owed + 1).min(MAX_OWED);
         }
+        if state.owed > 0
+            && let Some((_, ticks)) = self.pending.get()
+        {
+            ticks.set(true);
+        }
         if !busy {
             self.irq.lower();
             self.irq.raise();
         }
         let now = self.clock.now();
-        self.arm(&mut state, due, now, busy);
+        self.arm(&mut state, due, now);
     }
 
     fn read(&self, offset: u64) -> u64 {

@@ -104,7 +104,9 @@ fn legacy(
     let irq = |number: usize| services.irqs.get(number).cloned().unwrap_or_else(IrqLine::unconnected);
     let pit = Pit::new(clock, irq(0), LostTicks::default());
     let (pic, ioapic) = (interrupts.pic.clone(), interrupts.ioapic.clone());
-    pit.set_pending_probe(move || pic.is_pending(0) || ioapic.is_pending(2));
+    let tick_waits = move || pic.is_pending(0) || ioapic.is_pending(2);
+    let ticks = interrupts.apics.ticks();
+    pit.set_pending_probe(tick_waits.clone(), ticks.clone());
     pit.map(&services.ports);
     devices.adopt(pit.clone(), Some("isa.0"));
     let rtc = Rtc::new(rtc_config(spec, services), irq(8), &services.notices);
@@ -113,7 +115,16 @@ fn legacy(
     cmos_sizes(spec, &rtc);
     devices.adopt(rtc, Some("isa.0"));
     if hpet_wanted(spec) {
-        hpet(services, devices, &pit, irq(8));
+        let hpet = hpet(services, devices, &pit, irq(8));
+        hpet.set_pending_probe(tick_waits, ticks.clone());
+        let (hpet, pit) = (Arc::downgrade(&hpet), Arc::downgrade(&pit));
+        ticks.on_taken(move || {
+            let more = pit.upgrade().is_some_and(|pit| pit.catch_up());
+            more | hpet.upgrade().is_some_and(|hpet| hpet.catch_up())
+        });
+    } else {
+        let pit = Arc::downgrade(&pit);
+        ticks.on_taken(move || pit.upgrade().is_some_and(|pit| pit.catch_up()));
     }
     let keyboard = I8042::new(irq(1), irq(12), services.power.clone());
     keyboard.map(&services.ports);
@@ -194,7 +205,7 @@ fn hpet_wanted(spec: &MachineSpec) -> bool {
     spec.options.get("hpet").is_none_or(|on| on != &Value::from("off") && on != &Value::from(false))
 }
 
-fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine) {
+fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine) -> Arc<Hpet> {
     let timer_irq = services.irqs.first().cloned().unwrap_or_else(IrqLine::unconnected);
     let lines =
         HpetLines { legacy: [timer_irq, rtc_irq], irqs: services.irqs.clone(), msi: services.msi.clone() };
@@ -202,7 +213,8 @@ fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine
     let pit = pit.clone();
     hpet.on_legacy(move |on| pit.set_irq_enabled(!on));
     hpet.map(&services.memory, firmware::platform::HPET.into());
-    devices.adopt(hpet, None);
+    devices.adopt(hpet.clone(), None);
+    hpet
 }
 
 fn rtc_config(spec: &MachineSpec, services: &Services) -> RtcConfig {
