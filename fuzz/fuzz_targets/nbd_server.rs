@@ -29,6 +29,8 @@ static SERVED: LazyLock<(Arc<Graph>, Arc<Server>)> = LazyLock::new(|| {
             bitmaps: Vec::new(),
             depth: true,
             owns_backend: false,
+            writethrough: false,
+            iothread: None,
         };
         server.add(setup).expect("the first export");
         server

@@ -15,8 +15,12 @@ use memory::UNWATCHED;
 use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 
-/// Instructions between two looks at the world (requests are seen at each block).
-pub(crate) const BUDGET: i64 = 1 << 20;
+/// Instructions between two returns to the run loop (requests are seen at each block).
+///
+/// Handlers end in a call of the next one. LLVM makes jumps of these calls, but nothing obliges
+/// it to: a chain is so short that were none of them a jump, a vCPU's stack of 16 MiB would
+/// suffice for frames of 1 KiB.
+pub(crate) const BUDGET: i64 = 1 << 14;
 
 /// What all vCPUs of one engine share.
 #[derive(Clone)]

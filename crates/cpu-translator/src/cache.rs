@@ -279,7 +279,8 @@ impl Cache {
             Kind::Link { target, patch, id, negated, polls } => {
                 (target, patch, (id != 0).then_some((id, negated)), polls)
             }
-            Kind::Plain { patch } => (0, patch, None, false),
+            // It begins below what the block may have reached before.
+            Kind::Plain { patch } => (0, patch, None, true),
             _ => return,
         };
         if at.next != NONE {

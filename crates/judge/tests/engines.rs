@@ -118,7 +118,6 @@ macro_rules! judged {
                 super::loops(&super::$engine());
             }
             #[test]
-            #[ignore = "one known disagreement in VLDMXCSR, of the interpreter too"]
             fn compatibility_mode() {
                 super::compatibility_mode(&super::$engine());
             }

@@ -103,7 +103,7 @@ impl VcpuHandle {
         let (ready, started) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name(format!("CPU {index}"))
-            .stack_size(8 << 20)
+            .stack_size(16 << 20)
             .spawn(move || {
                 mine.tid.store(rustix::thread::gettid().as_raw_nonzero().get(), Ordering::Release);
                 let _ = ready.send(());

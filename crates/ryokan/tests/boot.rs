@@ -7,6 +7,11 @@ use testkit::linux::{BOOT, SOON};
 
 const CLOUD: &str = "linux-image-cloud-amd64";
 
+/// How often something is done: `RYOKAN_SOAK` asks for 200 times.
+fn times(short: u32) -> u32 {
+    if std::env::var_os("RYOKAN_SOAK").is_some() { 200 } else { short }
+}
+
 fn boots_cleanly(package: &str, args: &[&str], cpus: &str) {
     let mut linux = Linux::boot(package, args).unwrap();
     assert_eq!(linux.complaints().unwrap(), Vec::<String>::new());
@@ -108,7 +113,7 @@ fn stop_and_cont_leave_the_guests_clock_right() {
     let before = linux.uptime().unwrap();
     let begin = Instant::now();
     let mut stopped = Duration::ZERO;
-    for _ in 0..50 {
+    for _ in 0..times(50) {
         linux.vm.qmp.execute("stop", json!(null)).unwrap();
         let at = Instant::now();
         std::thread::sleep(Duration::from_millis(20));
@@ -127,7 +132,7 @@ fn stop_and_cont_leave_the_guests_clock_right() {
 fn resets_at_any_moment_are_survived() {
     let mut linux = Linux::boot(CLOUD, &["-m", "256"]).unwrap();
     let mut random = 0x2545_f491_4f6c_dd1du64;
-    for _ in 0..30 {
+    for _ in 0..times(30) {
         linux.vm.qmp.execute("system_reset", json!(null)).unwrap();
         linux.vm.qmp.event("RESET", SOON).unwrap();
         random ^= random << 13;

@@ -58,19 +58,16 @@ fn grub_from_virtio_blk_on_q35() {
 #[test]
 fn i386_kernel_with_pae() {
     let kernel = foreign::kernel_i386().unwrap().display().to_string();
-    let initrd = Remove(guests::initramfs_file("i386", guests::SHELL, &[]).unwrap());
+    let busybox = foreign::busybox_i386().unwrap();
+    let initrd = Remove(guests::initramfs_of(&busybox, "i386", guests::SHELL).unwrap());
     let initrd = initrd.0.display().to_string();
     // Its self-tests of 8192-bit arithmetic take minutes without 64-bit multiplication.
     let line = "console=ttyS0 panic=-1 cryptomgr.notests";
     let args = ["-m", "256", "-kernel", &kernel, "-initrd", &initrd, "-append", line];
-    // The busybox is a 64-bit program, so the kernel must get as far as to find that out.
     let mut vm = Vm::start(&args).unwrap();
     let log = vm.expect("Run /init as init process", BOOT).unwrap();
-    let complaints: Vec<&str> = log.lines().filter(|line| complains(line)).collect();
-    assert!(complaints.is_empty(), "{complaints:#?}");
     assert!(log.contains("686-pae"), "{log}");
-    vm.qmp.execute("quit", serde_json::Value::Null).unwrap();
-    assert!(vm.wait(SOON).unwrap().success());
+    up_and_off(&mut vm);
 }
 
 #[test]
@@ -83,6 +80,20 @@ fn memtest_reaches_its_test_screen() {
     vm.expect("Address test", BOOT).unwrap();
     let errors = vm.expect("Errors: ", BOOT).unwrap();
     assert!(!errors.contains("Panic"), "{errors}");
+}
+
+#[test]
+#[ignore = "long"]
+fn memtest_passes_over_all_memory_once() {
+    let (image, _) = guests::memtest().unwrap();
+    let image = image.display().to_string();
+    let mut vm = Vm::start(&["-m", "64", "-kernel", &image, "-append", "console=ttyS0,115200"]).unwrap();
+    vm.expect("Pass:  1", BOOT * 6).unwrap();
+    vm.expect("Errors: ", BOOT).unwrap();
+    vm.expect("Errors: ", BOOT).unwrap();
+    let console = vm.console();
+    let counts = console.split("Errors: ").skip(1).map(|rest| rest.split_whitespace().next());
+    assert!(counts.clone().count() > 2 && counts.clone().all(|count| count == Some("0")), "{counts:?}");
 }
 
 #[test]
@@ -108,11 +119,11 @@ fn memtest_boots_from_cd() {
 }
 
 #[test]
-#[ignore = "takes minutes on a busy machine"]
 fn installer_asks_for_a_language() {
     let (kernel, initrd) = guests::installer().unwrap();
     let (kernel, initrd) = (kernel.display().to_string(), initrd.display().to_string());
-    let line = "console=ttyS0 TERM=vt100 priority=low cryptomgr.notests";
+    // One of the few terminals that its initrd describes; without, it asks for ever in vain.
+    let line = "console=ttyS0 TERM=vt102 priority=low cryptomgr.notests";
     let args = ["-m", "1024", "-cpu", "max", "-kernel", &kernel, "-initrd", &initrd, "-append", line];
     let mut vm = Vm::start(&args).unwrap();
     vm.expect("language", BOOT * 2).unwrap();

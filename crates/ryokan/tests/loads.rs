@@ -21,7 +21,6 @@ fn luajit() {
 }
 
 #[test]
-#[ignore = "takes minutes on a busy machine"]
 fn programs_in_go() {
     passes("go", &["-smp", "2"], 0);
 }
@@ -54,4 +53,27 @@ fn stress_ng_verifies() {
 #[ignore = "long"]
 fn ftrace_for_a_minute() {
     passes("ftrace", &["-smp", "2"], 60);
+}
+
+#[test]
+fn two_cpus_contend_for_locks() {
+    passes("contention", &["-smp", "2"], 2);
+}
+
+#[test]
+#[ignore = "long"]
+fn two_cpus_contend_for_locks_for_a_minute() {
+    passes("contention", &["-smp", "2"], 60);
+}
+
+#[test]
+#[ignore = "long"]
+fn four_cpus_contend_for_locks() {
+    passes("contention", &["-smp", "4"], 60);
+}
+
+#[test]
+#[ignore = "long"]
+fn stress_ng_verifies_on_four_cpus() {
+    passes("stress", &["-smp", "4", "-cpu", "max"], 120);
 }

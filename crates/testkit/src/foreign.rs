@@ -25,6 +25,21 @@ pub fn kernel_i386() -> Result<PathBuf> {
     find(&dir.join("boot"), "vmlinuz-").ok_or_else(|| "the i386 package has no kernel image".into())
 }
 
+/// A statically linked 32-bit busybox.
+pub fn busybox_i386() -> Result<PathBuf> {
+    let dir = cache().join("busybox-static-i386");
+    let lock = lock_file("busybox-static-i386")?;
+    if !dir.join(".complete").exists() {
+        let _ = fs::remove_dir_all(&dir);
+        let apt = Apt::new(&dir.join("apt"), "i386")?;
+        apt.unpack("busybox-static", &dir)?;
+        let _ = fs::remove_dir_all(dir.join("apt"));
+        fs::write(dir.join(".complete"), []).map_err(|e| e.to_string())?;
+    }
+    drop(lock);
+    Ok(dir.join("bin/busybox"))
+}
+
 struct Apt {
     options: Vec<String>,
 }

@@ -125,7 +125,17 @@ pub fn initramfs(script: &str, files: &[(&str, &[u8])]) -> Result<Vec<u8>> {
 
 /// The archive of [`initramfs`], to be added to.
 pub(crate) fn base_archive(script: &str) -> Result<Archive> {
-    let busybox = fs::read("/bin/busybox").map_err(|e| format!("busybox-static is needed: {e}"))?;
+    archive_with(Path::new("/bin/busybox"), script)
+}
+
+/// An initramfs like [`initramfs`] of another busybox, as a file named after `name` in the cache.
+pub fn initramfs_of(busybox: &Path, name: &str, script: &str) -> Result<PathBuf> {
+    write_cache(name, &archive_with(busybox, script)?.finish())
+}
+
+fn archive_with(busybox: &Path, script: &str) -> Result<Archive> {
+    let busybox =
+        fs::read(busybox).map_err(|e| format!("{} (busybox-static is needed): {e}", busybox.display()))?;
     let init = format!(
         "#!/bin/busybox sh\n\
          /bin/busybox mount -t proc proc /proc\n/bin/busybox mount -t sysfs sysfs /sys\n\

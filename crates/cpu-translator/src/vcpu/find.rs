@@ -133,7 +133,7 @@ impl TranslatorVcpu {
             }
         };
         self.revoked = shared.revoked.load(Ordering::SeqCst);
-        Some((found, cache.host(cache.blocks[found as usize].body)))
+        Some((found, cache.host(cache.blocks[found as usize].poll)))
     }
 
     /// A block whose instruction reaches into another page was refused: the page that is there

@@ -3,6 +3,7 @@
 
 mod comparator;
 
+use super::owed::OwedTicks;
 use super::range::{Range, board_model};
 use base::clock::{Clock, Timer};
 use base::rank::ranks;
@@ -23,6 +24,10 @@ pub const SIZE: u64 = 0x400;
 pub const PERIOD: u64 = 10;
 /// Comparator interrupts closer than this are merged, in counts.
 const MIN_INTERVAL: u64 = 2_000;
+/// Nanoseconds after which it is seen whether the guest has taken a tick, while some are owed.
+const LOOK: u64 = 1_000_000;
+/// Ticks owed to the guest are not counted past this.
+const MAX_OWED: u64 = 10_000;
 
 const ENABLE: u64 = 1;
 const LEGACY: u64 = 2;
@@ -51,6 +56,9 @@ struct State {
     counter: u64,
     since: u64,
     comparators: Vec<Comparator>,
+    /// Ticks of comparator 0 in place of the 8254 that came while the guest had not yet taken
+    /// the one before.
+    owed: u64,
 }
 
 impl State {
@@ -72,6 +80,7 @@ pub struct HpetLines {
     pub msi: Arc<dyn MsiSink>,
 }
 
+type Pending = (Box<dyn Fn() -> bool + Send + Sync>, Arc<OwedTicks>);
 type LegacyChanged = Box<dyn Fn(bool) + Send + Sync>;
 
 pub struct Hpet {
@@ -82,13 +91,14 @@ pub struct Hpet {
     routes: u32,
     msi: bool,
     legacy_changed: OnceLock<LegacyChanged>,
+    pending: OnceLock<Pending>,
 }
 
 impl Hpet {
     pub fn new(config: &HpetConfig, clock: &Clock, lines: HpetLines) -> Arc<Self> {
         let count = config.comparators.clamp(3, 32);
         let comparators = (0..count).map(|_| Comparator::new(config.routes, config.msi)).collect();
-        let state = State { configuration: 0, status: 0, counter: 0, since: 0, comparators };
+        let state = State { configuration: 0, status: 0, counter: 0, since: 0, comparators, owed: 0 };
         Arc::new_cyclic(|weak: &Weak<Hpet>| {
             let timer = |index: usize| {
                 let weak = weak.clone();
@@ -106,6 +116,7 @@ impl Hpet {
                 routes: config.routes,
                 msi: config.msi,
                 legacy_changed: OnceLock::new(),
+                pending: OnceLock::new(),
             }
         })
     }
@@ -114,6 +125,29 @@ impl Hpet {
     /// give way to comparators 0 and 1.
     pub fn on_legacy(&self, change: impl Fn(bool) + Send + Sync + 'static) {
         let _ = self.legacy_changed.set(Box::new(change));
+    }
+
+    /// How to learn that the last tick in place of the 8254 was not yet taken by a CPU. Such
+    /// ticks are delivered later.
+    pub fn set_pending_probe(&self, probe: impl Fn() -> bool + Send + Sync + 'static, owed: Arc<OwedTicks>) {
+        let _ = self.pending.set((Box::new(probe), owed));
+    }
+
+    /// A processor has taken an interrupt: the next tick that is owed, if that was a tick.
+    /// Returns whether more are owed.
+    pub fn catch_up(&self) -> bool {
+        let busy = self.is_pending();
+        let mut state = self.state.lock();
+        let now = self.takes_owed(&mut state, 0, busy);
+        let more = state.owed > 0;
+        if now {
+            self.interrupt(state, 0);
+        }
+        more
+    }
+
+    fn is_pending(&self) -> bool {
+        self.pending.get().is_some_and(|(pending, _)| pending())
     }
 
     pub fn map(self: &Arc<Self>, memory: &AddressSpace, base: u64) {
@@ -162,6 +196,7 @@ impl Hpet {
                 let old = state.configuration;
                 let new = (old & !mask | value & mask) & (ENABLE | LEGACY);
                 legacy = ((old ^ new) & LEGACY != 0).then_some(new & LEGACY != 0);
+                state.owed = 0;
                 self.configure(&mut state, new);
             }
             0x20 => {
@@ -178,6 +213,7 @@ impl Hpet {
             0x100.. => {
                 let index = ((at - 0x100) / 0x20) as usize;
                 if index < state.comparators.len() {
+                    state.owed = if index == 0 { 0 } else { state.owed };
                     self.write_timer(&mut state, index, at & 0x18, (mask, value));
                 }
             }
@@ -273,23 +309,49 @@ impl Hpet {
         match timer.due.filter(|_| wanted) {
             Some(due) => {
                 let counts = due.saturating_sub(state.counter);
-                self.timers[index].arm(state.since.saturating_add(counts.saturating_mul(PERIOD)));
+                let mut at = state.since.saturating_add(counts.saturating_mul(PERIOD));
+                if index == 0 && state.owed > 0 {
+                    at = at.min(self.clock.now() + LOOK);
+                }
+                self.timers[index].arm(at);
             }
             None => self.timers[index].cancel(),
         }
     }
 
     fn fire(&self, index: usize) {
+        // Before the lock: it asks other devices.
+        let busy = index == 0 && self.is_pending();
         let mut state = self.state.lock();
         let now = state.now(&self.clock);
         let enabled = state.configuration & ENABLE != 0;
         let timer = &mut state.comparators[index];
         // Otherwise overtaken by a change of the registers.
-        let met = enabled && timer.configuration & tn::ENABLE != 0 && timer.take_match(now, MIN_INTERVAL);
+        let enabled = enabled && timer.configuration & tn::ENABLE != 0;
+        let matches = if enabled { timer.take_matches(now, MIN_INTERVAL) } else { 0 };
+        let periodic = timer.is_periodic() && timer.configuration & (tn::FSB | tn::LEVEL) == 0;
+        let met = if index == 0 && periodic && state.configuration & LEGACY != 0 {
+            self.takes_owed(&mut state, matches, busy)
+        } else {
+            matches > 0
+        };
         self.arm(&mut state, index);
         if met {
             self.interrupt(state, index);
         }
+    }
+
+    /// `more` ticks are owed; whether one is to be delivered now.
+    fn takes_owed(&self, state: &mut State, more: u64, busy: bool) -> bool {
+        let owed = (state.owed + more).min(MAX_OWED);
+        let now = owed > 0 && !busy;
+        state.owed = owed - u64::from(now);
+        if state.owed > 0
+            && let Some((_, ticks)) = self.pending.get()
+        {
+            ticks.set(true);
+        }
+        now
     }
 
     fn interrupt(&self, mut state: MutexGuard<'_, State>, index: usize) {
@@ -324,6 +386,7 @@ impl Device for Hpet {
         state.configuration = 0;
         state.status = 0;
         state.counter = 0;
+        state.owed = 0;
         drop(state);
         if legacy && let Some(tell) = self.legacy_changed.get() {
             tell(false);

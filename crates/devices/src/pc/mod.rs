@@ -10,6 +10,7 @@ pub mod dma;
 pub mod hpet;
 pub mod i8042;
 pub mod ioapic;
+pub mod owed;
 pub mod parallel;
 pub mod pic;
 pub mod pit;

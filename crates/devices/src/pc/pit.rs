@@ -5,6 +5,7 @@
 
 mod channel;
 
+use super::owed::OwedTicks;
 use super::range::{board_model, byte_range};
 use base::Mutex;
 use base::clock::{Clock, Timer};
@@ -46,6 +47,8 @@ struct State {
     extra: bool,
 }
 
+type Pending = (Box<dyn Fn() -> bool + Send + Sync>, Arc<OwedTicks>);
+
 /// The timer chip with its channel 0 on a line.
 pub struct Pit {
     state: Mutex<State>,
@@ -53,7 +56,7 @@ pub struct Pit {
     timer: Timer,
     irq: IrqLine,
     lost_ticks: LostTicks,
-    pending: OnceLock<Box<dyn Fn() -> bool + Send + Sync>>,
+    pending: OnceLock<Pending>,
 }
 
 impl Pit {
@@ -92,8 +95,25 @@ impl Pit {
     }
 
     /// How to learn that the last tick was not yet taken by a CPU (for [`LostTicks::Delay`]).
-    pub fn set_pending_probe(&self, probe: impl Fn() -> bool + Send + Sync + 'static) {
-        let _ = self.pending.set(Box::new(probe));
+    pub fn set_pending_probe(&self, probe: impl Fn() -> bool + Send + Sync + 'static, owed: Arc<OwedTicks>) {
+        let _ = self.pending.set((Box::new(probe), owed));
+    }
+
+    /// A processor has taken an interrupt: the next tick that is owed, if that was a tick.
+    /// Returns whether more are owed.
+    pub fn catch_up(&self) -> bool {
+        let busy = self.is_pending();
+        let mut state = self.state.lock();
+        if !busy && state.irq_enabled && state.owed > 0 {
+            state.owed -= 1;
+            self.irq.lower();
+            self.irq.raise();
+        }
+        state.owed > 0
+    }
+
+    fn is_pending(&self) -> bool {
+        self.lost_ticks == LostTicks::Delay && self.pending.get().is_some_and(|(pending, _)| pending())
     }
 
     /// Ports 0x40-0x43 and 0x61.
@@ -158,7 +178,7 @@ impl Pit {
     }
 
     fn fire(&self, at: u64) {
-        let busy = self.lost_ticks == LostTicks::Delay && self.pending.get().is_some_and(|pending| pending());
+        let busy = self.is_pending();
         let mut state = self.state.lock();
         // A firing overtaken by a change of the registers is early or not wanted.
         let Some(due) = state.deadline.filter(|&deadline| deadline <= at) else { return };
@@ -168,6 +188,11 @@ impl Pit {
             }
         } else if busy {
             state.owed = (state.owed + 1).min(MAX_OWED);
+        }
+        if state.owed > 0
+            && let Some((_, ticks)) = self.pending.get()
+        {
+            ticks.set(true);
         }
         if !busy {
             self.irq.lower();

@@ -49,6 +49,7 @@ pub const LOADS: &[Load] = &[
         ..NONE
     },
     Load { name: "ftrace", script: FTRACE, ..NONE },
+    Load { name: "contention", script: CONTENTION, ..NONE },
 ];
 
 /// Results are compared with ones that need no JIT.
@@ -207,4 +208,32 @@ while [ $rounds -lt 3 ] || [ $(date +%s) -lt $end ]; do
 done
 [ "$lines" -gt 100 ] && echo PASS: $rounds rounds || echo FAIL: nothing was traced
 kill $one $two
+"#;
+
+/// Four processes want the same locks all the time: a file's, a folder's, a pipe's, a mutex in
+/// the shape of a folder. What each of them did must be there in the end.
+const CONTENTION: &str = r#"
+cd /tmp; mkdir d
+end=$(($(date +%s) + TIME))
+work() {
+  n=0
+  while [ $n -lt 50 ] || [ $(date +%s) -lt $end ]; do
+    for i in 0 1 2 3 4 5 6 7 8 9; do
+      echo $1 >>lines; mkdir d/$1$i; mv d/$1$i d/$1; rmdir d/$1; echo $1
+    done
+    until mkdir mutex 2>/dev/null; do :; done
+    read c <counter; echo $((c + 1)) >counter; rmdir mutex
+    n=$((n + 1))
+  done
+  echo $n >rounds$1
+}
+echo 0 >counter; : >lines
+(work a & work b & work c & work d & wait) | cat >piped
+total=0; for w in a b c d; do total=$((total + $(cat rounds$w))); done
+is() { [ "$2" = "$3" ] && echo PASS: $1 $2 || echo FAIL: $1 $2, not $3; }
+is "appended lines" $(wc -l <lines) $((10 * total))
+is "piped lines" $(wc -l <piped) $((10 * total))
+is "lines of one" $(grep -c '^a$' lines) $((10 * $(cat roundsa)))
+is "counted under a mutex" $(cat counter) $total
+is "folders left" $(ls d | wc -l) 0
 "#;

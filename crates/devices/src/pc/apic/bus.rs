@@ -1,5 +1,6 @@
 use super::local::Lapic;
 use crate::pc::ioapic::IoApic;
+use crate::pc::owed::OwedTicks;
 use crate::pc::pic::Pic;
 use arc_swap::ArcSwap;
 use base::Mutex;
@@ -61,6 +62,7 @@ pub struct ApicBus {
     ioapics: ArcSwap<Vec<Arc<IoApic>>>,
     editing: Mutex<()>,
     pic: Option<Arc<Pic>>,
+    ticks: Arc<OwedTicks>,
 }
 
 impl ApicBus {
@@ -71,6 +73,7 @@ impl ApicBus {
             ioapics: ArcSwap::default(),
             editing: Mutex::new(()),
             pic: pic.clone(),
+            ticks: Arc::default(),
         });
         if let Some(pic) = pic {
             let weak = Arc::downgrade(&bus);
@@ -81,6 +84,10 @@ impl ApicBus {
             }));
         }
         bus
+    }
+
+    pub fn ticks(&self) -> &Arc<OwedTicks> {
+        &self.ticks
     }
 
     pub fn pic(&self) -> Option<&Arc<Pic>> {

@@ -1,6 +1,7 @@
 use super::bus::{ApicBus, DeliveryMode, Interrupt};
 use super::register::{SVR_ENABLE, apic_base, esr, lvt};
 use super::timer::ApicTimer;
+use crate::pc::owed::OwedTicks;
 use crate::pc::pic::Pic;
 use crate::pc::range::board_model;
 use base::clock::Clock;
@@ -59,6 +60,7 @@ impl Vectors {
 pub struct Lapic {
     pub(super) config: LapicConfig,
     pub(super) bus: Weak<ApicBus>,
+    ticks: Arc<OwedTicks>,
     pic: Option<Arc<Pic>>,
     pub(super) link: Arc<Link>,
     pub(super) base: AtomicU64,
@@ -87,6 +89,7 @@ impl Lapic {
     pub fn new(config: LapicConfig, bus: &Arc<ApicBus>, link: Arc<Link>, clock: &Clock) -> Arc<Self> {
         let lapic = Arc::new_cyclic(|weak: &Weak<Lapic>| Lapic {
             bus: Arc::downgrade(bus),
+            ticks: bus.ticks().clone(),
             pic: bus.pic().cloned(),
             link,
             base: AtomicU64::new(0),
@@ -360,11 +363,14 @@ impl LocalApic for Lapic {
         if let Some(vector) = self.deliverable() {
             self.isr.set(vector);
             self.irr.clear(vector);
+            self.ticks.taken();
             return Some(vector);
         }
         if self.pic_interrupt() {
             self.extint.store(false, Ordering::SeqCst);
-            return self.pic.as_ref().map(|pic| pic.acknowledge());
+            let vector = self.pic.as_ref().map(|pic| pic.acknowledge());
+            self.ticks.taken();
+            return vector;
         }
         None
     }

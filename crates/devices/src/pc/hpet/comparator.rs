@@ -54,7 +54,7 @@ impl Comparator {
         if self.configuration & tn::MODE_32 != 0 { 0xffff_ffff } else { u64::MAX }
     }
 
-    fn is_periodic(&self) -> bool {
+    pub fn is_periodic(&self) -> bool {
         self.configuration & tn::PERIODIC != 0
     }
 
@@ -98,19 +98,24 @@ impl Comparator {
         self.due = now.checked_add(left);
     }
 
-    /// Whether the comparator is met by `now`; goes on to its next match.
-    pub fn take_match(&mut self, now: u64, min_interval: u64) -> bool {
-        let Some(due) = self.due.filter(|&due| due <= now) else { return false };
+    /// How often the comparator was met by `now`; goes on to its next match. Matches closer than
+    /// `min_interval` are one.
+    pub fn take_matches(&mut self, now: u64, min_interval: u64) -> u64 {
+        let Some(due) = self.due.filter(|&due| due <= now) else { return 0 };
+        let mut matches = 1;
         self.due = if self.is_periodic() && self.period != 0 {
             // Late by whole periods, or very fast: keep the phase, merge what lies between.
             let floor = if self.period < min_interval { min_interval } else { 1 };
             let steps = (now - due).saturating_add(floor).div_ceil(self.period).max(1);
+            if floor == 1 {
+                matches = steps;
+            }
             let next = due.saturating_add(steps.saturating_mul(self.period));
             self.comparator = next & self.mask();
             Some(next)
         } else {
             due.checked_add(self.mask()).and_then(|at| at.checked_add(1))
         };
-        true
+        matches
     }
 }

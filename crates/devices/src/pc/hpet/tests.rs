@@ -138,3 +138,44 @@ fn legacy_replacement_level_and_fsb() {
     assert_eq!(*told.lock().unwrap(), [true, false]);
     assert_eq!(b.bed.services.clocks.virtual_.next_deadline(), None);
 }
+
+#[test]
+fn ticks_that_were_not_taken_come_later() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let b = bench(false);
+    let busy = Arc::new(AtomicBool::new(false));
+    let probe = busy.clone();
+    let owed = Arc::new(OwedTicks::default());
+    b.hpet.set_pending_probe(move || probe.load(Ordering::SeqCst), owed.clone());
+    let hpet = b.hpet.clone();
+    owed.on_taken(move || hpet.catch_up());
+    // Comparator 0: edge, periodic, every 4 ms, in place of the 8254.
+    b.w(0x100, 0x4c);
+    b.w(0x108, 400_000);
+    b.w(0x108, 400_000);
+    b.w(0x10, 3);
+    b.to(4_000_000);
+    assert_eq!(b.edges(), [(0, 4_000_000)]);
+    busy.store(true, Ordering::SeqCst);
+    b.to(24_000_000);
+    assert_eq!(b.edges(), []);
+    owed.taken();
+    assert_eq!(b.edges(), [], "another interrupt was taken");
+    busy.store(false, Ordering::SeqCst);
+    owed.taken();
+    owed.taken();
+    assert_eq!(b.edges().len(), 2, "at once");
+    b.to(27_900_000);
+    assert_eq!(b.edges().len(), 3, "soon");
+    owed.taken();
+    assert_eq!(b.edges(), []);
+    b.to(100_000_000);
+    assert_eq!(b.edges().len(), 19, "and then at the usual pace");
+    // A guest that sets it anew is owed nothing.
+    busy.store(true, Ordering::SeqCst);
+    b.to(120_000_000);
+    b.w(0x10, 0);
+    busy.store(false, Ordering::SeqCst);
+    b.to(200_000_000);
+    assert_eq!(b.edges(), []);
+}

@@ -154,12 +154,19 @@ fn lost_ticks_come_later() {
     let b = bench();
     let busy = Arc::new(AtomicBool::new(false));
     let probe = busy.clone();
-    b.pit.set_pending_probe(move || probe.load(Ordering::SeqCst));
+    let owed = Arc::new(OwedTicks::default());
+    b.pit.set_pending_probe(move || probe.load(Ordering::SeqCst), owed.clone());
+    let pit = b.pit.clone();
+    owed.on_taken(move || pit.catch_up());
     b.program(0, 2, 1193);
     busy.store(true, Ordering::SeqCst);
     b.clock.advance(nanos_of(1193 * 10));
     assert_eq!(b.edges.load(Ordering::SeqCst), 0);
     busy.store(false, Ordering::SeqCst);
+    for _ in 0..4 {
+        owed.taken();
+    }
+    assert_eq!(b.edges.load(Ordering::SeqCst), 4, "at once when one is taken");
     b.clock.advance(nanos_of(1193 * 30));
     assert_eq!(b.edges.load(Ordering::SeqCst), 30);
 }

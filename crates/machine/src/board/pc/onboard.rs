@@ -105,7 +105,9 @@ fn legacy(
     let timer_irq = irq(0);
     let pit = Pit::new(clock, timer_irq.clone(), LostTicks::default());
     let (pic, ioapic) = (interrupts.pic.clone(), interrupts.ioapic.clone());
-    pit.set_pending_probe(move || pic.is_pending(0) || ioapic.is_pending(2));
+    let tick_waits = move || pic.is_pending(0) || ioapic.is_pending(2);
+    let ticks = interrupts.apics.ticks();
+    pit.set_pending_probe(tick_waits.clone(), ticks.clone());
     pit.map(&services.ports);
     devices.adopt_wired(pit.clone(), Some("isa.0"), vec![timer_irq]);
     let rtc_irq = irq(8);
@@ -115,7 +117,16 @@ fn legacy(
     cmos_sizes(spec, &rtc);
     devices.adopt_wired(rtc, Some("isa.0"), vec![rtc_irq]);
     if hpet_wanted(spec) {
-        hpet(services, devices, &pit, irq(8));
+        let hpet = hpet(services, devices, &pit, irq(8));
+        hpet.set_pending_probe(tick_waits, ticks.clone());
+        let (hpet, pit) = (Arc::downgrade(&hpet), Arc::downgrade(&pit));
+        ticks.on_taken(move || {
+            let more = pit.upgrade().is_some_and(|pit| pit.catch_up());
+            more | hpet.upgrade().is_some_and(|hpet| hpet.catch_up())
+        });
+    } else {
+        let pit = Arc::downgrade(&pit);
+        ticks.on_taken(move || pit.upgrade().is_some_and(|pit| pit.catch_up()));
     }
     let [keyboard_irq, mouse_irq] = [1, 12].map(irq);
     let keyboard = I8042::new(keyboard_irq.clone(), mouse_irq.clone(), services.power.clone());
@@ -197,7 +208,7 @@ fn hpet_wanted(spec: &MachineSpec) -> bool {
     spec.options.get("hpet").is_none_or(|on| on != &Value::from("off") && on != &Value::from(false))
 }
 
-fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine) {
+fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine) -> Arc<Hpet> {
     let timer_irq = services.irqs.first().cloned().unwrap_or_else(IrqLine::unconnected);
     let lines =
         HpetLines { legacy: [timer_irq, rtc_irq], irqs: services.irqs.clone(), msi: services.msi.clone() };
@@ -205,7 +216,8 @@ fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine
     let pit = pit.clone();
     hpet.on_legacy(move |on| pit.set_irq_enabled(!on));
     hpet.map(&services.memory, firmware::platform::HPET.into());
-    devices.adopt(hpet, None);
+    devices.adopt(hpet.clone(), None);
+    hpet
 }
 
 fn rtc_config(spec: &MachineSpec, services: &Services) -> RtcConfig {
