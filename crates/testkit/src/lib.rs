@@ -13,6 +13,7 @@ pub mod images;
 pub mod linux;
 pub mod loads;
 pub mod modules;
+pub mod nbd;
 pub mod qmp;
 pub mod qtest;
 pub mod vm;

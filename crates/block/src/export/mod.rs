@@ -2,6 +2,7 @@
 
 mod nbd;
 mod negotiation;
+mod outbox;
 mod session;
 
 pub use nbd::{Export, ExportSetup, Listen, Server, Tls};

@@ -2,14 +2,16 @@
 
 use super::nbd::{Export, Server};
 use super::negotiation::{Agreed, Context, invalid, negotiate};
+use super::outbox::{Outbox, Part};
+use crate::buffers::{self, Lent};
 use crate::graph::Node;
 use crate::protocols::nbd::wire::*;
 use crate::types::*;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Mutex, Semaphore, watch};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::sync::{Semaphore, watch};
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -22,7 +24,7 @@ const READ_AHEAD: usize = 64 << 10;
 /// Extents told in one block status.
 const MAX_EXTENTS: usize = 1024;
 const NEGOTIATION: Duration = Duration::from_secs(10);
-/// How long a client that leaves may take for the end of the stream.
+/// How long a client may take for its last replies, and for the end of the stream.
 const FAREWELL: Duration = Duration::from_millis(100);
 
 pub(super) async fn serve(
@@ -38,13 +40,15 @@ pub(super) async fn serve(
     let Ok(negotiated) = negotiated else { return Ok(()) };
     let Some((export, stream)) = negotiated? else { return Ok(()) };
     let mut gone = export.stop.subscribe();
+    // First counted, then looked: whoever takes the export away has set the mark before counting.
+    export.joined(true);
     if *gone.borrow() {
+        export.joined(false);
         return Ok(());
     }
-    export.joined(true);
     let (reader, writer) = tokio::io::split(stream);
-    let (writer, ending) = (Mutex::new(writer), watch::channel(false).0);
-    let session = Arc::new(Session { export: export.clone(), agreed, writer, ending });
+    let (outbox, ending) = (Outbox::new(writer), watch::channel(false).0);
+    let session = Arc::new(Session { export: export.clone(), agreed, outbox, ending });
     let slots = Arc::new(Semaphore::new(PARALLEL as usize));
     let ended = tokio::select! {
         result = session.requests(reader, &slots) => result,
@@ -55,7 +59,7 @@ pub(super) async fn serve(
     // answers holds up nothing.
     session.ending.send_replace(true);
     let _ = slots.acquire_many(PARALLEL).await;
-    let _ = tokio::time::timeout(FAREWELL, async { session.writer.lock().await.shutdown().await }).await;
+    let _ = tokio::time::timeout(FAREWELL, session.outbox.shutdown()).await;
     export.joined(false);
     ended
 }
@@ -63,7 +67,7 @@ pub(super) async fn serve(
 struct Session {
     export: Arc<Export>,
     agreed: Agreed,
-    writer: Mutex<tokio::io::WriteHalf<Stream>>,
+    outbox: Outbox<tokio::io::WriteHalf<Stream>>,
     ending: watch::Sender<bool>,
 }
 
@@ -99,12 +103,12 @@ impl Session {
             if request.command == CMD_DISC {
                 return Ok(());
             }
-            let mut data = Vec::new();
+            let mut data = Lent::from(Vec::new());
             if request.command == CMD_WRITE {
                 if request.len > MAX_PAYLOAD {
                     return Err(invalid());
                 }
-                data = vec![0; request.len as usize];
+                data = buffers::take(request.len as usize);
                 reader.read_exact(&mut data).await?;
             }
             let Ok(slot) = slots.clone().acquire_owned().await else { return Ok(()) };
@@ -117,14 +121,15 @@ impl Session {
         }
     }
 
-    async fn answer(&self, request: Request, data: Vec<u8>) -> io::Result<()> {
+    async fn answer(&self, request: Request, data: Lent) -> io::Result<()> {
         match self.perform(&request, data).await {
             Ok(chunks) => self.send(&request, chunks).await,
             Err(error) => self.send_error(&request, to_wire(errno_of(&error))).await,
         }
     }
 
-    async fn perform(&self, request: &Request, data: Vec<u8>) -> io::Result<Vec<(u16, Vec<u8>)>> {
+    /// Kind and body of each chunk of the reply; for data, the body is only that.
+    async fn perform(&self, request: &Request, data: Lent) -> io::Result<Vec<(u16, Lent)>> {
         let &Request { flags, command, offset, len, .. } = request;
         let bytes = u64::from(len);
         let writes = matches!(command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
@@ -154,9 +159,8 @@ impl Session {
                 if len > MAX_PAYLOAD {
                     return Err(errno(libc::EINVAL));
                 }
-                let mut out = offset.to_be_bytes().to_vec();
-                out.resize(8 + len as usize, 0);
-                disk.read(offset, &mut out[8..]).await?;
+                let mut out = buffers::take(len as usize);
+                disk.read(offset, &mut out).await?;
                 return Ok(vec![(CHUNK_DATA, out)]);
             }
             CMD_WRITE => {
@@ -191,7 +195,7 @@ impl Session {
                         out.extend((len as u32).to_be_bytes());
                         out.extend(state.to_be_bytes());
                     }
-                    chunks.push((CHUNK_STATUS, out));
+                    chunks.push((CHUNK_STATUS, out.into()));
                 }
                 return Ok(chunks);
             }
@@ -200,36 +204,42 @@ impl Session {
         Ok(Vec::new())
     }
 
-    async fn send(&self, request: &Request, chunks: Vec<(u16, Vec<u8>)>) -> io::Result<()> {
-        let mut out = Vec::new();
+    async fn send(&self, request: &Request, mut chunks: Vec<(u16, Lent)>) -> io::Result<()> {
         if !self.agreed.structured {
-            out.extend(SIMPLE_MAGIC.to_be_bytes());
-            out.extend(0u32.to_be_bytes());
-            out.extend(request.cookie.to_be_bytes());
-            if let Some((CHUNK_DATA, data)) = chunks.first() {
-                out.extend_from_slice(&data[8..]);
-            }
-            return self.put(&out).await;
+            let mut head = SIMPLE_MAGIC.to_be_bytes().to_vec();
+            head.extend(0u32.to_be_bytes());
+            head.extend(request.cookie.to_be_bytes());
+            let data = chunks.pop().map_or_else(|| Vec::new().into(), |(_, data)| data);
+            return self.put(vec![Part { head, body: data }]).await;
         }
-        let chunks = if chunks.is_empty() { vec![(CHUNK_NONE, Vec::new())] } else { chunks };
+        if chunks.is_empty() {
+            chunks.push((CHUNK_NONE, Vec::new().into()));
+        }
         let last = chunks.len() - 1;
-        for (index, (kind, body)) in chunks.into_iter().enumerate() {
-            out.extend(STRUCTURED_MAGIC.to_be_bytes());
-            out.extend((if index == last { CHUNK_DONE } else { 0 }).to_be_bytes());
-            out.extend(kind.to_be_bytes());
-            out.extend(request.cookie.to_be_bytes());
-            out.extend((body.len() as u32).to_be_bytes());
-            out.extend(body);
-        }
-        self.put(&out).await
+        let part = |(index, (kind, body)): (usize, (u16, Lent))| {
+            let place = (kind == CHUNK_DATA).then(|| request.offset.to_be_bytes());
+            let place = place.as_ref().map_or(&[][..], |place| &place[..]);
+            let mut head = STRUCTURED_MAGIC.to_be_bytes().to_vec();
+            head.extend((if index == last { CHUNK_DONE } else { 0 }).to_be_bytes());
+            head.extend(kind.to_be_bytes());
+            head.extend(request.cookie.to_be_bytes());
+            head.extend(((place.len() + body.len()) as u32).to_be_bytes());
+            head.extend(place);
+            Part { head, body }
+        };
+        self.put(chunks.into_iter().enumerate().map(part).collect()).await
     }
 
-    async fn put(&self, out: &[u8]) -> io::Result<()> {
+    async fn put(&self, parts: Vec<Part>) -> io::Result<()> {
         let mut ending = self.ending.subscribe();
+        let late = async {
+            let _ = ending.wait_for(|ending| *ending).await;
+            tokio::time::sleep(FAREWELL).await;
+        };
         tokio::select! {
             biased;
-            result = send_all(&self.writer, out) => result,
-            _ = ending.wait_for(|ending| *ending) => Err(io::ErrorKind::BrokenPipe.into()),
+            result = self.outbox.put(parts) => result,
+            _ = late => Err(io::ErrorKind::BrokenPipe.into()),
         }
     }
 
@@ -248,15 +258,8 @@ impl Session {
             out.extend(error.to_be_bytes());
             out.extend(request.cookie.to_be_bytes());
         }
-        self.put(&out).await
+        self.put(vec![Part { head: out, body: Vec::new().into() }]).await
     }
-}
-
-/// Flushes too: TLS keeps what the socket does not take at once.
-async fn send_all(writer: &Mutex<tokio::io::WriteHalf<Stream>>, out: &[u8]) -> io::Result<()> {
-    let mut writer = writer.lock().await;
-    writer.write_all(out).await?;
-    writer.flush().await
 }
 
 async fn extents(

@@ -50,8 +50,6 @@ pub struct Node {
     pub(crate) context: Context,
     pub(super) children: Mutex<Vec<Child>>,
     pub(super) parents: Mutex<Vec<Weak<Edge>>>,
-    /// The options it was opened with, for `json:` names and reopening.
-    pub(crate) options: Mutex<Options>,
     /// Kept by the user (`blockdev-add`) until `blockdev-del`.
     pub(super) kept: AtomicBool,
     pub(super) pins: AtomicUsize,
@@ -84,7 +82,6 @@ impl Node {
             context: parts.context,
             children: Mutex::new(parts.children),
             parents: Mutex::default(),
-            options: Mutex::new(parts.options),
             kept: AtomicBool::new(false),
             pins: AtomicUsize::new(0),
             io: super::io::State::default(),

@@ -12,11 +12,10 @@ mod scenes;
 pub(crate) use recorder::RECORDER;
 
 use super::tests::{Rng, tool};
-use crate::driver::{Fix, Layer as _};
+use crate::driver::Fix;
 use crate::graph::{Graph, Pin, Settings, tests::graph};
 use crate::options::Options;
 use crate::types::*;
-use base::Mutex;
 use recorder::{LOGS, Log, Op, apply};
 use serde_json::{Value, json};
 use std::path::Path;
