@@ -148,7 +148,7 @@ fn resets_at_any_moment_are_survived() {
 
 #[test]
 fn a_halted_guest_costs_next_to_nothing() {
-    let mut linux = Linux::boot(CLOUD, &["-m", "256"]).unwrap();
+    let linux = Linux::boot(CLOUD, &["-m", "256"]).unwrap();
     std::thread::sleep(Duration::from_secs(2));
     let (cpu, begin) = (linux.vm.cpu_seconds(), Instant::now());
     std::thread::sleep(Duration::from_secs(10));
