@@ -7,14 +7,14 @@ use std::time::Duration;
 use testkit::bench::SOON;
 use testkit::images::tool;
 use testkit::nbd::{Client, FLUSH, READ, WRITE};
-use testkit::{Bench, Images};
+use testkit::{Bench, Images, Vm};
 
 /// A machine with node "disk" over disk.raw of 1 MiB, and an NBD server.
 fn serving() -> (Bench, String) {
     let images = Images::new();
     images.create("disk.raw", "1M", &[]);
     images.io("disk.raw", &["write -P 1 0 1M"]);
-    let mut bench = Bench::start(images, &["-object", "throttle-group,id=slow,x-iops-total=20"]);
+    let mut bench = Bench::start(images, &[]);
     bench.open("disk", "disk.raw", json!({}));
     let socket = bench.images.path("nbd");
     bench.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": socket}}}));
@@ -28,20 +28,28 @@ fn uri(socket: &str) -> String {
 #[test]
 fn requests_in_flight_are_done_and_answered_before_the_server_ends() {
     const SENT: u64 = 10;
-    let (mut bench, socket) = serving();
-    let slow = json!({"driver": "throttle", "node-name": "slowly", "throttle-group": "slow", "file": "disk"});
-    bench.run("blockdev-add", slow);
-    bench.run(
-        "block-export-add",
-        json!({"type": "nbd", "id": "e", "node-name": "slowly", "name": "disk", "writable": true}),
+    // With `-accel qtest` the clock of the limits would stand still.
+    let mut vm =
+        Vm::start(&["-machine", "none", "-object", "throttle-group,id=slow,x-iops-total=20"]).unwrap();
+    let (image, socket) = (vm.dir().join("disk.raw"), vm.dir().join("nbd"));
+    std::fs::write(&image, vec![1; 1 << 20]).unwrap();
+    let mut run = |command: &str, arguments: Value| {
+        vm.qmp.execute(command, arguments).unwrap_or_else(|e| panic!("{command}: {e}"));
+    };
+    let file = json!({"driver": "file", "filename": image});
+    run(
+        "blockdev-add",
+        json!({"driver": "throttle", "node-name": "disk", "throttle-group": "slow", "file": file}),
     );
-    let mut client = Client::new(Path::new(&socket), "disk").unwrap();
+    run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": socket}}}));
+    run("nbd-server-add", json!({"device": "disk", "writable": true}));
+    let mut client = Client::new(&socket, "disk").unwrap();
     // All at once, so that the server has them all when it answers the first.
     let write = |number: u64| Client::request(WRITE, number, number * 4096, 512, &[0x40 + number as u8; 512]);
     client.send(&(0..SENT).flat_map(write).collect::<Vec<_>>()).unwrap();
     let first = client.reply().unwrap();
-    bench.run("nbd-server-stop", Value::Null);
-    let data = bench.images.bytes("disk.raw");
+    run("nbd-server-stop", Value::Null);
+    let data = std::fs::read(&image).unwrap();
     let mut answered = vec![first];
     answered.extend(std::iter::from_fn(|| client.reply()));
     answered.sort_unstable();
@@ -50,8 +58,7 @@ fn requests_in_flight_are_done_and_answered_before_the_server_ends() {
     for number in 0..SENT as usize {
         assert!(data[number * 4096..][..512].iter().all(|byte| *byte == 0x40 + number as u8), "{number}");
     }
-    assert!(!Path::new(&socket).exists());
-    bench.quit();
+    assert!(!socket.exists());
 }
 
 #[test]
