@@ -116,7 +116,7 @@ fn names_and_options_are_checked() {
     assert_eq!(node.child(Role::PRIMARY).unwrap().node().name(), "a");
     let at = graph.clone();
     let why = graph.block_on(async move { at.delete("a").await }).unwrap_err();
-    assert_eq!(why.text, "Node a is in use");
+    assert_eq!(why.text, "Block device a is in use");
     let at = graph.clone();
     graph.block_on(async move {
         at.delete("b").await.unwrap();

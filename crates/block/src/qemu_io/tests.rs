@@ -39,5 +39,5 @@ fn output_is_the_customary_one() {
     assert_eq!(run_line("length"), "1 MiB\n");
     assert_eq!(run_line("map"), "1 MiB (0x100000) bytes     allocated at offset 0 bytes (0x0)\n");
     assert_eq!(run_line("write -q 0 1k"), "");
-    assert_eq!(run_line("break pwritev A"), "Could not set a breakpoint: Operation not supported\n");
+    assert_eq!(run_line("break pwritev A"), "Could not set breakpoint: Operation not supported\n");
 }
