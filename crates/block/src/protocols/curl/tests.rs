@@ -6,8 +6,9 @@ use base::{Result, fail};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::certificates::Authority;
 use testkit::ftp::Ftp;
-use testkit::web::{SHORT, TOGETHER, Web};
+use testkit::web::{SHORT, Shield, TOGETHER, Web};
 
 /// A megabyte and a bit, of no regularity.
 fn content() -> Vec<u8> {
@@ -23,6 +24,10 @@ fn web() -> (Web, Vec<u8>) {
 fn add(graph: &Arc<Graph>, mut options: Value) -> Result<Arc<Node>> {
     if options.get("driver").is_none() {
         options["driver"] = "http".into();
+    }
+    if options.get("timeout").is_none() {
+        // The machine may be busy.
+        options["timeout"] = 100.into();
     }
     options["node-name"] = "n".into();
     options["read-only"] = true.into();
@@ -64,11 +69,6 @@ fn a_file_is_read_in_any_order_and_a_little_ahead() {
             node.read(at as u64, &mut data).await.unwrap();
             assert!(data == expected[at..at + len], "{at} {len}");
         }
-        // A file ends where it ends.
-        assert_eq!(
-            node.read(expected.len() as u64, &mut [0]).await.unwrap_err().raw_os_error(),
-            Some(libc::EIO)
-        );
     });
 }
 
@@ -226,7 +226,7 @@ fn options_reach_the_server_and_wrong_ones_are_refused() {
     assert!(said(json!({"url": url, "timeout": 10_001})).contains("timeout parameter is too large"));
     assert_eq!(said(json!({"driver": "http"})), "curl block driver requires an 'url' option");
     assert!(said(json!({"url": "ftp://x/y"})).contains("does not start with 'http://'"));
-    assert!(said(json!({"url": url, "colour": "red"})).contains("'colour'"));
+    assert!(said(json!({"url": web.url("good"), "colour": "red"})).contains("'colour'"));
     let at = graph();
     let writable = json!({"driver": "http", "node-name": "n", "url": url});
     let opened = at.clone();
@@ -245,4 +245,28 @@ fn files_of_ftp_servers_are_read_too() {
     assert!(text.starts_with("CURL: Error opening file: ") && text.contains("does not exist"), "{text}");
     let locked = ftp.url("locked").replace("127", "user:word@127");
     assert!(read(&locked, 5, 5).unwrap() == content[5..10]);
+}
+
+#[test]
+fn certificates_of_servers_are_checked_unless_told_otherwise() {
+    let content = content();
+    let (web, ftp) = (Web::new(content.clone()).unwrap(), Ftp::new(content.clone()).unwrap());
+    let dir = tempfile::tempdir().unwrap();
+    Authority::new(&dir.path().join("ca")).unwrap().server(dir.path()).unwrap();
+    let (secure, secure_ftp) =
+        (Shield::new(dir.path(), web.port()).unwrap(), Shield::new(dir.path(), ftp.port()).unwrap());
+    for (driver, port) in [("https", secure.port), ("ftps", secure_ftp.port)] {
+        let url = format!("{driver}://localhost:{port}/good");
+        let text = refused(json!({"driver": driver, "url": url, "timeout": 60}));
+        assert!(text.starts_with("CURL: Error opening file: ") && text.contains("ertificate"), "{text}");
+        let graph = graph();
+        let node =
+            add(&graph, json!({"driver": driver, "url": url, "sslverify": false, "timeout": 60})).unwrap();
+        assert!(node.filename().starts_with("json:"), "{}", node.filename());
+        let seen = graph.block_on(async move {
+            let mut data = vec![0; 400_000];
+            node.read(1234, &mut data).await.map(|()| data)
+        });
+        assert!(seen.unwrap() == content[1234..401_234], "{driver}");
+    }
 }
