@@ -46,8 +46,8 @@ impl Session {
             let line = line?;
             let (command, argument) = line.split_once(' ').unwrap_or((&line, ""));
             let answer = self.answer(&mut out, (command, argument), content)?;
-            out.write_all(answer.as_bytes())?;
-            out.write_all(b"\r\n")?;
+            // At once: the end of the line would wait for the client's acknowledgement.
+            out.write_all(format!("{answer}\r\n").as_bytes())?;
             if command == "QUIT" {
                 break;
             }
