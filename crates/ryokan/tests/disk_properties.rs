@@ -1,9 +1,11 @@
 //! What a disk's properties tell the guest: Linux reads them back.
 
 use serde_json::json;
-use testkit::Linux;
+use std::collections::BTreeSet;
+use std::time::Duration;
+use testkit::{Linux, Vm};
 
-/// Lines that the guest's shell prints for files below `/sys`, each as `path=content`.
+/// A file below `/sys`.
 fn read(linux: &mut Linux, path: &str) -> String {
     linux.shell(&format!("cat /sys/{path}")).unwrap().trim().to_string()
 }
@@ -19,14 +21,25 @@ fn linux_sees_them() {
     let node = |name: &str| format!("driver=null-co,read-zeroes=on,size=64M,node-name={name}");
     let nodes = ["a", "b", "c"].map(node);
     let args = [
-        "-m", "512", "-smp", "2", "-nodefaults",
-        "-blockdev", &nodes[0], "-blockdev", &nodes[1], "-blockdev", &nodes[2],
-        "-object", "iothread,id=t0",
+        "-m",
+        "512",
+        "-smp",
+        "2",
+        "-nodefaults",
+        "-blockdev",
+        &nodes[0],
+        "-blockdev",
+        &nodes[1],
+        "-blockdev",
+        &nodes[2],
+        "-object",
+        "iothread,id=t0",
         "-device",
         "virtio-blk-pci,drive=a,serial=V-1,logical_block_size=4096,physical_block_size=8192,min_io_size=16384,\
          opt_io_size=65536,discard_granularity=32768,num-queues=2,queue-size=64,write-cache=off,config-wce=off,\
          iothread=t0,share-rw=on,id=disk0",
-        "-device", "virtio-scsi-pci,id=s",
+        "-device",
+        "virtio-scsi-pci,id=s",
         "-device",
         "scsi-hd,bus=s.0,drive=b,scsi-id=2,lun=3,serial=S-1,wwn=0x5000c50015ea71ac,vendor=VEND,product=PROD,\
          ver=1.23,rotation_rate=1,physical_block_size=4096,min_io_size=4096,opt_io_size=65536,\
@@ -53,6 +66,12 @@ fn linux_sees_them() {
         ],
     );
     assert_eq!(linux.shell("ls /sys/block/vda/mq | wc -l").unwrap().trim(), "2");
+    // SCSI disks are looked for behind the back of who loads their drivers.
+    let found = (0..60).any(|_| {
+        std::thread::sleep(Duration::from_millis(500));
+        linux.shell("ls -d /sys/block/sd* | wc -l").unwrap().trim() == "2"
+    });
+    assert!(found, "{}", linux.shell("dmesg | grep -iE 'scsi|ata' | tail -60").unwrap());
     // Which SCSI disk is found first is the kernel's affair.
     let scsi = linux.shell("basename /sys/bus/scsi/devices/*:0:2:3/block/*").unwrap().trim().to_string();
     check(
@@ -96,4 +115,37 @@ fn linux_sees_them() {
     let paths: Vec<_> = list.as_array().unwrap().iter().map(|disk| disk["qdev"].as_str().unwrap()).collect();
     assert_eq!(paths, ["/machine/peripheral/disk0/virtio-backend", "disk1", "disk2"]);
     linux.power_off().unwrap();
+}
+
+#[test]
+fn help_and_qmp_name_the_same() {
+    let mut vm = Vm::start_plain(&["-M", "none", "-display", "none"]).unwrap();
+    for model in [
+        "ide-hd",
+        "ide-cd",
+        "scsi-hd",
+        "scsi-cd",
+        "floppy",
+        "isa-fdc",
+        "virtio-blk-pci",
+        "virtio-scsi-pci",
+        "lsi53c895a",
+        "ich9-ahci",
+    ] {
+        let asked = json!({ "typename": model });
+        let list = vm.qmp.execute("device-list-properties", asked).unwrap();
+        let names = list.as_array().unwrap().iter().map(|property| property["name"].as_str().unwrap());
+        let listed: BTreeSet<String> = names.map(str::to_string).collect();
+        let help = std::process::Command::new(testkit::vm::binary())
+            .args(["-device", &format!("{model},help")])
+            .output()
+            .unwrap();
+        let help = String::from_utf8_lossy(&help.stdout).into_owned();
+        let helped =
+            help.lines().filter_map(|line| line.trim().split_once("=<")).map(|(name, _)| name.to_string());
+        assert_eq!(listed, helped.collect(), "{model}");
+        // A fixed disk has a geometry, what is removable and a floppy's place are not for it.
+        let fixed = matches!(model, "ide-hd" | "scsi-hd" | "virtio-blk-pci");
+        assert_eq!(listed.contains("cyls"), fixed, "{model}");
+    }
 }

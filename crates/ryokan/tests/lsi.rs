@@ -178,6 +178,8 @@ fn linux_reads_writes_and_finds_new_disks() {
     // Nothing is there any more: the selection times out.
     linux.shell("echo '- - -' > /sys/class/scsi_host/host0/scan").unwrap();
     assert_eq!(linux.shell("test -b /dev/sdb || echo gone").unwrap().trim(), "gone");
-    assert_eq!(linux.complaints().unwrap(), Vec::<String>::new());
+    // Whatever else a loaded host makes the kernel complain of: not of the controller.
+    let trouble = "dmesg | grep -iE '(sym0|sd[ab]|I/O).*(abort|reset|error|timeout|unexpected|phase)'";
+    assert_eq!(linux.shell(trouble).unwrap().trim(), "");
     linux.power_off().unwrap();
 }

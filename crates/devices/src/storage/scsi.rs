@@ -8,7 +8,7 @@ mod unit;
 pub use disk::{Command, Lun, WRITE_ERROR};
 pub use unit::{CD, HD};
 
-use super::cdrom::{fixed_sense, sense};
+use super::cdrom::{INVALID_FIELD, fixed_sense, padded, sense};
 use base::{Mutex, Result, bail};
 use device::{Bus, BusKind, Hotplug};
 use std::any::Any;
@@ -118,19 +118,32 @@ impl Bus for ScsiBus {
     }
 }
 
-/// What a target says of a unit that it does not have (SPC-3 §6.4.2): no device, qualifier 3.
-pub fn absent(cdb: &[u8; 32]) -> Command {
+/// What a target says of a unit that it does not have (SPC-3 §6.4.2): as number 0 it is there
+/// to be asked for the others, but not accessible; others do not exist.
+pub fn absent(lun: u16, cdb: &[u8; 32]) -> Command {
     let missing = sense(5, 0x25, 0);
     let (mut data, allowed) = match cdb[0] {
-        0x12 => (vec![0; 36], u16::from_be_bytes([cdb[3], cdb[4]])),
+        0x12 if cdb[1] & 1 != 0 || cdb[2] != 0 => return Command::Check(INVALID_FIELD),
+        0x12 if lun == 0 => (target_inquiry(), u16::from_be_bytes([cdb[3], cdb[4]])),
+        0x12 => {
+            let mut data = vec![0; 36];
+            (data[0], data[4]) = (0x7f, 31);
+            (data, u16::from_be_bytes([cdb[3], cdb[4]]))
+        }
         0x03 => (fixed_sense(missing), cdb[4].into()),
         _ => return Command::Check(missing),
     };
-    if cdb[0] == 0x12 {
-        (data[0], data[4]) = (0x7f, 31);
-    }
     data.truncate(allowed.into());
     if data.is_empty() { Command::Done } else { Command::Data(data) }
+}
+
+/// INQUIRY of a target whose unit 0 is not there: qualifier 1, commands are queued.
+fn target_inquiry() -> Vec<u8> {
+    let mut data = vec![0x3f, 0, 5, 0x12, 31, 0, 0, 2];
+    for (text, len) in [("QEMU", 8), ("QEMU TARGET", 16), ("2.5+", 4)] {
+        data.extend(padded(text, len));
+    }
+    data
 }
 
 /// REPORT LUNS data for a target (SPC-3 §6.21).

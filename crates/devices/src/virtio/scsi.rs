@@ -217,7 +217,7 @@ impl Scsi {
                 Some(lun) => lun,
                 None => return self.respond(link, &chain, R_BAD_TARGET, STATUS_GOOD, None, 0),
             },
-            (None, _) => return self.answer(link, &chain, response, absent(&cdb)),
+            (None, _) => return self.answer(link, &chain, response, absent(number, &cdb)),
         };
         if let Some(thread) = &self.thread {
             lun.backend.set_thread(thread);

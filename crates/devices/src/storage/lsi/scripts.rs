@@ -95,7 +95,12 @@ impl Chip {
     }
 
     fn fetch(&mut self, budget: &mut u64) -> Flow {
-        let (Some(first), Some(second)) = (self.fetch32(), self.fetch32()) else { return self.fault() };
+        let Some(first) = self.fetch32() else { return self.fault() };
+        // A move of nothing, which firmware leaves in its program as zeroes, is passed over.
+        if first == 0 {
+            return Flow::Next;
+        }
+        let Some(second) = self.fetch32() else { return self.fault() };
         self.set32(reg::DBC, first);
         self.set32(reg::DSPS, second);
         self.perform(first, second, budget)
@@ -246,7 +251,7 @@ impl Chip {
         };
         match operation {
             0 => {
-                if self.side.is_connected() || self.reselect() {
+                if self.is_reselected() {
                     return otherwise(self);
                 }
                 let mut id = first >> 16;

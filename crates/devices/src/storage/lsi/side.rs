@@ -59,6 +59,8 @@ pub struct Task {
     pub lun: u8,
     pub tag: Option<u8>,
     pub may_disconnect: bool,
+    /// Connected by the target.
+    pub reselected: bool,
     /// Data have gone over the bus.
     pub moved: bool,
     pub unit: Option<Arc<Lun>>,

@@ -53,6 +53,7 @@ impl Chip {
             lun: 0,
             tag: None,
             may_disconnect: false,
+            reselected: false,
             moved: false,
             unit: None,
             cdb: [0; 32],
@@ -78,7 +79,8 @@ impl Chip {
     pub fn reselect(&mut self) -> bool {
         let ready = self.side.disconnected.iter().position(|task| !matches!(task.work, Work::Busy));
         let Some(at) = ready.filter(|_| !self.side.calling) else { return false };
-        let task = self.side.disconnected.remove(at);
+        let mut task = self.side.disconnected.remove(at);
+        task.reselected = true;
         self.set8(reg::SSID, MSG_IDENTIFY | task.target);
         self.side.messages = VecDeque::from([MSG_IDENTIFY | task.lun]);
         if let Some(tag) = task.tag {
@@ -106,6 +108,19 @@ impl Chip {
     pub fn reset_bus(&mut self) {
         self.side = Side::fresh(&self.side);
         self.bus.luns().iter().for_each(|(_, lun)| lun.reset());
+    }
+
+    /// Whether a target has come by itself and waits for the program. One that a former program
+    /// selected and left is let go.
+    pub fn is_reselected(&mut self) -> bool {
+        match &self.side.connected {
+            Some(task) if task.reselected => true,
+            Some(_) => {
+                self.disconnect();
+                self.reselect()
+            }
+            None => self.reselect(),
+        }
     }
 
     // ---- phases ----
@@ -386,7 +401,7 @@ impl Chip {
         task.unit = self.bus.lun(target, at);
         let command = match &task.unit {
             Some(unit) => unit.start(&task.cdb, &numbers),
-            None => absent(&task.cdb),
+            None => absent(task.lun.into(), &task.cdb),
         };
         let work = self.work_for(serial, command);
         self.set_work(serial, work);

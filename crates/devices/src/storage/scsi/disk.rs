@@ -382,13 +382,43 @@ impl Lun {
         page
     }
 
+    /// Error recovery, both geometries, caching (SPC-3 §7.4, SBC-3 §6.4; SCSI-2 §9.3.3).
+    fn mode_page(&self, code: u8, changeable: bool) -> Vec<u8> {
+        let geometry = self.conf.geometry(self.backend.size());
+        let cylinders = geometry.cylinders.to_be_bytes();
+        let (heads, sectors) = (geometry.heads as u8, geometry.sectors as u8);
+        let block = (self.conf.logical as u16).to_be_bytes();
+        let mut page = match code {
+            0x01 => vec![1, 10, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            0x04 => {
+                let mut page = vec![4, 22, cylinders[1], cylinders[2], cylinders[3], heads];
+                page.extend([0; 8]);
+                page.extend([0xff, 0xff, 0xff, 0, 0, 0, 0x15, 0x18, 0, 0]);
+                page
+            }
+            0x05 => {
+                let mut page = vec![5, 30, 0x13, 0x88, heads, sectors, block[0], block[1]];
+                page.extend([cylinders[2], cylinders[3]]);
+                page.extend([0; 18]);
+                page.extend([0x15, 0x18, 0, 0]);
+                page
+            }
+            _ => return self.caching_page(changeable),
+        };
+        if changeable {
+            page[2..].fill(0);
+        }
+        page
+    }
+
     fn mode_sense(&self, selector: u8, no_descriptor: bool, allowed: u64, short: bool) -> Command {
         let changeable = match selector >> 6 {
             3 => return Command::Check(sense(5, 0x39, 0)),
             control => control == 1,
         };
         let pages = match selector & 0x3f {
-            0x08 | 0x3f => self.caching_page(changeable),
+            page @ (0x01 | 0x04 | 0x05 | 0x08) => self.mode_page(page, changeable),
+            0x3f => [1, 4, 5, 8].map(|page| self.mode_page(page, changeable)).concat(),
             0x00 => Vec::new(),
             _ => return Command::Check(INVALID_FIELD),
         };

@@ -79,6 +79,21 @@ fn ports_and_cd_drives_have_names() {
 }
 
 #[test]
+fn a_target_answers_for_units_that_it_lacks() {
+    let ask = |lun: u16, cdb: &[u8]| {
+        let mut block = [0; 32];
+        block[..cdb.len()].copy_from_slice(cdb);
+        absent(lun, &block)
+    };
+    let first = data(ask(0, &[0x12, 0, 0, 0, 255]));
+    assert_eq!((first[0], first[2], &first[16..27], first.len()), (0x3f, 5, &b"QEMU TARGET"[..], 36));
+    assert_eq!(data(ask(3, &[0x12, 0, 0, 0, 5])), [0x7f, 0, 0, 0, 31]);
+    assert_eq!(data(ask(3, &[3, 0, 0, 0, 18]))[12], 0x25);
+    assert!(matches!(ask(0, &[0]), Command::Check(_)));
+    assert!(matches!(ask(0, &[0x12, 1, 0x83, 0, 255]), Command::Check(INVALID_FIELD)));
+}
+
+#[test]
 fn transfers_stay_on_the_disk() {
     let (_bed, bus, _device, _file) = disk();
     let lun = bus.lun(0, 0).unwrap();
@@ -112,6 +127,12 @@ fn parameters_are_checked() {
     assert!(matches!(lun.taken(&cdb, &list), Command::Check(LBA_OUT_OF_RANGE)));
     list[3] = 32;
     assert!(matches!(lun.taken(&cdb, &list), Command::Check(_)));
+    // The geometry, which is given or made up from the size.
+    let page = data(run(&lun, &[0x1a, 8, 4, 0, 255]));
+    assert_eq!((page.len(), &page[4..10]), (28, &[4, 22, 0, 0, 2, 16][..]));
+    assert_eq!(data(run(&lun, &[0x1a, 8, 5, 0, 255]))[8..10], [16, 63]);
+    let all = data(run(&lun, &[0x1a, 8, 0x3f, 0, 255]));
+    assert_eq!(all.len(), 4 + 12 + 24 + 32 + 20);
     // The caching page switches the write cache.
     assert_eq!(data(run(&lun, &[0x1a, 8, 8, 0, 255]))[6], 4);
     cdb[0] = 0x15;
