@@ -49,12 +49,13 @@ fn images_on_servers_are_drives_nodes_and_backing_files() {
     bench.io("d", "read -P 1 0 1M");
     let node = |name: &str, file: Value| json!({"driver": "qcow2", "node-name": name, "read-only": true, "file": file});
     bench.run("blockdev-add", node("ftp", json!({"driver": "ftp", "url": ftp.url("good")})));
-    let named = format!("json:{{\"driver\":\"http\",\"url\":\"{url}\",\"readahead\":0}}");
+    let named = json!({"driver": "qcow2", "file": {"driver": "http", "url": url, "readahead": 0}});
+    let named = format!("json:{named}").replace(',', ",,");
     bench.run(
         "blockdev-add",
         node("json", json!({"driver": "raw", "file": {"driver": "http", "url": web.url("cut")}})),
     );
-    let hmp = format!("drive_add 0 if=none,id=e,readonly=on,format=qcow2,file={}", named.replace(',', ",,"));
+    let hmp = format!("drive_add 0 if=none,id=e,readonly=on,file={named}");
     assert_eq!(bench.vm.qmp.hmp(&hmp).unwrap(), "OK\r\n");
     bench.io("e", "read -P 2 1500k 700k");
     bench.open("top", "top.qcow2", json!({}));
@@ -90,7 +91,7 @@ fn certificates_of_servers_are_checked_unless_told_otherwise() {
     };
     let far = [url("localhost"), url("127.0.0.1"), format!("ftps://localhost:{}/good", secure_ftp.port)];
     let arguments = ["-accel", "qtest", "-nodefaults", "-display", "none"];
-    let mut vm = testkit::Vm::start_in(&[("SSL_CERT_FILE", &known)], &arguments).unwrap();
+    let mut vm = testkit::Vm::start_in(&[("CURL_CA_BUNDLE", &known)], &arguments).unwrap();
     for url in &far {
         vm.qmp.execute("blockdev-add", node(url, true)).unwrap_or_else(|e| panic!("{url}: {e}"));
         vm.qmp.execute("blockdev-del", json!({"node-name": "n"})).unwrap();
