@@ -26,9 +26,10 @@ fn boot(kernel: &Path, initrd: &Path, append: &str, instructions: u64, wanted: &
         if progress.instructions >= due {
             due = progress.instructions + 100_000_000;
             println!(
-                "{} million instructions, {} windows",
+                "{} million instructions, {} windows, at {:#x}",
                 progress.instructions / 1_000_000,
-                progress.windows
+                progress.windows,
+                progress.rip
             );
         }
     })

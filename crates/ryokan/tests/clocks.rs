@@ -32,6 +32,13 @@ fn agrees(name: &str, first: Reading, last: Reading, grain: f64) {
     assert!(least <= moved && moved <= most, "{name}: {moved} s, host {least} to {most}");
 }
 
+/// A guest whose kernel does not talk into what is read.
+fn quiet(args: &[&str], append: &str) -> Linux {
+    let mut linux = Linux::boot_with(CLOUD, args, append).unwrap();
+    linux.shell("dmesg -n 1").unwrap();
+    linux
+}
+
 fn span() -> Duration {
     Duration::from_secs(if std::env::var_os("RYOKAN_SOAK").is_some() { 60 } else { 4 })
 }
@@ -52,7 +59,7 @@ fn compare(linux: &mut Linux, name: &str, command: &str, grain: f64) {
 
 #[test]
 fn hpet_power_management_timer_and_tsc_agree_with_the_host() {
-    let mut linux = Linux::boot(CLOUD, &["-m", "256"]).unwrap();
+    let mut linux = quiet(&["-m", "256"], "");
     for source in ["hpet", "acpi_pm"] {
         let file = "/sys/devices/system/clocksource/clocksource0/current_clocksource";
         let now = linux.shell(&format!("echo {source} >{file}; cat {file}")).unwrap();
@@ -66,7 +73,7 @@ fn hpet_power_management_timer_and_tsc_agree_with_the_host() {
 /// By the guest's clock, which is the HPET: see above.
 #[test]
 fn the_rtc_agrees_with_the_hpet() {
-    let mut linux = Linux::boot_with(CLOUD, &["-m", "256"], "clocksource=hpet").unwrap();
+    let mut linux = quiet(&["-m", "256"], "clocksource=hpet");
     let edge = |linux: &mut Linux| -> [f64; 3] {
         let text = linux.shell(RTC).unwrap();
         let words: Vec<f64> = text.split_whitespace().filter_map(|word| word.parse().ok()).collect();
@@ -82,20 +89,21 @@ fn the_rtc_agrees_with_the_hpet() {
     linux.power_off().unwrap();
 }
 
-/// Interrupts of a periodic timer in the guest's count: never too many; on an idle host as many
-/// as the host's time says.
+/// Interrupts of a periodic timer in the guest's count: never more than the time since the start
+/// holds (some may come late); on an idle host as many as the host's time says.
 fn ticks(args: &[&str], append: &str, line: &str) {
-    let mut linux = Linux::boot_with(CLOUD, args, append).unwrap();
+    let start = Instant::now();
+    let mut linux = quiet(args, append);
     let hz = 250.0;
     let command = format!("grep '{line}' /proc/interrupts | awk '{{ print $2 / {hz} }}'");
     let first = read(&mut linux, &command);
     std::thread::sleep(span());
     let last = read(&mut linux, &command);
     let moved = last.value - first.value;
-    let most = last.after.duration_since(first.before).as_secs_f64();
+    let most = last.after.duration_since(start).as_secs_f64();
     let least = last.before.duration_since(first.after).as_secs_f64();
-    println!("{line}: {moved:.3} s of ticks between {least:.3} and {most:.3}");
-    assert!(moved <= most * 1.001 + 2.0 / hz, "{line}: {moved} s of ticks in {most} s");
+    println!("{line}: {moved:.3} s of ticks in {least:.3} s; in all {:.3} of {most:.3}", last.value);
+    assert!(last.value <= most * 1.001, "{line}: {} s of ticks in {most} s", last.value);
     // A host without time for the guest loses ticks, as hardware does whose interrupts wait.
     assert!(moved >= least * 0.5, "{line}: {moved} s of ticks in {least} s");
     linux.power_off().unwrap();
@@ -103,7 +111,7 @@ fn ticks(args: &[&str], append: &str, line: &str) {
 
 #[test]
 fn the_apic_timer_ticks_at_its_rate() {
-    ticks(&["-m", "256"], "nohz=off highres=off", " LOC:");
+    ticks(&["-m", "256"], "nohz=off highres=off", "LOC:");
 }
 
 #[test]

@@ -182,10 +182,10 @@ impl Pit {
         let mut state = self.state.lock();
         // A firing overtaken by a change of the registers is early or not wanted.
         let Some(due) = state.deadline.filter(|&deadline| deadline <= at) else { return };
+        // What was owed when this was armed may have been delivered by `catch_up`.
+        let now = !busy && (!state.extra || state.owed > 0);
         if state.extra {
-            if !busy {
-                state.owed = state.owed.saturating_sub(1);
-            }
+            state.owed -= u32::from(now);
         } else if busy {
             state.owed = (state.owed + 1).min(MAX_OWED);
         }
@@ -194,7 +194,7 @@ impl Pit {
         {
             ticks.set(true);
         }
-        if !busy {
+        if now {
             self.irq.lower();
             self.irq.raise();
         }
