@@ -66,7 +66,7 @@ impl Geometry {
     }
 
     /// Guest bytes up to the end of the L2 table that maps `guest`.
-    pub fn to_table_end(&self, guest: u64) -> u64 {
+    pub fn to_table_end(self, guest: u64) -> u64 {
         let span = 1u64 << (self.cluster_bits + self.l2_bits);
         span - (guest & (span - 1))
     }
