@@ -110,13 +110,11 @@ fn ticks(args: &[&str], append: &str, line: &str) {
 }
 
 #[test]
-#[ignore = "not seen to pass yet since the owed ticks were mended"]
 fn the_apic_timer_ticks_at_its_rate() {
     ticks(&["-m", "256"], "nohz=off highres=off", "LOC:");
 }
 
 #[test]
-#[ignore = "not seen to pass yet since the owed ticks were mended"]
 fn the_pit_ticks_at_its_rate() {
     ticks(&["-m", "256"], "nohz=off highres=off nolapic noapic hpet=disable", " timer");
 }

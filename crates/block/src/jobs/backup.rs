@@ -272,7 +272,10 @@ impl Backup {
         loop {
             let next = front.todo.next_dirty(at, chunk);
             match next {
-                Some((from, len)) if running.len() < self.spec.perf.workers => {
+                Some((from, len))
+                    if running.len() < self.spec.perf.workers
+                        && (running.is_empty() || !job.is_limited()) =>
+                {
                     let from = from / front.cluster * front.cluster;
                     job.pace(len).await?;
                     at = from + len.next_multiple_of(front.cluster);

@@ -350,6 +350,11 @@ impl Job {
         (state.user_paused || state.held > 0) && !state.cancelled
     }
 
+    /// Whether its speed is limited: then one piece is done, and counted, before the next begins.
+    pub(super) fn is_limited(&self) -> bool {
+        self.state.lock().speed != 0
+    }
+
     /// Lets the job be paused and cancelled here. An error of `ECANCELED` ends it.
     pub async fn pause_point(&self) -> IoResult {
         loop {

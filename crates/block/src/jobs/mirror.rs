@@ -241,7 +241,11 @@ impl Mirror {
             let next = self.bitmap.next_dirty(at, chunk).or_else(|| self.bitmap.next_dirty(0, chunk));
             match next {
                 // A range that is on its way is not sent again before it has arrived.
-                Some((from, len)) if !crew.is_full() && !crew.meets(from, len) => {
+                Some((from, len))
+                    if !crew.is_full()
+                        && !crew.meets(from, len)
+                        && (crew.is_empty() || !job.is_limited()) =>
+                {
                     job.pace(len).await?;
                     self.send(crew, from, len);
                     at = from + len;

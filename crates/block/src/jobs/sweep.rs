@@ -60,7 +60,7 @@ impl Pass<'_> {
                 }
             }
             job.pause_point().await?;
-            let next = match crew.is_full() {
+            let next = match crew.is_full() || job.is_limited() && !crew.is_empty() {
                 true => None,
                 false => again.pop().or_else(|| self.piece_at(&mut at)),
             };

@@ -106,9 +106,9 @@ fn long_transfers_are_whole() {
     let (tx, rx) = std::sync::mpsc::channel();
     for at in 0..32u64 {
         let tx = tx.clone();
-        let request = Request::Write { offset: at << 17, data: vec![at as u8; 1 << 19], fua: false };
+        let request = Request::Write { offset: at << 19, data: vec![at as u8; 1 << 19], fua: false };
         drive.submit(request, Box::new(move |result| tx.send(result.map(drop)).unwrap()));
     }
     (0..32).for_each(|_| rx.recv().unwrap().unwrap());
-    assert_eq!(drive.read_blocking(31 << 17, 1 << 19).unwrap(), vec![31; 1 << 19]);
+    assert_eq!(drive.read_blocking(31 << 19, 1 << 19).unwrap(), vec![31; 1 << 19]);
 }
