@@ -104,11 +104,13 @@ fn long_transfers_are_whole() {
         assert!(back[..999_997] == data[..999_997] && back[999_997..].iter().all(|byte| *byte == 0));
     });
     let (tx, rx) = std::sync::mpsc::channel();
-    for at in 0..32u64 {
+    for at in 0..9u64 {
         let tx = tx.clone();
         let request = Request::Write { offset: at << 19, data: vec![at as u8; 1 << 19], fua: false };
         drive.submit(request, Box::new(move |result| tx.send(result.map(drop)).unwrap()));
     }
-    (0..32).for_each(|_| rx.recv().unwrap().unwrap());
-    assert_eq!(drive.read_blocking(31 << 19, 1 << 19).unwrap(), vec![31; 1 << 19]);
+    (0..9).for_each(|_| rx.recv().unwrap().unwrap());
+    for at in 0..9u64 {
+        assert!(drive.read_blocking(at << 19, 1 << 19).unwrap() == vec![at as u8; 1 << 19], "piece {at}");
+    }
 }
