@@ -74,11 +74,25 @@ impl Export {
         *self.stop.borrow()
     }
 
-    pub(super) fn joined(&self, on: bool) {
-        match on {
-            true => self.clients.fetch_add(1, Ordering::AcqRel),
-            false => self.clients.fetch_sub(1, Ordering::AcqRel),
-        };
+    fn answers_to(&self, name: &str) -> bool {
+        self.setup.name == name && !self.is_shutting_down()
+    }
+}
+
+/// A client's hold on its export: while it lasts, the export is in use.
+pub(super) struct Seat(Arc<Export>);
+
+impl std::ops::Deref for Seat {
+    type Target = Arc<Export>;
+
+    fn deref(&self) -> &Arc<Export> {
+        &self.0
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.clients.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -177,11 +191,10 @@ impl Server {
     /// Adds an export.
     pub fn add(&self, setup: ExportSetup) -> Result<Arc<Export>> {
         let mut exports = self.exports.lock();
-        let shown = |export: &&Arc<Export>| !export.is_shutting_down();
         if exports.iter().any(|export| export.setup.id == setup.id) {
             bail!("Block export id '{}' is already in use", setup.id);
         }
-        if exports.iter().filter(shown).any(|export| export.setup.name == setup.name) {
+        if exports.iter().any(|export| export.answers_to(&setup.name)) {
             bail!("NBD server already has export named '{}'", setup.name);
         }
         if setup.name.len() > crate::protocols::nbd::wire::MAX_NAME {
@@ -203,13 +216,21 @@ impl Server {
 
     /// What clients get by that name.
     pub fn find(&self, name: &str) -> Option<Arc<Export>> {
-        let is = |export: &&Arc<Export>| export.setup.name == name && !export.is_shutting_down();
-        self.exports.lock().iter().find(is).cloned()
+        self.exports.lock().iter().find(|export| export.answers_to(name)).cloned()
+    }
+
+    /// The same, now in use. A client has it before it is told that it may send requests.
+    pub(super) fn seat(&self, name: &str) -> Option<Seat> {
+        let exports = self.exports.lock();
+        let export = exports.iter().find(|export| export.answers_to(name))?.clone();
+        export.clients.fetch_add(1, Ordering::AcqRel);
+        Some(Seat(export))
     }
 
     /// Begins to take an export away, `force` although clients use it; [`Server::close`] ends it.
     pub fn shut(&self, id: &str, force: bool) -> Result<Arc<Export>> {
-        let found = self.exports.lock().iter().find(|export| export.setup.id == id).cloned();
+        let exports = self.exports.lock();
+        let found = exports.iter().find(|export| export.setup.id == id);
         let Some(export) = found else { bail!("Export '{id}' is not found") };
         if export.is_shutting_down() {
             bail!("Export '{id}' is already shutting down");
@@ -219,12 +240,16 @@ impl Server {
                 .hint("Use mode='hard' to force client disconnect"));
         }
         export.stop.send_replace(true);
-        Ok(export)
+        Ok(export.clone())
     }
 
     /// Takes an export away: its clients are disconnected, their requests have ended.
     pub async fn close(&self, export: &Arc<Export>) {
-        export.stop.send_replace(true);
+        {
+            // Who is being seated is counted before the mark is set, and waited for.
+            let _exports = self.exports.lock();
+            export.stop.send_replace(true);
+        }
         while export.clients() > 0 {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }

@@ -1,6 +1,6 @@
 //! What a client and the server agree on before requests come (fixed newstyle).
 
-use super::nbd::{Export, Server};
+use super::nbd::{Export, Seat, Server};
 use super::session::Stream;
 use crate::protocols::nbd::wire::*;
 use base::Failure;
@@ -43,7 +43,7 @@ pub(super) async fn negotiate(
     server: &Server,
     mut stream: Stream,
     agreed: &mut Agreed,
-) -> io::Result<Option<(Arc<Export>, Stream)>> {
+) -> io::Result<Option<(Seat, Stream)>> {
     let mut hello = MAGIC.to_be_bytes().to_vec();
     hello.extend(OPT_MAGIC.to_be_bytes());
     hello.extend((FIXED_NEWSTYLE | NO_ZEROES).to_be_bytes());
@@ -107,13 +107,13 @@ async fn options(
     stream: &mut Stream,
     trailer: usize,
     agreed: &mut Agreed,
-) -> io::Result<Option<Arc<Export>>> {
+) -> io::Result<Option<Seat>> {
     loop {
         let Some((option, body)) = next_option(stream).await? else { return Ok(None) };
         match option {
             OPT_EXPORT_NAME => {
                 let name = String::from_utf8_lossy(&body);
-                let Some(export) = server.find(&name) else { return Ok(None) };
+                let Some(export) = server.seat(&name) else { return Ok(None) };
                 agreed.settle(&export);
                 let mut out = export.setup.backend.size().to_be_bytes().to_vec();
                 out.extend(flags_of(&export, agreed.structured).to_be_bytes());
@@ -204,7 +204,7 @@ async fn info(
     option: u32,
     mut body: &[u8],
     agreed: &Agreed,
-) -> io::Result<Option<Arc<Export>>> {
+) -> io::Result<Option<Seat>> {
     let Some(name) = take_name(&mut body) else {
         reply(stream, option, REP_ERR_INVALID, b"bad name length").await?;
         return Ok(None);
@@ -217,7 +217,7 @@ async fn info(
     }
     let wanted: Vec<u16> = numbers.map(|pair| be(pair) as u16).collect();
     let name = String::from_utf8_lossy(name).into_owned();
-    let Some(export) = server.find(&name) else {
+    let Some(export) = server.seat(&name) else {
         reply(stream, option, REP_ERR_UNKNOWN, format!("export '{name}' not present").as_bytes()).await?;
         return Ok(None);
     };

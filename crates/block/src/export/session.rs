@@ -38,17 +38,14 @@ pub(super) async fn serve(
         _ = stop.changed() => return Ok(()),
     };
     let Ok(negotiated) = negotiated else { return Ok(()) };
-    let Some((export, stream)) = negotiated? else { return Ok(()) };
-    let mut gone = export.stop.subscribe();
-    // First counted, then looked: whoever takes the export away has set the mark before counting.
-    export.joined(true);
+    let Some((seat, stream)) = negotiated? else { return Ok(()) };
+    let mut gone = seat.stop.subscribe();
     if *gone.borrow() {
-        export.joined(false);
         return Ok(());
     }
     let (reader, writer) = tokio::io::split(stream);
     let (outbox, ending) = (Outbox::new(writer), watch::channel(false).0);
-    let session = Arc::new(Session { export: export.clone(), agreed, outbox, ending });
+    let session = Arc::new(Session { export: seat.clone(), agreed, outbox, ending });
     let slots = Arc::new(Semaphore::new(PARALLEL as usize));
     let ended = tokio::select! {
         result = session.requests(reader, &slots) => result,
@@ -60,7 +57,7 @@ pub(super) async fn serve(
     session.ending.send_replace(true);
     let _ = slots.acquire_many(PARALLEL).await;
     let _ = tokio::time::timeout(FAREWELL, session.outbox.shutdown()).await;
-    export.joined(false);
+    drop(seat);
     ended
 }
 
