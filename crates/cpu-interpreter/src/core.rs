@@ -41,35 +41,45 @@ impl SegFast {
     pub const OPEN: SegFast = SegFast { base: 0, low: 0, high: u64::MAX, readable: true, writable: true };
 }
 
-/// TLB flushes since a faster engine last looked, for tables that it keeps itself.
-#[derive(Debug, Default)]
-pub struct FlushLog {
-    /// Everything but global pages.
-    pub local: bool,
-    /// Global pages too.
-    pub global: bool,
-    /// Single pages (INVLPG).
-    pub pages: Vec<u64>,
+/// A TLB flush, or a change of address space (Intel SDM 3A 4.10.4.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flush {
+    /// Everything of the present address space but global pages.
+    Local,
+    /// Everything of all address spaces; the present one is this.
+    All(u16),
+    /// One page of the present address space, and global ones there.
+    Page(u64),
+    /// `context` (PCID) is the present address space now; what is known of it stays if `keep`.
+    Switch { context: u16, keep: bool },
+    /// Everything of an address space that is not the present one, but global pages.
+    Context(u16),
+    /// Likewise of all but the present one.
+    OtherContexts,
 }
 
+/// Flushes since a faster engine last looked, in their order, for tables that it keeps itself.
+#[derive(Debug, Default)]
+pub struct FlushLog(pub Vec<Flush>);
+
 impl FlushLog {
-    const PAGES: usize = 32;
+    const LONGEST: usize = 64;
 
-    fn all(&mut self, globals_too: bool) {
-        self.local = true;
-        self.global |= globals_too;
-    }
-
-    fn page(&mut self, linear: u64) {
-        if self.pages.len() < Self::PAGES {
-            self.pages.push(linear);
+    /// `present` is the address space after it.
+    fn push(&mut self, flush: Flush, present: u16) {
+        if self.0.last() == Some(&flush) {
+            return;
+        }
+        if self.0.len() < Self::LONGEST {
+            self.0.push(flush);
         } else {
-            self.all(true);
+            self.0.clear();
+            self.0.push(Flush::All(present));
         }
     }
 
     pub fn is_empty(&self) -> bool {
-        !self.local && !self.global && self.pages.is_empty()
+        self.0.is_empty()
     }
 }
 
@@ -455,15 +465,46 @@ impl Core {
     }
 
     pub fn flush_tlbs(&mut self, globals_too: bool) {
-        self.flushed.all(globals_too);
+        let present = self.context();
+        self.flushed.push(if globals_too { Flush::All(present) } else { Flush::Local }, present);
+        self.drop_tlbs(globals_too);
+    }
+
+    fn drop_tlbs(&mut self, globals_too: bool) {
         self.tlb.flush(globals_too);
         for set in self.parked.iter_mut().flatten() {
             set.flush(globals_too);
         }
     }
 
+    /// The present address space: its PCID, without CR4.PCIDE 0.
+    pub fn context(&self) -> u16 {
+        if self.st.cr4 & paging::CR4_PCIDE != 0 { (self.st.cr3 & 0xfff) as u16 } else { 0 }
+    }
+
+    /// CR3 was written with CR4.PCIDE set.
+    pub fn switch_context(&mut self, keep: bool) {
+        let context = self.context();
+        self.flushed.push(Flush::Switch { context, keep }, context);
+        self.drop_tlbs(false);
+    }
+
+    /// Flushes what is known of `context`; of that and all others if `None`. This side knows
+    /// only the present one.
+    pub fn flush_context(&mut self, context: Option<u16>) {
+        let present = self.context();
+        match context {
+            Some(context) if context != present => self.flushed.push(Flush::Context(context), present),
+            Some(_) => self.flush_tlbs(false),
+            None => {
+                self.flushed.push(Flush::OtherContexts, present);
+                self.flush_tlbs(false);
+            }
+        }
+    }
+
     pub fn flush_page(&mut self, linear: u64) {
-        self.flushed.page(linear);
+        self.flushed.push(Flush::Page(linear), self.context());
         self.tlb.flush_page(linear);
         for set in self.parked.iter_mut().flatten() {
             set.flush_page(linear);

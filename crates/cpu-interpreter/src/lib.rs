@@ -25,7 +25,7 @@ pub mod testing;
 mod tests;
 
 pub use block::Mixer;
-pub use core::{Core, Counter, FlushLog, mode};
+pub use core::{Core, Counter, Flush, FlushLog, mode};
 pub use decode::may_store;
 pub use tier::{Pause, Ran, Single};
 pub use tlb::View;

@@ -189,10 +189,12 @@ impl CodeObserver for Shared {
     fn armed(&self, block: RamBlock, offset: u64) {
         let host = block.host_address() + offset as usize;
         let Some(list) = locked(&self.writers).remove(&host) else { return };
+        // Counted before, for who brings such an entry back; and behind, for who sets it aside.
         self.revoked.fetch_add(1, Ordering::SeqCst);
         for (gs, linear) in list {
             self.form.protect(gs, linear, host);
         }
+        self.revoked.fetch_add(1, Ordering::SeqCst);
         self.wait_for_peers();
     }
 

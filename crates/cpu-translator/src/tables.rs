@@ -5,9 +5,12 @@
 //! writes in each privilege view, in memory that is reserved but only populated where used.
 //! Where that much cannot be reserved, the tables are short and hashed: see [`Form`].
 
+mod contexts;
+
 use crate::cache::Mixed;
 use crate::layout::*;
 use base::{Failure, Result};
+use contexts::Contexts;
 use cpu_interpreter::View;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous};
@@ -89,6 +92,17 @@ impl Form {
         if self == Form::Hashed {
             self.tag(gs, page, write).store(page.wrapping_neg(), Ordering::Release);
         }
+    }
+
+    /// Takes the entry of `page` away; 0: there is none.
+    fn take(self, gs: usize, page: u64, write: bool) -> u64 {
+        let known =
+            self == Form::Flat || self.tag(gs, page, write).load(Ordering::Acquire) == page.wrapping_neg();
+        let entry = if known { self.entry(gs, page, write).load(Ordering::Acquire) } else { 0 };
+        if entry != 0 {
+            self.clear(gs, page, write);
+        }
+        entry
     }
 
     fn clear(self, gs: usize, page: u64, write: bool) {
@@ -184,6 +198,7 @@ pub struct Tables {
     large: Mixed<u64, ()>,
     /// Likewise for larger pages.
     huge: Mixed<u64, ()>,
+    contexts: Contexts,
     pub fills: u64,
     pub flushes: u64,
     /// Counts flushes of any kind.
@@ -223,6 +238,7 @@ impl Tables {
             code_pages: Mixed::default(),
             large: Mixed::default(),
             huge: Mixed::default(),
+            contexts: Contexts::default(),
             fills: 0,
             flushes: 0,
             epoch: 0,
@@ -257,6 +273,9 @@ impl Tables {
             space.form.set(space.gs, page, true, value);
         }
         space.logs[usize::from(global)].pages.push(page);
+        if global {
+            self.contexts.note_mixed(page);
+        }
         self.fills += 1;
     }
 
@@ -269,7 +288,7 @@ impl Tables {
         }
     }
 
-    /// Drops everything, or everything but global pages.
+    /// Drops everything, or everything but global pages of the present address space.
     pub fn flush(&mut self, globals_too: bool) {
         self.flushes += 1;
         self.epoch += 1;
@@ -283,7 +302,9 @@ impl Tables {
                 log.forget_code(gs, self.unknown);
             }
         }
+        self.contexts.forget_mixed();
         if globals_too {
+            self.contexts.forget_others();
             self.code_pages.clear();
             self.large.clear();
             self.huge.clear();
@@ -301,6 +322,10 @@ impl Tables {
             if self.large.remove(&large).is_some() { (large, LARGE / 4096) } else { (linear & !0xfff, 1) };
         for page in (0..count).map(|n| first + 4096 * n) {
             let has_code = self.code_pages.remove(&page).is_some();
+            self.contexts.note_mixed(page);
+            if has_code {
+                self.contexts.note_code_flush();
+            }
             for space in &self.spaces {
                 space.forget_page(page);
                 if has_code {
@@ -349,6 +374,7 @@ impl Tables {
     /// Forgets branches and code pages of all views.
     pub fn forget_code(&mut self) {
         self.code_pages.clear();
+        self.contexts.forget_code();
         for space in &mut self.spaces {
             for log in &mut space.logs {
                 log.forget_code(space.gs, self.unknown);
@@ -403,3 +429,6 @@ pub fn branch_slot(gs: usize, slot: u32) -> &'static AtomicU64 {
         AtomicU64::from_ptr((gs + INDIRECT as usize + 8 * (slot as usize % INDIRECT_SLOTS)) as *mut u64)
     }
 }
+
+#[cfg(test)]
+mod tests;

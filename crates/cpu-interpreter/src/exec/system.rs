@@ -362,14 +362,16 @@ impl Core {
         let pcid = self.read(linear, 8)?;
         let address = self.read(self.wrap(linear.wrapping_add(8)), 8)?;
         let kind = self.read_register(i.op0_register());
-        if kind > 3 || kind < 2 && pcid >> 12 != 0 {
+        let largest = if self.st.cr4 & CR4_PCIDE != 0 { 0xfff } else { 0 };
+        if kind > 3 || kind < 2 && pcid > largest {
             return Err(Fault::GP0);
         }
         match kind {
             0 if !Core::canonical(address) => return Err(Fault::GP0),
-            0 => self.flush_page(address),
-            1 | 3 => self.flush_tlbs(false),
-            _ => self.flush_tlbs(true),
+            0 if pcid == u64::from(self.context()) => self.flush_page(address),
+            0 | 1 => self.flush_context(Some(pcid as u16)),
+            2 => self.flush_tlbs(true),
+            _ => self.flush_context(None),
         }
         Ok(Flow::End)
     }
@@ -584,13 +586,18 @@ impl Core {
 
     fn write_cr3(&mut self, value: u64) -> Result<(), Fault> {
         let pcid = self.st.cr4 & CR4_PCIDE != 0;
+        let keep = value >> 63 != 0;
         let value = if pcid { value & !(1 << 63) } else { value };
         if self.long_mode() && value >> self.paging.physical_bits != 0 {
             return Err(Fault::GP0);
         }
         self.st.cr3 = value;
         self.paging_changed();
-        self.flush_tlbs(false);
+        if pcid {
+            self.switch_context(keep);
+        } else {
+            self.flush_tlbs(false);
+        }
         Ok(())
     }
 

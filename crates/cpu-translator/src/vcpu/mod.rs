@@ -21,7 +21,7 @@ use base::Result;
 use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
 use cpu::{CpuState, Exit, Vcpu, VcpuConfig, Window};
-use cpu_interpreter::{Core, InterpreterVcpu, Ran, mode};
+use cpu_interpreter::{Core, Flush, InterpreterVcpu, Ran, mode};
 use iced_x86::Mnemonic;
 use memory::{RamBlock, UNWATCHED, Watch};
 use std::cell::Cell;
@@ -255,13 +255,14 @@ impl TranslatorVcpu {
         if flushed.is_empty() {
             return false;
         }
-        let (local, global) = (std::mem::take(&mut flushed.local), std::mem::take(&mut flushed.global));
-        if local || global {
-            self.tables.flush(global);
-        }
-        for page in flushed.pages.drain(..) {
-            if !global {
-                self.tables.flush_page(page);
+        for flush in std::mem::take(&mut flushed.0) {
+            match flush {
+                Flush::Local => self.tables.flush(false),
+                Flush::All(context) => self.tables.start(context),
+                Flush::Page(page) => self.tables.flush_page(page),
+                Flush::Switch { context, keep } => self.tables.switch(context, keep, &self.shared),
+                Flush::Context(context) => self.tables.forget_context(Some(context)),
+                Flush::OtherContexts => self.tables.forget_context(None),
             }
         }
         true
