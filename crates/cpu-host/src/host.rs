@@ -41,12 +41,6 @@ pub fn host_features() -> Features {
     Features::from_cpuid(cpuid)
 }
 
-/// Whether XGETBV with ECX = 1 tells which parts of the extended state are in use (SDM vol. 1
-/// §13.2).
-pub fn knows_state_in_use() -> bool {
-    cpuid(0, 0)[0] >= 0xd && cpuid(0xd, 1)[0] & 4 != 0
-}
-
 /// Vendor, family, model, stepping and brand of the host processor.
 pub fn host_identity() -> Identity {
     let text = |words: &[u32]| {

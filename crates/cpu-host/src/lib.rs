@@ -31,7 +31,7 @@ mod thunk;
 
 pub use context::{Operand, SimdContext};
 pub use gather::Gather;
-pub use host::{host_features, host_identity, host_supports, knows_state_in_use};
+pub use host::{host_features, host_identity, host_supports};
 pub use plan::{Class, Memory, Plan, SimdFault, Thunks, Touches};
 pub use shape::{is_x87_control, x87_opcode};
 

@@ -146,6 +146,7 @@ pub struct Core {
     pub st: CpuState,
     pub bus: cpu::CpuBus,
     pub memory_view: Arc<FlatView>,
+    pub port_view: Arc<FlatView>,
     pub paging: Paging,
     pub cpuid: Arc<cpu::cpuid::CpuidTable>,
     pub features: crate::decode::Features,
@@ -191,6 +192,7 @@ impl Core {
         let bootstrap = config.bus.apic.is_bootstrap();
         let st = CpuState::reset(bootstrap, config.cpuid.signature());
         let memory_view = config.bus.memory.snapshot();
+        let port_view = config.bus.ports.snapshot();
         let mut core = Core {
             r: [0; 256],
             res: 1,
@@ -221,6 +223,7 @@ impl Core {
             paging: Paging { physical_bits, ..Paging::default() },
             st,
             memory_view,
+            port_view,
             cpuid: config.cpuid,
             watchpoints: Vec::new(),
             pending_db: 0,

@@ -1,7 +1,9 @@
 //! IN and OUT of one value. They need little of the guest's state, so that it need not be
 //! brought to the interpreter's and back.
 
-use crate::vcpu::{Next, TranslatorVcpu};
+use crate::vcpu::{Fill, Next, TranslatorVcpu};
+use cpu::Fault;
+use cpu_interpreter::View;
 use iced_x86::{Instruction, Mnemonic, OpKind};
 use std::sync::atomic::Ordering;
 
@@ -28,6 +30,34 @@ impl Port {
 }
 
 impl TranslatorVcpu {
+    /// Whether the port may be used. `None`: the interpreter knows.
+    fn check_port(&mut self, port: u16, size: usize) -> Option<()> {
+        if !self.interpreter.core().long_mode() {
+            return self.interpreter.core_mut().check_port(port, size).ok();
+        }
+        for _ in 0..3 {
+            let (tables, mut unknown) = (&self.tables, None);
+            let checked = self.interpreter.core_mut().check_port_by(port, size, |_, linear| {
+                tables.peek(View::Supervisor, linear).map(u64::from).ok_or_else(|| {
+                    unknown = Some(linear);
+                    Fault::GP0
+                })
+            });
+            match (checked, unknown) {
+                (Ok(()), _) => return Some(()),
+                (Err(_), Some(linear)) if (linear & 0xfff) < 0xfff => {
+                    let view = self.interpreter.core().view;
+                    self.interpreter.core_mut().set_view(View::Supervisor);
+                    let filled = self.fill(linear, false, false);
+                    self.interpreter.core_mut().set_view(view);
+                    matches!(filled, Fill::Done).then_some(())?;
+                }
+                _ => return None,
+            }
+        }
+        None
+    }
+
     /// Executes the IN or OUT of a way out. `None`: it is another instruction, or one for the
     /// interpreter after all; nothing has happened.
     pub(crate) fn port(&mut self, place: usize, alive: bool) -> Option<Next> {
@@ -37,10 +67,9 @@ impl TranslatorVcpu {
             return None;
         }
         let ended = self.shared.ended.load(Ordering::SeqCst);
-        let state = self.state.get();
-        let number = port.fixed.unwrap_or(state.gpr[2] as u16);
-        let core = self.interpreter.core_mut();
-        core.check_port(number, port.size).ok()?;
+        let number = port.fixed.unwrap_or(self.state.get().gpr[2] as u16);
+        self.check_port(number, port.size)?;
+        let (state, core) = (self.state.get(), self.interpreter.core_mut());
         if port.input {
             let value = core.port_read(number, port.size);
             let kept = [!0xff, !0xffff, 0, 0][port.size.trailing_zeros() as usize];

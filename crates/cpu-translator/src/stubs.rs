@@ -76,16 +76,19 @@ fn lower(code: &mut Code, n: u8) {
     code.raw(&(32 * i32::from(n)).to_le_bytes());
 }
 
-/// Notes whether the upper halves are in use, as far as the host can tell.
+/// Notes whether an upper half is other than zero. (XGETBV would tell, but takes longer.)
 fn note_upper(code: &mut Code) {
-    if cpu_host::knows_state_in_use() {
-        code.constant(RCX, 1);
-        code.raw(&[0x0f, 0x01, 0xd0]); // xgetbv
-        code.group32(4, RAX, 4);
-        code.store32(UPPER, RAX);
-    } else {
-        code.store_imm32(UPPER, 4);
+    const EACH: u8 = 2;
+    for n in EACH..16 {
+        // vorps ymm0 or ymm1, ymm(n), itself
+        code.raw(&[0xc5, 0x84 | (!n & 15) << 3, 0x56, if n % EACH == 0 { 0xc0 } else { 0xc9 }]);
     }
+    code.raw(&[0xc5, 0xf4, 0x56, 0xc0]); // vorps ymm0, ymm1, ymm0
+    code.raw(&[0xc4, 0xe3, 0x7d, 0x19, 0xc0, 1]); // vextractf128 xmm0, ymm0, 1
+    code.raw(&[0xc4, 0xe2, 0x79, 0x17, 0xc0]); // vptest xmm0, xmm0
+    code.raw(&[0x0f, 0x95, 0xc0]); // setne al
+    code.raw(&[0x0f, 0xb6, 0xc0]); // movzx eax, al
+    code.store32(UPPER, RAX);
 }
 
 fn enter(code: &mut Code) {

@@ -279,6 +279,23 @@ impl Tables {
         self.fills += 1;
     }
 
+    /// Two bytes at `linear`, if their page is known.
+    pub fn peek(&self, view: View, linear: u64) -> Option<u16> {
+        let (form, gs) = (self.spaces[view as usize].form, self.gs(view));
+        let page = linear & !0xfff;
+        let tagged =
+            form == Form::Flat || form.tag(gs, page, false).load(Ordering::Acquire) == page.wrapping_neg();
+        let entry = form.entry(gs, page, false).load(Ordering::Acquire);
+        let canonical = (linear << 16) as i64 >> 16 == linear as i64;
+        if !tagged || entry == 0 || !canonical || linear & 0xfff == 0xfff {
+            return None;
+        }
+        // SAFETY: an entry leads to a page of guest RAM, which lives as long as the machine;
+        // both bytes are in it. Other vCPUs may be writing there: the read is volatile.
+        Some(unsafe { std::ptr::read_volatile(linear.wrapping_add(entry - 1) as *const [u8; 2]) })
+            .map(u16::from_le_bytes)
+    }
+
     /// The page of `linear` is a piece of a large one.
     pub fn note_large(&mut self, linear: u64, size: u64) {
         if size > LARGE {

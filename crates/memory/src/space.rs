@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Which of a machine's two spaces this is: it decides what unassigned addresses read as
 /// and where addresses end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum SpaceKind {
     /// Physical memory; unassigned addresses read as zero.
+    #[default]
     Memory,
     /// I/O ports 0 to 0xffff; unassigned ports read as all ones.
     Port,
@@ -59,7 +60,7 @@ impl AddressSpace {
         Arc::new(AddressSpace {
             kind,
             map: Mutex::ranked(ranks::MEMORY, Map::default()),
-            view: ArcSwap::from_pointee(FlatView { unassigned, ..FlatView::default() }),
+            view: ArcSwap::from_pointee(FlatView { kind, unassigned, ..FlatView::default() }),
             generation: AtomicU64::new(0),
         })
     }
@@ -93,6 +94,7 @@ impl AddressSpace {
         let generation = self.generation.load(Ordering::Acquire) + 1;
         let view = Arc::new(FlatView {
             ranges: flatten(&map.mappings, self.kind),
+            kind: self.kind,
             unassigned: self.view.load().unassigned,
             generation,
             hint: Default::default(),

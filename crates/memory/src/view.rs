@@ -1,4 +1,4 @@
-use crate::{Gpa, Handler, HostPage, PAGE_SIZE, RamBlock};
+use crate::{Gpa, Handler, HostPage, PAGE_SIZE, RamBlock, SpaceKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -43,10 +43,11 @@ pub struct FlatRange {
 #[derive(Default)]
 pub struct FlatView {
     pub(crate) ranges: Vec<FlatRange>,
+    pub(crate) kind: SpaceKind,
     pub(crate) unassigned: u64,
     /// Counts publications; an engine that sees another number drops what it derived.
     pub generation: u64,
-    /// Index of the RAM range that was found last.
+    /// Index of the range that was found last (of memory: only RAM).
     pub(crate) hint: AtomicUsize,
 }
 
@@ -71,7 +72,7 @@ impl FlatView {
     fn search(&self, address: Gpa) -> Option<&FlatRange> {
         let at = self.ranges.partition_point(|range| range.last < address);
         let found = self.ranges.get(at).filter(|range| range.start <= address)?;
-        if matches!(found.target, Target::Ram { .. }) {
+        if self.kind == SpaceKind::Port || matches!(found.target, Target::Ram { .. }) {
             self.hint.store(at, Ordering::Relaxed);
         }
         Some(found)

@@ -83,6 +83,16 @@ impl Core {
 
     /// IOPL and the TSS's I/O bitmap (SDM vol. 1 §18.5).
     pub fn check_port(&mut self, port: u16, size: usize) -> Result<(), Fault> {
+        self.check_port_by(port, size, |core, linear| core.read_system(linear, 2))
+    }
+
+    /// The same; `read` reads two bytes of the TSS.
+    pub fn check_port_by(
+        &mut self,
+        port: u16,
+        size: usize,
+        mut read: impl FnMut(&mut Core, u64) -> Result<u64, Fault>,
+    ) -> Result<(), Fault> {
         if self.st.cr0 & CR0_PE == 0 || !self.v86() && self.cpl <= self.iopl() {
             return Ok(());
         }
@@ -90,12 +100,11 @@ impl Core {
         if tr.kind() & 8 == 0 || tr.limit < 103 {
             return Err(Fault::GP0);
         }
-        let map = self.read_system(tr.base.wrapping_add(102), 2)?;
-        let at = map + u64::from(port / 8);
+        let at = read(self, tr.base.wrapping_add(102))? + u64::from(port / 8);
         if at + 1 > u64::from(tr.limit) {
             return Err(Fault::GP0);
         }
-        let bits = self.read_system(tr.base.wrapping_add(at), 2)?;
+        let bits = read(self, tr.base.wrapping_add(at))?;
         if bits >> (port & 7) & ((1 << size) - 1) != 0 {
             return Err(Fault::GP0);
         }
@@ -104,15 +113,22 @@ impl Core {
 
     pub fn port_read(&mut self, port: u16, size: usize) -> u64 {
         self.io_breakpoint(port, size);
-        let value = u64::from(self.bus.port_read(port, size as u8)) & mask(size);
+        let value = self.ports().load(u64::from(port), size as u8) & mask(size);
         self.after_io();
         value
     }
 
     pub fn port_write(&mut self, port: u16, size: usize, value: u64) {
         self.io_breakpoint(port, size);
-        self.bus.port_write(port, size as u8, (value & mask(size)) as u32);
+        self.ports().store(u64::from(port), size as u8, value & mask(size));
         self.after_io();
+    }
+
+    fn ports(&mut self) -> &memory::FlatView {
+        if self.bus.ports.generation() != self.port_view.generation {
+            self.port_view = self.bus.ports.snapshot();
+        }
+        &self.port_view
     }
 
     fn io_breakpoint(&mut self, port: u16, size: usize) {

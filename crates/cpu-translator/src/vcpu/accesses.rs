@@ -4,7 +4,7 @@ use super::*;
 
 /// What became of a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fill {
+pub(crate) enum Fill {
     Done,
     /// The entry is good for one access.
     Once(u64),
@@ -65,7 +65,7 @@ impl TranslatorVcpu {
     }
 
     /// Makes the page of `linear` known to the tables.
-    pub(super) fn fill(&mut self, linear: u64, write: bool, table: bool) -> Fill {
+    pub(crate) fn fill(&mut self, linear: u64, write: bool, table: bool) -> Fill {
         let core = self.interpreter.core_mut();
         if !Core::canonical(linear) {
             return Fill::No;

@@ -4,6 +4,7 @@ mod accesses;
 mod find;
 mod ways;
 
+pub(crate) use accesses::Fill;
 use find::Place;
 
 use crate::beside::{BATCH, Beside, Stamp};
@@ -49,7 +50,7 @@ pub struct TranslatorVcpu {
     pub(crate) interpreter: InterpreterVcpu,
     pub(crate) shared: Arc<Shared>,
     peer: Arc<Peer>,
-    tables: Tables,
+    pub(crate) tables: Tables,
     pub(crate) state: StatePage,
     builder: Builder,
     pub(crate) exits: Exits,
