@@ -23,7 +23,7 @@ use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
 use cpu::{CpuState, Exit, Vcpu, VcpuConfig, Window};
 use cpu_interpreter::{Core, Flush, InterpreterVcpu, Ran, mode};
-use iced_x86::Mnemonic;
+use iced_x86::{Instruction, Mnemonic};
 use memory::{RamBlock, UNWATCHED, Watch};
 use std::cell::Cell;
 use std::sync::Arc;
@@ -256,7 +256,8 @@ impl TranslatorVcpu {
         if flushed.is_empty() {
             return false;
         }
-        for flush in std::mem::take(&mut flushed.0) {
+        let mut log = std::mem::take(&mut flushed.0);
+        for flush in log.drain(..) {
             match flush {
                 Flush::Local => self.tables.flush(false),
                 Flush::All(context) => self.tables.start(context),
@@ -266,6 +267,7 @@ impl TranslatorVcpu {
                 Flush::OtherContexts => self.tables.forget_context(None),
             }
         }
+        self.interpreter.core_mut().flushed.0 = log;
         true
     }
 

@@ -2,6 +2,15 @@
 
 use super::*;
 
+/// Whether an instruction may change control or model-specific registers.
+fn sets_registers(i: &Instruction) -> bool {
+    match i.mnemonic() {
+        Mnemonic::Wrmsr | Mnemonic::Xsetbv | Mnemonic::Lmsw | Mnemonic::Clts => true,
+        Mnemonic::Mov => i.op0_register().is_cr(),
+        _ => false,
+    }
+}
+
 impl TranslatorVcpu {
     /// The instruction of a site is executed by the interpreter.
     pub(super) fn interpret_at(&mut self, place: usize, alive: bool, key: u32) -> Result<Next, Exit> {
@@ -27,6 +36,7 @@ impl TranslatorVcpu {
         }
         let Some(single) = &self.exits.get(place).single else { return Ok(Next::Loop) };
         let ended = self.shared.ended.load(Ordering::SeqCst);
+        let all = sets_registers(single.instruction());
         let asked = (single.instruction().mnemonic() == Mnemonic::Cpuid)
             .then(|| system::asks(self.interpreter.core()));
         let ran = self.interpreter.run_single(single)?;
@@ -39,7 +49,7 @@ impl TranslatorVcpu {
             return Ok(Next::Loop);
         }
         if ran == Ran::Elsewhere || site.next == 0 {
-            return Ok(self.go_on());
+            return Ok(self.go_on(all));
         }
         if self.is_revoked() || ran == Ran::End && self.key() != Some(key) {
             return Ok(Next::Loop);
@@ -51,20 +61,21 @@ impl TranslatorVcpu {
         }
         // Look-ups that the block made are void after a flush.
         if self.follow_flushes() {
-            return Ok(self.go_on());
+            return Ok(self.go_on(all));
         }
-        self.load_state(ran == Ran::End);
+        self.load_state(all);
         if site.kind == Kind::X87 && self.state.get().x87 == 0 {
             return Ok(Next::Loop);
         }
         Ok(Next::Host(self.host(site.next)))
     }
 
-    /// On at the interpreter's `rip`, as an indirect branch goes there.
-    pub(super) fn go_on(&mut self) -> Next {
+    /// On at the interpreter's `rip`, as an indirect branch goes there; `all`: control or
+    /// model-specific registers may have changed.
+    fn go_on(&mut self, all: bool) -> Next {
         let Some(key) = self.key() else { return Next::Loop };
         self.note_key(key);
-        self.load_state(true);
+        self.load_state(all);
         let rip = self.interpreter.core().rip;
         let state = self.state.get();
         (state.s0, state.flags_away) = (rip, 0);
