@@ -429,3 +429,33 @@ fn reading_the_shadow_stack_pointer_does_nothing() {
         Guest::long(&[0xb8, 7, 0, 0, 0, 0xf3, 0x48, 0x0f, 0x1e, 0xc8, 0xf3, 0x0f, 0x1e, 0xc8, 0xf4]);
     assert_eq!(guest.run().gpr[0], 7);
 }
+
+/// 32-bit code in compatibility mode, without memory from 4 MiB to 6 MiB.
+fn compatibility_guest(code: &[u8]) -> (Guest, CpuState) {
+    let mut state = long_mode_state(CODE, STACK, 0);
+    state.seg[1].access = 0xc09b;
+    let guest = Guest::new(&state, code);
+    guest.memory.store(0x3000 + 8 * 2, 8, 0);
+    (guest, state)
+}
+
+#[test]
+fn pushad_has_written_what_lies_above_the_page_that_faults() {
+    let (mut guest, mut state) = compatibility_guest(&[0x60]);
+    state.gpr = std::array::from_fn(|n| 0x100 + n as u64);
+    state.gpr[4] = 0x60_0008;
+    guest.stepper.load(&state).unwrap();
+    assert_eq!(guest.stepper.step(), Err(Fault::page(2, 0x5f_fffc)));
+    assert_eq!(guest.memory.load(0x60_0000, 8), 0x100 << 32 | 0x101);
+    assert_eq!(guest.stepper.state(), CpuState { cr2: guest.stepper.state().cr2, ..state });
+}
+
+#[test]
+fn a_mask_of_zeros_keeps_maskmov_from_pages_but_not_from_its_segment() {
+    // maskmovdqu xmm0, xmm1; then with CS, which is never writable
+    let (mut guest, mut state) = compatibility_guest(&[0x66, 0x0f, 0xf7, 0xc1, 0x2e, 0x66, 0x0f, 0xf7, 0xc1]);
+    state.gpr[7] = 0x40_0000;
+    guest.stepper.load(&state).unwrap();
+    assert_eq!(guest.stepper.step(), Ok(()));
+    assert_eq!(guest.stepper.step(), Err(Fault::GP0));
+}

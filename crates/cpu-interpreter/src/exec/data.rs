@@ -331,16 +331,14 @@ impl Core {
         let width = self.stack_size();
         let bottom = self.reg(4, width).wrapping_sub(8 * size as u64) & mask(width);
         let values: [u64; 8] = std::array::from_fn(|n| self.reg(n as u8, size));
-        for pass in 0..2 {
-            for (n, &value) in values.iter().enumerate() {
-                let at = bottom.wrapping_add((7 - n as u64) * size as u64) & mask(width);
-                let linear = self.linear(seg::SS as u8, at, size, true)?;
-                if pass == 0 {
-                    self.probe_write(linear, size)?;
-                } else {
-                    self.write(linear, size, value)?;
-                }
-            }
+        let place = |n: usize| bottom.wrapping_add((7 - n as u64) * size as u64) & mask(width);
+        for n in 0..values.len() {
+            self.linear(seg::SS as u8, place(n), size, true)?;
+        }
+        // One after the other: what lies above a page that faults has been written.
+        for (n, &value) in values.iter().enumerate() {
+            let linear = self.linear(seg::SS as u8, place(n), size, true)?;
+            self.write(linear, size, value)?;
         }
         self.set_pointer(4, width, bottom);
         Ok(Flow::Next)

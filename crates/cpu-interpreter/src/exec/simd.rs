@@ -59,10 +59,9 @@ impl Core {
         let mut byte_mask = u64::MAX;
         if let Some(memory) = plan.memory {
             let size = usize::from(memory.size);
-            let (segment, offset) = if matches!(
-                i.mnemonic(),
-                Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu
-            ) {
+            let by_rdi =
+                matches!(i.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu);
+            let (segment, offset) = if by_rdi {
                 (Core::source_segment(i), self.r[7] << (op.cut & 63) >> (op.cut & 63))
             } else {
                 (op.seg, self.offset(op))
@@ -70,6 +69,10 @@ impl Core {
             let linear = if memory.masked {
                 // What is masked out is not checked either.
                 byte_mask = plan.byte_mask(&mut self.simd).map_err(|f| self.simd_fault(f))?;
+                // But for MASKMOV's segment: #GP and #SS come whatever the mask (SDM, MASKMOVQ).
+                if by_rdi {
+                    self.linear(segment, offset, size, memory.write)?;
+                }
                 self.wrap(self.sc[usize::from(segment & 7)].base.wrapping_add(offset))
             } else {
                 let base = self.sc[usize::from(segment & 7)].base;
