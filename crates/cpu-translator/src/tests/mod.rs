@@ -62,3 +62,20 @@ impl Guest {
         self.engine.0.cache().statistics.translated
     }
 }
+
+#[test]
+fn code_at_the_end_of_a_page_leaves_the_next_one_unaccessed() {
+    // inc eax; cmp eax,100; jne -7; hlt: the last 8 bytes of a page.
+    let code = [0xff, 0xc0, 0x83, 0xf8, 100, 0x75, 0xf9, 0xf4];
+    let start = 0x20_0ff8;
+    let mut guest = Guest::with(&long_mode_state(start, STACK, 0), &code);
+    let (directory_entry, table) = (0x3008, 0x9000);
+    guest.memory.store(directory_entry, 8, table | 0x27);
+    for page in 0..512 {
+        guest.memory.store(table + 8 * page, 8, 0x20_0000 + 4096 * page | 7);
+    }
+    assert_eq!(guest.run().gpr[0], 100);
+    assert!(guest.translated() > 0);
+    assert_eq!(guest.memory.load(table, 8) & 0x20, 0x20);
+    assert_eq!(guest.memory.load(table + 8, 8) & 0x20, 0);
+}

@@ -29,7 +29,7 @@ use iced_x86::{Instruction, InstructionInfoFactory};
 use std::cell::Cell;
 
 pub use class::{Class, classify};
-pub use trace::LONGEST;
+pub use trace::{LONGEST, crosses};
 
 /// Bits of a block's mode key beside the interpreter's mode word.
 pub mod key {

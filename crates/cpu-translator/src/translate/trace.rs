@@ -30,8 +30,24 @@ impl Source<'_> {
     }
 
     pub fn bits(&self) -> u32 {
-        if self.key & cpu_interpreter::mode::CODE == cpu_interpreter::mode::CODE64 { 64 } else { 32 }
+        bits(self.key)
     }
+}
+
+fn bits(key: u32) -> u32 {
+    if key & cpu_interpreter::mode::CODE == cpu_interpreter::mode::CODE64 { 64 } else { 32 }
+}
+
+/// Whether the instruction at `rip`, whose page has these bytes, reaches into the next page. No
+/// other may be looked at: that would set the accessed flag of a page where the guest does not go.
+pub fn crosses(page: &[u8], rip: u64, key: u32) -> bool {
+    let at = (rip & 0xfff) as usize;
+    if at + 15 <= page.len() {
+        return false;
+    }
+    let mut decoder = Decoder::with_ip(bits(key), &page[at..], rip, DecoderOptions::NONE);
+    let _ = decoder.decode();
+    decoder.last_error() == DecoderError::NoMoreBytes
 }
 
 impl Builder {

@@ -81,8 +81,8 @@ impl TranslatorVcpu {
         let checked = self.interpreter.core().watch_code(ram, offset) & UNWATCHED != 0;
         let mut bytes = [0u8; 4096 + TAIL];
         ram.page(offset).read(0, &mut bytes[..4096]);
-        let second = if (rip & 0xfff) as usize > 4096 - TAIL {
-            self.second_page(cache, rip, &mut bytes[4096..])
+        let second = if crosses(&bytes[..4096], rip, key) {
+            self.second_page(cache, rip, key, &mut bytes[4096..])
         } else {
             None
         };
@@ -105,9 +105,14 @@ impl TranslatorVcpu {
         &mut self,
         cache: &mut Cache,
         rip: u64,
+        key: u32,
         bytes: &mut [u8],
     ) -> Option<(usize, u32)> {
         let linear = (rip & !0xfff).wrapping_add(4096);
+        // No instruction of 32-bit code reaches beyond 4 GiB.
+        if linear >> 32 != 0 && key & mode::CODE != mode::CODE64 {
+            return None;
+        }
         let (host, ram, offset) = self.code_at(linear)?;
         ram.set_code_observer(self.shared.clone());
         if self.interpreter.core().watch_code(ram, offset) & UNWATCHED != 0 {

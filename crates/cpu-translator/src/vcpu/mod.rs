@@ -17,7 +17,7 @@ use crate::signals;
 use crate::system;
 use crate::tables::Tables;
 use crate::tables::branch_slot;
-use crate::translate::{Builder, LARGEST, Source, TAIL, key};
+use crate::translate::{Builder, LARGEST, Source, TAIL, crosses, key};
 use base::Result;
 use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
