@@ -338,7 +338,7 @@ pub(crate) fn operands(core: &Core, i: &Instruction, left: usize) -> Op {
 }
 
 /// The segment of a memory operand. In 64-bit mode only FS and GS override the default.
-fn data_segment(i: &Instruction) -> u8 {
+pub fn data_segment(i: &Instruction) -> u8 {
     let mut plain = *i;
     if i.code_size() == CodeSize::Code64 && !matches!(i.segment_prefix(), Register::FS | Register::GS) {
         plain.set_segment_prefix(Register::None);

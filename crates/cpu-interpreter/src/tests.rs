@@ -459,3 +459,15 @@ fn a_mask_of_zeros_keeps_maskmov_from_pages_but_not_from_its_segment() {
     assert_eq!(guest.stepper.step(), Ok(()));
     assert_eq!(guest.stepper.step(), Err(Fault::GP0));
 }
+
+#[test]
+fn a_misaligned_cmpxchg16b_is_a_general_protection_fault_even_beyond_canonical_addresses() {
+    // cmpxchg16b [rbp], whose segment is SS
+    let mut guest = Guest::long(&[0x48, 0x0f, 0xc7, 0x4d, 0]);
+    let mut state = guest.stepper.state();
+    for (address, fault) in [(1 << 63, vector::SS), (1 << 63 | 8, vector::GP)] {
+        state.gpr[5] = address;
+        guest.stepper.load(&state).unwrap();
+        assert_eq!(guest.stepper.step().unwrap_err().vector, fault);
+    }
+}

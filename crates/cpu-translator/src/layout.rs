@@ -45,10 +45,12 @@ pub struct State {
     pub in_code: u32,
     /// Guest instructions that may still be executed (only if they are counted).
     pub budget: i64,
-    /// FIP, FDP and FOP of the last x87 instruction.
+    /// FIP, FDP and FOP of the last x87 instruction, and the number of the segment register that
+    /// FDP belongs to; [`NO_SEGMENT`]: none had an operand in memory.
     pub fip: u64,
     pub fdp: u64,
     pub fop: u64,
+    pub fdp_segment: u64,
     /// At an indirect branch: its site, with the top bit if the flags are in `saved_flags`, not
     /// the host's; and whether they are, as zero or not.
     pub branch: u32,
@@ -137,6 +139,8 @@ pub const BUDGET: i32 = offset_of!(State, budget) as i32;
 pub const FIP: i32 = offset_of!(State, fip) as i32;
 pub const FDP: i32 = offset_of!(State, fdp) as i32;
 pub const FOP: i32 = offset_of!(State, fop) as i32;
+pub const FDP_SEGMENT: i32 = offset_of!(State, fdp_segment) as i32;
+pub const NO_SEGMENT: u64 = 6;
 pub const BRANCH: i32 = offset_of!(State, branch) as i32;
 pub const OVERWRITTEN: i32 = offset_of!(State, overwritten) as i32;
 pub const FLAGS_AWAY: i32 = offset_of!(State, flags_away) as i32;

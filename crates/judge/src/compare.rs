@@ -27,7 +27,7 @@ pub fn compare(case: &Case, silicon: &Outcome, engine: &Outcome) -> Vec<Differen
             list.push((what.to_owned(), format!("{a:#x}"), format!("{b:#x}")));
         }
     };
-    if either_operand(case, silicon) && [silicon, engine].iter().all(|o| matches!(o.vector, 12..=14)) {
+    if either_fault(case, silicon, engine) {
         check("rip", silicon.registers.rip, engine.registers.rip);
         return list;
     }
@@ -77,15 +77,21 @@ pub fn compare(case: &Case, silicon: &Outcome, engine: &Outcome) -> Vec<Differen
     list
 }
 
-/// Whether a fault is that of CMPS, whose operands processors touch in either order.
-fn either_operand(case: &Case, silicon: &Outcome) -> bool {
+/// Whether both faults are right: CMPS touches its operands in either order, and an indirect CALL
+/// to a bad target with a bad stack tells of either (the target comes first in the manuals'
+/// operation, the push on AMD's silicon).
+fn either_fault(case: &Case, silicon: &Outcome, engine: &Outcome) -> bool {
     let from = silicon.registers.rip.wrapping_sub(case.registers.rip);
     let Some(bytes) = usize::try_from(from).ok().and_then(|from| case.code().get(from..)) else {
         return false;
     };
     let i = Decoder::with_ip(case.bits as u32, bytes, silicon.registers.rip, DecoderOptions::AMD).decode();
-    i.is_string_instruction()
-        && matches!(i.mnemonic(), Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq)
+    let open = match i.mnemonic() {
+        Mnemonic::Cmpsb | Mnemonic::Cmpsw | Mnemonic::Cmpsd | Mnemonic::Cmpsq => i.is_string_instruction(),
+        Mnemonic::Call => i.is_call_near_indirect() && silicon.vector != engine.vector,
+        _ => false,
+    };
+    open && [silicon, engine].iter().all(|o| matches!(o.vector, 12..=14))
 }
 
 /// Linux says "present" of all addresses beyond a process's.

@@ -252,6 +252,11 @@ impl Core {
 
     fn compare_exchange_pair(&mut self, i: &Instruction, op: &Op) -> Done {
         let half = if i.mnemonic() == Mnemonic::Cmpxchg16b { 8 } else { 4 };
+        // As for vectors, alignment comes before whether the address is canonical.
+        let base = self.sc[usize::from(op.seg & 7)].base;
+        if half == 8 && base.wrapping_add(self.offset(op)) & 15 != 0 {
+            return Err(Fault::GP0);
+        }
         let linear = self.operand(op, half * 2, true)?;
         let expected = (self.reg(0, half), self.reg(2, half));
         let new = (self.reg(3, half), self.reg(1, half));
@@ -267,9 +272,6 @@ impl Core {
             };
             (old & 0xffff_ffff, old >> 32)
         } else {
-            if linear & 15 != 0 {
-                return Err(Fault::GP0);
-            }
             self.locked_pair(linear, expected, new)?
         };
         let equal = old == expected;

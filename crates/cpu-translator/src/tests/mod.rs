@@ -79,3 +79,17 @@ fn code_at_the_end_of_a_page_leaves_the_next_one_unaccessed() {
     assert_eq!(guest.memory.load(table, 8) & 0x20, 0x20);
     assert_eq!(guest.memory.load(table + 8, 8) & 0x20, 0);
 }
+
+#[test]
+fn the_segment_of_an_x87_operand_is_noted_wherever_the_operand_is() {
+    // fcmovu st0,st2; fiadd dword [rbx]; hlt: the address is what FDP was already.
+    let mut guest = Guest::with(&long_mode_state(CODE, STACK, 0), &[0xda, 0xda, 0xda, 0x03, 0xf4]);
+    for round in 0..4 {
+        let mut state = long_mode_state(CODE, STACK, 0);
+        state.seg[3].selector = 0x18;
+        guest.vcpu.load(&state).unwrap();
+        let end = guest.run().fpu;
+        assert_eq!((end.fdp, end.fds, end.fcs), (0, 0x18, 8), "round {round}");
+    }
+    assert!(guest.translated() > 0);
+}

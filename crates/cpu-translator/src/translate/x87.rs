@@ -5,6 +5,7 @@ use super::{Builder, Cold, Source};
 use crate::asm::{T0, T1};
 use crate::cache::Kind;
 use crate::layout::*;
+use cpu_interpreter::data_segment;
 use iced_x86::{Instruction, OpKind};
 
 impl Builder {
@@ -33,6 +34,7 @@ impl Builder {
         }
         if memory {
             self.code.store(FDP, T0);
+            self.code.store_imm32(FDP_SEGMENT, u32::from(data_segment(i)));
         }
         let next = self.steps.get(self.k + 1);
         let covered = next.is_some_and(|next| {

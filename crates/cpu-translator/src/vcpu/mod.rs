@@ -11,7 +11,7 @@ use crate::beside::{BATCH, Beside, Stamp};
 use crate::cache::{Cache, Kind, NONE};
 use crate::counted::Counting;
 use crate::exits::Exits;
-use crate::layout::{MASK, reason};
+use crate::layout::{MASK, NO_SEGMENT, reason};
 use crate::shared::{Peer, Shared, StatePage};
 use crate::signals;
 use crate::system;
@@ -289,6 +289,7 @@ impl TranslatorVcpu {
         state.fip = core.simd.fip;
         state.fdp = core.simd.fdp;
         state.fop = u64::from(core.simd.fop);
+        state.fdp_segment = NO_SEGMENT;
         system::load(state, core);
         if all {
             system::load_registers(state, core, &self.tables);
@@ -307,9 +308,9 @@ impl TranslatorVcpu {
                 core.simd.fip = state.fip;
                 core.simd.fcs = core.st.seg[cpu::state::seg::CS].selector;
             }
-            if core.simd.fdp != state.fdp {
+            if let Some(segment) = core.st.seg.get(state.fdp_segment as usize) {
                 core.simd.fdp = state.fdp;
-                core.simd.fds = core.st.seg[cpu::state::seg::DS].selector;
+                core.simd.fds = segment.selector;
             }
             core.simd.fop = state.fop as u16;
         }

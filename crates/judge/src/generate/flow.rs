@@ -33,7 +33,11 @@ pub(super) fn looped(generator: &mut Generator, max: usize, rounds: u64) -> Opti
             break;
         }
         let condition = build.below(16) as u8;
-        if done + 1 < wanted && build.below(4) == 0 && flags_of(condition) & undefined == 0 {
+        if done + 1 < wanted
+            && build.below(4) == 0
+            && flags_of(condition) & undefined == 0
+            && bytes.len() + 2 <= MAX_CODE - TAIL
+        {
             bytes.extend([0x70 | condition, 0]);
             open.push(Forward { at: bytes.len() - 1, left: 1 + build.below(3), undefined });
             continue;

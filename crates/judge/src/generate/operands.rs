@@ -496,10 +496,13 @@ fn settle_registers(rng: &mut Rng, case: &mut Case, i: &Instruction) {
             super::state::patch(case, 0, start, &wild.to_le_bytes());
         }
         M::Fxrstor | M::Fxrstor64 => {
-            // MXCSR's reserved bits mostly clear.
-            let at = case.patches[0].bytes.get_mut(26..28);
-            if let (Some(high), true) = (at, rng.below(4) > 0) {
-                high.fill(0);
+            // MXCSR's reserved bits mostly clear; bit 17 always (as for LDMXCSR).
+            let mostly = rng.below(4) > 0;
+            if let Some(high) = case.patches[0].bytes.get_mut(26..28) {
+                high[0] &= !2;
+                if mostly {
+                    high.fill(0);
+                }
             }
         }
         M::Ret => super::state::patch(case, 1, rsp, &code_target(rng, case.registers.rip).to_le_bytes()),
