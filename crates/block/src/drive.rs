@@ -78,7 +78,7 @@ impl Graph {
             // Settings of media to come.
             drive.settings = take_settings(&mut options, drive.settings)?;
         }
-        if options.get_str("node-name").as_deref() == Some(id) {
+        if options.get_str("node-name") == Some(id) {
             bail!("Device name '{id}' conflicts with an existing node name");
         }
         let graph = self.arc();

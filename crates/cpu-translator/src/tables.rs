@@ -292,8 +292,8 @@ impl Tables {
         }
         // SAFETY: an entry leads to a page of guest RAM, which lives as long as the machine;
         // both bytes are in it. Other vCPUs may be writing there: the read is volatile.
-        Some(unsafe { std::ptr::read_volatile(linear.wrapping_add(entry - 1) as *const [u8; 2]) })
-            .map(u16::from_le_bytes)
+        let bytes = unsafe { std::ptr::read_volatile(linear.wrapping_add(entry - 1) as *const [u8; 2]) };
+        Some(u16::from_le_bytes(bytes))
     }
 
     /// The page of `linear` is a piece of a large one.

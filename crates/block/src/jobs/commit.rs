@@ -126,7 +126,7 @@ async fn pour(top: &Arc<Node>, base: &Arc<Node>) -> IoResult {
     }
     base.flush().await?;
     match top.layer().make_empty().await {
-        Err(error) if errno_of(&error) != libc::ENOTSUP => return Err(error),
+        Err(error) if errno_of(&error) != libc::ENOTSUP => Err(error),
         _ => top.flush().await,
     }
 }
