@@ -34,12 +34,17 @@ struct Load {
     next: AtomicU64,
 }
 
+/// What buffers begin at a multiple of, as those of `qemu-img bench` do.
+const PAGE: usize = 4096;
+
 /// One request; the buffer comes back.
-async fn request(backend: Backend, write: bool, offset: u64, mut buffer: Vec<u8>) -> Vec<u8> {
-    let disk = backend.access(write, buffer.len() as u64).await.expect("a medium");
+async fn request(backend: Backend, write: bool, size: usize, offset: u64, mut buffer: Vec<u8>) -> Vec<u8> {
+    let disk = backend.access(write, size as u64).await.expect("a medium");
+    let start = buffer.as_ptr().align_offset(PAGE);
+    let data = &mut buffer[start..start + size];
     match write {
-        true => disk.write(offset, &buffer, WriteFlags::empty()).await,
-        false => disk.read(offset, &mut buffer).await,
+        true => disk.write(offset, data, WriteFlags::empty()).await,
+        false => disk.read(offset, data).await,
     }
     .expect("no I/O error");
     drop(disk);
@@ -47,7 +52,7 @@ async fn request(backend: Backend, write: bool, offset: u64, mut buffer: Vec<u8>
 }
 
 async fn work(backend: Backend, load: Arc<Load>) {
-    let mut buffer = vec![0x5a; load.size];
+    let mut buffer = vec![0x5a; load.size + PAGE];
     let places = backend.size() - load.size as u64 + 1;
     loop {
         let turn = load.next.fetch_add(1, Ordering::Relaxed);
@@ -56,8 +61,8 @@ async fn work(backend: Backend, load: Arc<Load>) {
         }
         let offset = (turn * load.step) % places / load.size as u64 * load.size as u64;
         // As device front ends do: each request is a task, where the back end runs it.
-        let request = request(backend.clone(), load.write, offset, buffer);
-        buffer = backend.spawn(load.size as u64, request).await.expect("a request ends");
+        let request = request(backend.clone(), load.write, load.size, offset, buffer);
+        buffer = backend.spawn(load.write, load.size as u64, request).await.expect("a request ends");
     }
 }
 

@@ -442,14 +442,18 @@ impl Backend {
     }
 
     /// Carries out a request that moves `bytes` on the I/O thread; long ones that come together
-    /// are shared among processors.
+    /// are shared among processors. Not so plain writes: they lock the host's file, so that
+    /// several threads would only wait for each other.
     pub fn spawn<T: Send + 'static>(
         &self,
+        write: bool,
         bytes: u64,
         request: impl Future<Output = T> + Send + 'static,
     ) -> JoinHandle<T> {
         let own = || self.0.thread.lock().handle().clone();
-        if bytes < LONG {
+        // Where there is an alignment, data is encrypted or does not go through the cache.
+        let plain = || self.node().is_none_or(|node| node.layer().limits().request_alignment <= 1);
+        if bytes < LONG || write && plain() {
             return own().spawn(request);
         }
         let others = self.0.long.fetch_add(1, Ordering::AcqRel);
@@ -467,7 +471,8 @@ impl Backend {
     /// Starts a request of the guest. `done` is called on an I/O thread.
     pub fn submit(&self, request: Request, done: Done) {
         let backend = self.clone();
-        self.spawn(request.moves(), async move { done(backend.perform(request).await) });
+        let write = matches!(request, Request::Write { .. });
+        self.spawn(write, request.moves(), async move { done(backend.perform(request).await) });
     }
 
     /// A guest request from async code: with policy, limits and statistics.

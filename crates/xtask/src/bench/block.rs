@@ -18,12 +18,17 @@ const REPEAT: usize = 5;
 const JOB_BYTES: u64 = 1 << 30;
 const LIMIT: Duration = Duration::from_secs(120);
 
+const PARTS: [&str; 4] = ["requests", "nbd", "jobs", "open"];
+
+/// `args` are names of parts and pieces of names of rows ("1 MiB", "mirror"): only these are
+/// measured, if there are any.
 pub fn run(args: &[String]) -> Result {
-    let wanted = |part: &str| args.is_empty() || args.iter().any(|arg| arg == part);
+    let (parts, rows): (Vec<_>, Vec<_>) = args.iter().cloned().partition(|arg| PARTS.contains(&arg.as_str()));
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|arg| arg == part);
     step("build", "cargo", &["build", "-q", "--release", "-p", "block", "--example", "block-bench"])?;
     let dir = PathBuf::from(format!("/dev/shm/ryokan-bench-{}", std::process::id()));
     std::fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let bench = Bench { dir: dir.clone() };
+    let bench = Bench { dir: dir.clone(), rows };
     println!("{:<44}{:>12}{:>12}{:>8}", "", "ryokan", "qemu", "ratio");
     let measured = (|| {
         if wanted("requests") {
@@ -47,6 +52,8 @@ pub fn run(args: &[String]) -> Result {
 
 struct Bench {
     dir: PathBuf,
+    /// Pieces of the names of rows that are wanted; none: all.
+    rows: Vec<String>,
 }
 
 /// A row: `high` if more is better.
@@ -73,6 +80,10 @@ fn fill(path: &Path, bytes: u64) -> Result {
 }
 
 impl Bench {
+    fn wants(&self, row: &str) -> bool {
+        self.rows.is_empty() || self.rows.iter().any(|piece| row.contains(piece))
+    }
+
     fn path(&self, name: &str) -> String {
         self.dir.join(name).display().to_string()
     }
@@ -99,6 +110,10 @@ impl Bench {
             for aio in ["threads", "io_uring"] {
                 for kind in ["read", "write"] {
                     for (label, size, depth, count) in shapes {
+                        let name = format!("{format} {aio} {kind} {label} x{depth}, /s");
+                        if !self.wants(&name) {
+                            continue;
+                        }
                         let load = [size, if size > 65536 { size } else { STRIDE }, depth, count];
                         let load: Vec<String> = load.iter().map(u64::to_string).collect();
                         let (mut ours, mut peer) = (Vec::new(), Vec::new());
@@ -107,7 +122,7 @@ impl Bench {
                             peer.push(count as f64 / peer_seconds(format, aio, kind, &load, &file)?);
                         }
                         let (ours, peer) = (median(&ours), median(&peer));
-                        row(&format!("{format} {aio} {kind} {label} x{depth}, /s"), true, ours, peer);
+                        row(&name, true, ours, peer);
                     }
                 }
             }
@@ -124,6 +139,9 @@ impl Bench {
 
     /// Runs the same on both, in turns, and prints a row.
     fn both(&self, name: &str, high: bool, run: impl Fn(&mut Server) -> Result<f64>) -> Result {
+        if !self.wants(name) {
+            return Ok(());
+        }
         let mut figures = [Vec::new(), Vec::new()];
         for _ in 0..REPEAT {
             for (figures, peer) in figures.iter_mut().zip([false, true]) {
