@@ -71,3 +71,6 @@ impl<T: Send + 'static> Crew<T> {
         while !matches!(self.next().await, Ok(None)) {}
     }
 }
+
+#[cfg(test)]
+mod tests;
