@@ -75,8 +75,61 @@ impl Fat {
         Ok(Fat { bits, floppy, heads, track, total, first, reserved, cluster, root_entries, table, clusters })
     }
 
-    fn cluster_len(&self) -> u64 {
+    pub fn cluster_len(&self) -> u64 {
         self.cluster * SECTOR
+    }
+
+    /// Byte on the disk where the file system begins.
+    pub fn start(&self) -> u64 {
+        self.first * SECTOR
+    }
+
+    /// Byte on the disk and length of the root directory, unless it is a chain (FAT32).
+    pub fn root_area(&self) -> Option<(u64, u64)> {
+        (self.bits != 32).then(|| (self.root() * SECTOR, self.root_entries * ENTRY as u64))
+    }
+
+    /// First cluster of the root directory, as a boot sector of FAT32 has it.
+    pub fn root_cluster(&self, boot: &[u8]) -> u32 {
+        u32::from_le_bytes([boot[44], boot[45], boot[46], boot[47]])
+    }
+
+    /// Bytes on the disk and lengths of both allocation tables.
+    pub fn table_areas(&self) -> [(u64, u64); 2] {
+        let (start, len) = ((self.first + self.reserved) * SECTOR, self.table * SECTOR);
+        [(start, len), (start + len, len)]
+    }
+
+    /// Whether a boot sector describes this file system.
+    pub fn is_mine(&self, boot: &[u8]) -> bool {
+        let own = self.boot_sector(&[b' '; 11]);
+        let wide = if self.bits == 32 { 36..40 } else { 0..0 };
+        boot[510..] == own[510..]
+            && [11..24, 32..36, wide].into_iter().all(|range| boot[range.clone()] == own[range])
+    }
+
+    /// The words of a table, one for each cluster there is and for the two before them.
+    pub fn table_words(&self, table: &[u8]) -> Vec<u32> {
+        let byte = |at: usize| u32::from(table[at]);
+        let word = |at: usize| match self.bits {
+            12 => (byte(at * 3 / 2) | byte(at * 3 / 2 + 1) << 8) >> (at % 2 * 4) & 0xfff,
+            16 => byte(at * 2) | byte(at * 2 + 1) << 8,
+            _ => {
+                u32::from_le_bytes([table[at * 4], table[at * 4 + 1], table[at * 4 + 2], table[at * 4 + 3]])
+                    & 0x0fff_ffff
+            }
+        };
+        (0..self.clusters as usize + 2).map(word).collect()
+    }
+
+    /// The number in an entry, whose upper half means nothing before FAT32.
+    pub fn cluster_number(&self, number: u32) -> u32 {
+        if self.bits == 32 { number } else { number & 0xffff }
+    }
+
+    /// Whether a word ends a chain.
+    pub fn is_end(&self, word: u32) -> bool {
+        word >= self.end_mark() & !7
     }
 
     /// First sector (of the disk) behind the tables and the root directory.
@@ -90,7 +143,7 @@ impl Fat {
     }
 
     /// Byte on the disk of a cluster.
-    fn place(&self, cluster: u64) -> u64 {
+    pub fn place(&self, cluster: u64) -> u64 {
         self.data() * SECTOR + (cluster - 2) * self.cluster_len()
     }
 

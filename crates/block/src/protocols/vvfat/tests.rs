@@ -73,7 +73,7 @@ fn what_cannot_be_is_refused() {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().to_str().unwrap();
     let why = disk(json!({"driver": "vvfat", "dir": path, "rw": true})).unwrap_err();
-    assert_eq!(why.text, "vvfat: a directory can only be read");
+    assert_eq!(why.text, "Unable to set VVFAT to 'rw' when drive is read-only");
     assert!(disk(json!({"driver": "vvfat", "dir": path, "fat-type": 8})).is_err());
     assert!(disk(json!({"driver": "vvfat", "dir": "/nonexistent/x"})).is_err());
     let big = std::fs::File::create(dir.path().join("big")).unwrap();
@@ -81,3 +81,5 @@ fn what_cannot_be_is_refused() {
     let why = disk(json!({"filename": format!("fat:floppy:12:{path}")})).unwrap_err();
     assert!(why.text.starts_with("Directory does not fit in FAT12"), "{}", why.text);
 }
+
+mod writing;

@@ -1,14 +1,16 @@
 //! The directory as it is found.
 
+use super::name::is_allowed;
 use base::{Failure, Result, bail};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// Deepest nesting that is followed: links may go round.
-const MAX_DEPTH: usize = 32;
+pub(super) const MAX_DEPTH: usize = 32;
 
 /// Most files and directories together.
-const MAX_ENTRIES: usize = 65_000;
+pub(super) const MAX_ENTRIES: usize = 65_000;
 
 pub(super) enum What {
     File { path: PathBuf, size: u64 },
@@ -22,14 +24,27 @@ pub(super) struct Entry {
     pub what: What,
 }
 
-/// Everything below a directory, in the order of names. What is neither a file nor a
-/// directory, or cannot be looked at, is left out.
-pub(super) fn scan(path: &Path) -> Result<Vec<Entry>> {
-    let mut left = MAX_ENTRIES;
-    scan_below(path, 0, &mut left)
+/// The paths of entries and of all below them.
+pub(super) fn paths(entries: &[Entry]) -> BTreeSet<String> {
+    let mut all = BTreeSet::new();
+    for one in entries {
+        if let What::Dir(below) = &one.what {
+            all.extend(paths(below).into_iter().map(|path| format!("{}/{path}", one.name)));
+        }
+        all.insert(one.name.clone());
+    }
+    all
 }
 
-fn scan_below(path: &Path, depth: usize, left: &mut usize) -> Result<Vec<Entry>> {
+/// Everything below a directory, in the order of names. What is neither a file nor a
+/// directory, or cannot be looked at, is left out; so are links, if the directory is to be
+/// written, and names that could not be written.
+pub(super) fn scan(path: &Path, write: bool) -> Result<Vec<Entry>> {
+    let mut left = MAX_ENTRIES;
+    scan_below(path, write, 0, &mut left)
+}
+
+fn scan_below(path: &Path, write: bool, depth: usize, left: &mut usize) -> Result<Vec<Entry>> {
     if depth > MAX_DEPTH {
         bail!("vvfat: the directories are nested too deeply");
     }
@@ -43,9 +58,13 @@ fn scan_below(path: &Path, depth: usize, left: &mut usize) -> Result<Vec<Entry>>
         let Some(name) = path.file_name().and_then(|name| name.to_str()).map(str::to_string) else {
             continue;
         };
-        let Ok(about) = std::fs::metadata(&path) else { continue };
+        if write && !is_allowed(&name) {
+            continue;
+        }
+        let about = if write { std::fs::symlink_metadata(&path) } else { std::fs::metadata(&path) };
+        let Ok(about) = about else { continue };
         let what = match (about.is_dir(), about.is_file()) {
-            (true, _) => What::Dir(scan_below(&path, depth + 1, left)?),
+            (true, _) => What::Dir(scan_below(&path, write, depth + 1, left)?),
             (_, true) => What::File { path, size: about.len() },
             _ => continue,
         };
