@@ -257,7 +257,7 @@ fn take_drive(id: &str, options: &mut Options) -> Result<Drive> {
     };
     let copy_on_read = options.take_bool("copy-on-read")?.unwrap_or(false);
     let snapshot = options.take_bool("snapshot")?.unwrap_or(false);
-    let settings = Settings { read_only, auto_read_only: true, ..Settings::default() };
+    let settings = Settings { read_only, auto_read_only: true, late_key: true, ..Settings::default() };
     Ok(Drive { setup, write_cache, on_error: (read, write), throttle, copy_on_read, snapshot, settings })
 }
 

@@ -463,6 +463,11 @@ pub trait Layer: Send + Sync + 'static {
         false
     }
 
+    /// A key that may be given after opening (`block_passwd`).
+    fn late_key(&self) -> Option<&crate::crypto::OldAes> {
+        None
+    }
+
     fn snapshots(&self) -> Option<&dyn Snapshots> {
         None
     }
@@ -474,6 +479,10 @@ pub trait Layer: Send + Sync + 'static {
     fn siblings(&self) -> Option<&dyn Siblings> {
         None
     }
+
+    /// Requests that the layer holds back go on at once, and new ones do, until it is called with
+    /// `false` (as often as with `true`): somebody waits for them.
+    fn hasten(&self, _on: bool) {}
 
     /// For filters with commands of their own (blkdebug `break`, throttle group): a
     /// driver's own code finds its layer by this.

@@ -102,6 +102,7 @@ pub(crate) static COMMANDS: &[Command] = commands![
     ["drive_add"], [need("n", Kind::Flag), need("place", Kind::Word), need("opts", Kind::Word)], "[-n] [[<domain>:]<bus>:]<slot> opts", "add a drive that no device uses (-n: a block node)", drives::add;
     ["drive_del"], [need("id", Kind::Word)], "device", "remove a drive; its device stays, without medium", drives::del;
     ["block_resize"], [need("device", Kind::Word), need("size", Kind::Size)], "device size", "resize an image (MiB, or with suffix)", drives::resize;
+    ["block_passwd"], [need("device", Kind::Word), need("password", Kind::Word)], "device password", "set the password of an encrypted image that was opened without it", drives::password;
     ["block_set_io_throttle"], [need("device", Kind::Word), need("bps", Kind::Long), need("bps_rd", Kind::Long), need("bps_wr", Kind::Long), need("iops", Kind::Long), need("iops_rd", Kind::Long), need("iops_wr", Kind::Long)], "device bps bps_rd bps_wr iops iops_rd iops_wr", "limit the I/O of a drive (0: no limit)", drives::throttle;
     ["snapshot_blkdev"], [need("n", Kind::Flag), need("device", Kind::Word), may("snapshot-file", Kind::Word), may("format", Kind::Word)], "[-n] device [new-image-file] [format]", "write to a new image over the present one (-n: the file is there already)", drives::snapshot;
     ["snapshot_blkdev_internal"], [need("device", Kind::Word), need("name", Kind::Word)], "device name", "take a snapshot inside of an image", drives::snapshot_internal;

@@ -48,8 +48,10 @@ pub async fn run(
     open_gdb(&invocation, &control)?;
     let _pidfile = invocation.pidfile.as_deref().map(PidFile::write).transpose()?;
     ready.tell().map_err(|f| Complaint::at("-daemonize", f))?;
-    if !invocation.machine.start_stopped {
-        machine.start().map_err(|f| Complaint::at("", f))?;
+    match host.graph.check_keys() {
+        _ if invocation.machine.start_stopped => {}
+        Ok(()) => machine.start().map_err(|f| Complaint::at("", f))?,
+        Err(why) => eprintln!("{program}: not started: {why}; it waits for block_passwd and cont"),
     }
     let status = main_loop(&control, &machine).await;
     // Bounded: a job may wait for a server that is gone.

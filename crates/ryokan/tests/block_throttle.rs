@@ -277,3 +277,77 @@ fn on_the_clock_of_the_world_too() {
     // 20 MiB at 4 MiB/s, less the tenth of a second that may go at once and one request.
     assert!((4.5..6.0).contains(&seconds), "{seconds}");
 }
+
+/// One request a second goes, and no second passes.
+const SLOW: &str = "throttle-group,id=slow,x-iops-total=1";
+
+fn slow(node: &str) -> Value {
+    json!({"driver": "throttle", "node-name": node, "throttle-group": "slow", "file": {"driver": "null-co",
+        "node-name": format!("{node}-file"), "size": 1 << 20, "read-zeroes": true}})
+}
+
+/// What waits in a throttle node goes on at once when it is waited for.
+#[test]
+fn no_drain_waits_for_a_clock_that_stands_still() {
+    let drive = "if=none,id=d,driver=throttle,node-name=t,throttle-group=slow,file.driver=null-co,file.size=1M,\
+        file.read-zeroes=on,file.node-name=t-file";
+    let device = "scsi-hd,id=hd,drive=d";
+    let args = ["-object", SLOW, "-drive", drive, "-device", "virtio-scsi-pci", "-device", device];
+    let mut bench = Bench::start(Images::new(), &args);
+    let fill = |bench: &mut Bench| (0..4).for_each(|_| drop(bench.io("d", "aio_read 0 4k")));
+    fill(&mut bench);
+    bench.run("stop", Value::Null);
+    bench.run("cont", Value::Null);
+    fill(&mut bench);
+    let same = json!({"driver": "throttle", "node-name": "t", "throttle-group": "slow", "file": "t-file"});
+    bench.run("blockdev-reopen", json!({"options": [same]}));
+    fill(&mut bench);
+    bench.run("device_del", json!({"id": "hd"}));
+    bench.vm.qmp.event("DEVICE_DELETED", testkit::bench::SOON).unwrap();
+
+    // Jobs: what they wait for when they are cancelled, and at the end.
+    bench.run("blockdev-add", slow("t"));
+    for id in ["one", "two"] {
+        let target = json!({"driver": "null-co", "node-name": id, "size": 1 << 20});
+        bench.run("blockdev-add", target);
+        bench.run("blockdev-mirror", json!({"job-id": id, "device": "t", "target": id, "sync": "full"}));
+        if id == "one" {
+            bench.run("block-job-cancel", json!({"device": id}));
+            assert!(bench.story(id, "null").contains(&"CANCELLED".to_string()));
+        }
+    }
+    bench.quit();
+}
+
+#[test]
+fn a_server_that_ends_lets_throttled_requests_of_clients_through() {
+    let images = Images::new();
+    let socket = images.path("nbd");
+    let drive = format!("{DISK},id=d,throttling.iops-total=1");
+    let mut bench = Bench::start(images, &["-object", SLOW, "-drive", &drive]);
+    bench.run("blockdev-add", slow("t"));
+    for (name, last) in [("d", false), ("t", false), ("t", true)] {
+        let address = json!({"type": "unix", "data": {"path": socket}});
+        bench.run("nbd-server-start", json!({"addr": address}));
+        bench.run("nbd-server-add", json!({"device": name}));
+        let url = format!("nbd+unix:///{name}?socket={socket}");
+        let mut client = std::process::Command::new("stdbuf")
+            .args(["-oL", "qemu-io", "-r", "-f", "raw", "-c", "read 0 512", "-c", "read 512 512", &url])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        if !last {
+            // Something passes; what comes after it waits.
+            let first = BufReader::new(client.stdout.take().unwrap()).lines().next();
+            assert!(first.is_some_and(|line| line.unwrap().contains("read 512/512")), "{name}");
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        match last {
+            false => drop(bench.run("nbd-server-stop", Value::Null)),
+            true => drop(bench.run("quit", Value::Null)),
+        }
+        client.wait().unwrap();
+    }
+    bench.vm.wait(testkit::bench::SOON).unwrap();
+}

@@ -4,7 +4,7 @@ use crate::snapshot::SnapshotInfo;
 use crate::{commands, events};
 use qapi::{Command, Describe, Event, Map};
 
-commands![QueryBlock, QueryBlockstats, BlockSetIoThrottle, BlockLatencyHistogramSet];
+commands![QueryBlock, QueryBlockstats, BlockPasswd, BlockSetIoThrottle, BlockLatencyHistogramSet];
 events![BlockIoError, BlockImageCorrupted, DeviceTrayMoved];
 
 /// The block devices and what is in them.
@@ -59,6 +59,8 @@ pub struct BlockDeviceInfo {
     pub backing_file: Option<String>,
     pub backing_file_depth: i64,
     pub encrypted: bool,
+    /// only where it, or what it is based on, is encrypted: waits for `block_passwd`
+    pub encryption_key_missing: Option<bool>,
     pub detect_zeroes: BlockdevDetectZeroesOptions,
     pub bps: i64,
     pub bps_rd: i64,
@@ -255,6 +257,18 @@ pub struct BlockLatencyHistogramSet {
     pub boundaries_read: Option<Vec<u64>>,
     pub boundaries_write: Option<Vec<u64>>,
     pub boundaries_flush: Option<Vec<u64>>,
+}
+
+/// Sets the password of an image (`qcow`, `qcow2`) with the old AES encryption that was opened
+/// without it, and of those that it is based on. `cont` is refused while a drive lacks one.
+#[derive(Command, Debug, Clone)]
+#[command(name = "block_passwd", preconfig)]
+pub struct BlockPasswd {
+    /// drive
+    pub device: Option<String>,
+    pub node_name: Option<String>,
+    /// at most 16 bytes of it count; a wrong one is not recognised, and gives wrong data
+    pub password: String,
 }
 
 /// Replaces the limits of a drive. Bytes and operations a second; 0: no limit. The drive is named

@@ -1,5 +1,6 @@
 //! The gate requests of a back end pass: counted inside, held back while drained.
 
+use crate::graph::Haste;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
@@ -53,21 +54,25 @@ impl Drop for Inside<'_> {
 }
 
 /// Holds a back end drained until dropped.
-pub struct Drained(Arc<super::Inner>);
+pub struct Drained {
+    backend: Arc<super::Inner>,
+    _haste: Haste,
+}
 
 impl Drained {
     pub(super) async fn new(backend: Arc<super::Inner>) -> Self {
         backend.gate.closed.fetch_add(1, Ordering::SeqCst);
-        let held = Drained(backend);
-        held.0.gate.wait_idle().await;
+        let root = backend.root.lock().as_ref().map(crate::graph::Child::node);
+        let held = Drained { backend, _haste: Haste::below(root) };
+        held.backend.gate.wait_idle().await;
         held
     }
 }
 
 impl Drop for Drained {
     fn drop(&mut self) {
-        if self.0.gate.closed.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.gate.opened.notify_waiters();
+        if self.backend.gate.closed.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.backend.gate.opened.notify_waiters();
         }
     }
 }

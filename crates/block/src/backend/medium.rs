@@ -63,6 +63,8 @@ pub struct Medium {
     /// Probed if not given.
     pub format: Option<String>,
     pub access: Access,
+    /// May be encrypted by a password that is yet to come.
+    pub late_key: bool,
 }
 
 /// How the files of later media are opened.
@@ -167,6 +169,16 @@ impl Backend {
         Ok(())
     }
 
+    /// The medium became usable where it is, as if it had just been put in.
+    pub(crate) fn medium_came(&self) {
+        let drive = Drive(self.front_end());
+        let Some(media) = drive.media() else { return };
+        if drive.tray().is_some_and(|tray| !tray.open) {
+            media.changed(false);
+        }
+        media.changed(true);
+    }
+
     /// Opens the tray and takes the medium out.
     pub async fn eject(&self, named: &str, force: bool) -> Result<()> {
         self.open_unlocked(named, force)?;
@@ -187,7 +199,8 @@ impl Backend {
         if let Some(format) = &new.format {
             options.set("driver", format.as_str());
         }
-        let settings = Settings { read_only, auto_read_only: false, ..habit.settings };
+        let late_key = new.late_key;
+        let settings = Settings { read_only, auto_read_only: false, late_key, ..habit.settings };
         let opened = match habit.snapshot {
             false => graph.open(options, settings).await?,
             true => graph.open_snapshot(options, settings).await?,

@@ -14,7 +14,7 @@ pub use medium::{Media, Tray};
 pub use policy::{IoStatus, OnError};
 pub use stats::Stats;
 
-use crate::graph::{Child, Graph, IoThread, Node, Parent};
+use crate::graph::{Child, Graph, Haste, IoThread, Node, Parent};
 use crate::throttle;
 use crate::types::*;
 use base::{Mutex, Result, bail, fail};
@@ -97,6 +97,8 @@ pub(crate) struct Inner {
     throttle: Mutex<Option<Arc<throttle::Group>>>,
     /// The throttle group is another one: who waits asks again.
     regrouped: Notify,
+    /// Open while somebody waits for its requests.
+    valve: throttle::Valve,
     stats: Stats,
     /// Long requests that were begun and have not ended.
     long: AtomicUsize,
@@ -123,7 +125,7 @@ impl Inner {
             let Some(group) = self.throttle.lock().clone() else { return };
             tokio::select! {
                 biased;
-                () = group.wait(write, bytes) => return,
+                () = self.valve.wait(&group, write, bytes) => return,
                 () = regrouped => {}
             }
         }
@@ -188,6 +190,7 @@ impl Backend {
             thread: Mutex::new(graph.main_thread().clone()),
             throttle: Mutex::new(None),
             regrouped: Notify::new(),
+            valve: throttle::Valve::default(),
             stats,
             long: AtomicUsize::new(0),
         }));
@@ -283,6 +286,11 @@ impl Backend {
     pub fn set_throttle_group(&self, group: Option<Arc<throttle::Group>>) {
         *self.0.throttle.lock() = group;
         self.0.regrouped.notify_waiters();
+    }
+
+    /// Lifts its limits, or puts them back (see [`crate::Haste`]).
+    pub(crate) fn hasten(&self, on: bool) {
+        if on { self.0.valve.open() } else { self.0.valve.close() }
     }
 
     /// `rerror` and `werror`.
@@ -406,8 +414,9 @@ impl Backend {
         }
     }
 
-    /// Waits until no request is in flight.
+    /// Waits until no request is in flight. Throttle nodes below hold nothing up meanwhile.
     pub async fn drain(&self) {
+        let _haste = Haste::below(self.node());
         self.0.gate.wait_idle().await;
     }
 

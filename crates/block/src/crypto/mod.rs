@@ -1,10 +1,12 @@
 //! Encryption of images: AES over sectors, and LUKS version 1.
 
 mod cipher;
+mod late;
 pub mod luks;
 mod luks_header;
 
 pub use cipher::{Cipher, Iv, Mode, Spec};
+pub use late::OldAes;
 
 /// Bytes that are encrypted together.
 pub const SECTOR: u64 = 512;

@@ -250,9 +250,11 @@ impl Server {
             let _exports = self.exports.lock();
             export.stop.send_replace(true);
         }
+        let haste = crate::Haste::through(&export.setup.backend);
         while export.clients() > 0 {
             tokio::time::sleep(std::time::Duration::from_millis(2)).await;
         }
+        drop(haste);
         {
             let mut exports = self.exports.lock();
             let before = exports.len();

@@ -3,7 +3,7 @@
 use super::pass;
 use crate::driver::{Driver, Kind, Layer, Open};
 use crate::graph::Child;
-use crate::throttle::Group;
+use crate::throttle::{Group, Valve};
 use crate::types::*;
 use base::{Result, fail};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ pub static DRIVER: Driver = Driver { name: "throttle", kind: Kind::Filter, open,
 struct Throttle {
     file: Child,
     group: Arc<Group>,
+    valve: Valve,
 }
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
@@ -24,7 +25,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let group = open.graph.throttle_groups.find(&name);
         let group = group.ok_or_else(|| fail!("Throttle group '{name}' does not exist"))?;
         let file = open.child("file", Role::FILTER).await?;
-        Ok(Arc::new(Throttle { file, group }) as Arc<dyn Layer>)
+        Ok(Arc::new(Throttle { file, group, valve: Valve::default() }) as Arc<dyn Layer>)
     })
 }
 
@@ -33,30 +34,34 @@ impl Layer for Throttle {
     pass!(limits);
     pass!(status);
 
+    fn hasten(&self, on: bool) {
+        if on { self.valve.open() } else { self.valve.close() }
+    }
+
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.group.wait(false, buf.len() as u64).await;
+            self.valve.wait(&self.group, false, buf.len() as u64).await;
             self.file.read(offset, buf).await
         })
     }
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.group.wait(true, data.len() as u64).await;
+            self.valve.wait(&self.group, true, data.len() as u64).await;
             self.file.write(offset, data, flags).await
         })
     }
 
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.group.wait(true, len).await;
+            self.valve.wait(&self.group, true, len).await;
             self.file.write_zeroes(offset, len, flags).await
         })
     }
 
     fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.group.wait(true, len).await;
+            self.valve.wait(&self.group, true, len).await;
             self.file.discard(offset, len).await
         })
     }

@@ -5,9 +5,11 @@
 use super::mapped::deflate::{Wrap, deflate, inflate_exact};
 use super::mapped::table::Levels;
 use super::mapped::*;
+use crate::crypto::OldAes;
 use crate::driver::{Create, CreateOption, Driver, Info, Layer, Open, Probe};
 use crate::types::*;
 use base::{Failure, Result, bail};
+use serde_json::json;
 use std::sync::Arc;
 
 pub static DRIVER: Driver = Driver {
@@ -38,6 +40,7 @@ fn probe(probe: &Probe<'_>) -> u32 {
 
 struct Qcow {
     cluster_bits: u32,
+    crypto: Option<OldAes>,
     backing: Option<String>,
 }
 
@@ -74,12 +77,21 @@ impl Format for Qcow {
         deflate(Wrap::Raw, 12, data, data.len())
     }
 
+    fn crypto(&self) -> Option<&OldAes> {
+        self.crypto.as_ref()
+    }
+
     fn packs(&self) -> bool {
         true
     }
 
     fn info(&self) -> Info {
-        Info { backing_filename: self.backing.clone(), ..Info::default() }
+        Info {
+            backing_filename: self.backing.clone(),
+            encrypted: self.crypto.is_some(),
+            specific: self.crypto.as_ref().map(|_| json!({"type": "qcow", "data": {"encrypt": {"format": "aes"}}})),
+            ..Info::default()
+        }
     }
 }
 
@@ -88,6 +100,7 @@ struct Header {
     size: u64,
     cluster_bits: u32,
     l2_bits: u32,
+    encrypted: bool,
     l1: u64,
 }
 
@@ -104,6 +117,7 @@ fn parse(head: &[u8]) -> Result<Header> {
         size: fields.be64(24),
         cluster_bits: head[32].into(),
         l2_bits: head[33].into(),
+        encrypted: fields.be32(36) != 0,
         l1: fields.be64(40),
     };
     if header.size <= 1 {
@@ -115,10 +129,8 @@ fn parse(head: &[u8]) -> Result<Header> {
     if !(6..=13).contains(&header.l2_bits) {
         bail!("L2 table size must be between 512 and 64k");
     }
-    match fields.be32(36) {
-        0 => {}
-        1 => bail!("Encrypted qcow images are not supported"),
-        _ => bail!("invalid encryption method in qcow header"),
+    if fields.be32(36) > 1 {
+        bail!("invalid encryption method in qcow header");
     }
     if header.size > i64::MAX as u64 - (1 << 30) {
         bail!("Image too large");
@@ -129,11 +141,29 @@ fn parse(head: &[u8]) -> Result<Header> {
     Ok(header)
 }
 
+/// The key of an encrypted image, from option `encrypt`.
+fn unlock(open: &mut Open, needed: bool) -> Result<Option<OldAes>> {
+    let mut given = open.options.take_table("encrypt")?.unwrap_or_default();
+    let format = given.take_str("format")?;
+    if !needed {
+        if format.is_some() || !given.is_empty() {
+            let format = format.unwrap_or_default();
+            bail!("No encryption in image header, but options specified format '{format}'");
+        }
+        return Ok(None);
+    }
+    if let Some(format) = format.filter(|format| format != "aes") {
+        bail!("Header reported 'aes' encryption format but options specify '{format}'");
+    }
+    OldAes::open(&mut given, open.settings.late_key, open.graph.vault()).map(Some)
+}
+
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     Box::pin(async {
         let file = open.file().await?;
         let head = file.read_vec(0, HEADER as u64, HEADER as u64).await;
         let header = parse(&head.map_err(|why| Failure::os("Could not read the qcow header", &why))?)?;
+        let crypto = unlock(open, header.encrypted)?;
         let span = header.cluster_bits + header.l2_bits;
         let l1_len = header.size.div_ceil(1 << span);
         let Ok(l1) = file.read_vec(header.l1, l1_len.saturating_mul(8), MAX_L1).await else {
@@ -170,7 +200,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             size: header.size.next_multiple_of(512),
             end,
         };
-        let format = Qcow { cluster_bits: header.cluster_bits, backing };
+        let format = Qcow { cluster_bits: header.cluster_bits, crypto, backing };
         Ok(Arc::new(Image::new(open, format, parts)) as Arc<dyn Layer>)
     })
 }

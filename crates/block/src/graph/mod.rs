@@ -3,9 +3,11 @@
 pub mod create;
 mod edge;
 pub mod filename;
+mod haste;
 mod insert;
 mod io;
 mod iothread;
+mod keys;
 mod node;
 mod open;
 pub mod perm;
@@ -15,6 +17,7 @@ mod workers;
 
 pub use crate::backend::Drained;
 pub use edge::{Child, Parent};
+pub use haste::Haste;
 pub use io::{Change, Hook, RangeGuard};
 pub use iothread::IoThread;
 pub use node::{Node, Pin, Settings};

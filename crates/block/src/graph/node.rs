@@ -21,6 +21,8 @@ pub struct Settings {
     pub detect_zeroes: DetectZeroes,
     /// Opened although others write; takes no locks that would refuse them.
     pub force_share: bool,
+    /// May be opened although its key is missing (see [`Layer::late_key`]).
+    pub late_key: bool,
     pub aio: Aio,
 }
 

@@ -251,8 +251,12 @@ impl Job {
         state.cancelled = true;
         state.forced |= force;
         state.user_paused = false;
+        let ends_at_once = state.forced || !state.ready;
         drop(state);
         self.woken.notify_waiters();
+        if let (Some(jobs), true) = (self.jobs.upgrade(), ends_at_once) {
+            jobs.hasten(self.id());
+        }
         Ok(())
     }
 

@@ -3,8 +3,10 @@
 mod config;
 #[cfg(test)]
 mod tests;
+mod valve;
 
 pub use config::{Bucket, Config};
+pub use valve::Valve;
 
 use base::Mutex;
 use base::clock::{Clock, NANOS, Timer};
@@ -104,6 +106,16 @@ impl Group {
         let _ = gone.await;
     }
 
+    /// Counts a request that goes without waiting.
+    fn count(&self, write: bool, bytes: u64) {
+        let mut state = self.state.lock();
+        if state.config.is_limited() {
+            state.leak(self.clock.now());
+            let used = state.used(usize::from(write), bytes);
+            state.take(used);
+        }
+    }
+
     /// Lets those at the head of a queue go whose time has come. Runs on the clock's thread, so
     /// that what a manual clock allows does not depend on how far it steps.
     fn release(&self, side: usize) {
@@ -133,18 +145,27 @@ impl State {
     /// Counts the request and lets it go, or says how many nanoseconds to wait.
     fn try_pass(&mut self, side: usize, bytes: u64, now: u64) -> Option<u64> {
         self.leak(now);
-        let size = self.config.iops_size;
-        let ops = if size > 0 && bytes > size { bytes as f64 / size as f64 } else { 1.0 };
-        let used = [(0, bytes as f64), (1 + side, bytes as f64), (3, ops), (4 + side, ops)];
+        let used = self.used(side, bytes);
         let delay = used.iter().map(|&(at, _)| self.delay(at)).fold(0.0, f64::max);
         if delay > 0.0 {
             return Some((delay * NANOS as f64) as u64 + 1);
         }
+        self.take(used);
+        None
+    }
+
+    /// Which buckets a request fills, and by how much.
+    fn used(&self, side: usize, bytes: u64) -> [(usize, f64); 4] {
+        let size = self.config.iops_size;
+        let ops = if size > 0 && bytes > size { bytes as f64 / size as f64 } else { 1.0 };
+        [(0, bytes as f64), (1 + side, bytes as f64), (3, ops), (4 + side, ops)]
+    }
+
+    fn take(&mut self, used: [(usize, f64); 4]) {
         for (at, amount) in used {
             self.levels[at].level += amount;
             self.levels[at].burst += amount;
         }
-        None
     }
 
     fn leak(&mut self, now: u64) {

@@ -11,6 +11,7 @@ use schema::block::*;
 pub fn route(routes: &mut Routes) {
     routes.add(query_block);
     routes.add(query_blockstats);
+    routes.add(passwd);
     routes.add(set_io_throttle);
     routes.add(latency_histogram_set);
 }
@@ -71,6 +72,7 @@ pub fn node(info: query::NodeInfo) -> BlockDeviceInfo {
         backing_file: info.backing_file,
         backing_file_depth: info.backing_depth as i64,
         encrypted: info.encrypted,
+        encryption_key_missing: (info.encrypted || info.key_missing).then_some(info.key_missing),
         detect_zeroes: match info.detect_zeroes {
             block::DetectZeroes::Off => BlockdevDetectZeroesOptions::Off,
             block::DetectZeroes::On => BlockdevDetectZeroesOptions::On,
@@ -242,6 +244,12 @@ fn limits(command: &BlockSetIoThrottle) -> Result<Config> {
     };
     config.check()?;
     Ok(config)
+}
+
+async fn passwd(call: Call, command: BlockPasswd) -> Result<()> {
+    let at = graph(&call);
+    let node = at.lookup(command.device.as_deref(), command.node_name.as_deref())?;
+    there(&call, async move { at.set_password(&node, &command.password) }).await
 }
 
 async fn set_io_throttle(call: Call, command: BlockSetIoThrottle) -> Result<()> {

@@ -79,7 +79,18 @@ async fn first_form(call: &Call, options: Map) -> Result<()> {
     match id {
         None if !options.contains("node-name") => bail!("Block device needs an ID"),
         None => there(call, async move { at.add(options).await.map(drop) }).await,
-        Some(id) => there(call, async move { at.open_drive(&id, options.0).await.map(drop) }).await,
+        Some(id) => {
+            there(call, async move {
+                let backend = at.open_drive(&id, options.0).await?;
+                if backend.check_key().is_err() {
+                    backend.delete();
+                    at.collect().await;
+                    bail!("blockdev-add doesn't support encrypted devices");
+                }
+                Ok(())
+            })
+            .await
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 use crate::{Call, Routes};
 use base::Result;
 use machine::Cause;
+use machine::runstate::{Decision, Request, decide};
 use schema::lifecycle::*;
 use schema::machine::WatchdogAction;
 use spec::machine::{PanicAction as Panic, WatchdogChoice};
@@ -29,6 +30,9 @@ async fn stop(call: Call, _: Stop) -> Result<()> {
 }
 
 async fn cont(call: Call, _: Cont) -> Result<()> {
+    if decide(call.machine().run_state(), Request::Start) != Decision::ResetRequired {
+        super::blockdev::graph(&call).check_keys()?;
+    }
     call.machine().start()
 }
 

@@ -28,8 +28,12 @@ async fn change(call: Call, command: Change) -> Result<()> {
         bail!("VNC display not active");
     }
     let (backend, named) = drive(&call, Some(device), None)?;
-    let medium = Medium { filename, format, access: Access::Retain };
-    there(&call, async move { backend.change_medium(&named, &medium, false).await }).await
+    let medium = Medium { filename, format, access: Access::Retain, late_key: true };
+    there(&call, async move {
+        backend.change_medium(&named, &medium, false).await?;
+        backend.check_key()
+    })
+    .await
 }
 
 async fn open_tray(call: Call, command: BlockdevOpenTray) -> Result<()> {
@@ -65,7 +69,7 @@ async fn change_medium(call: Call, command: BlockdevChangeMedium) -> Result<()> 
         Some(BlockdevChangeReadOnlyMode::ReadOnly) => Access::ReadOnly,
         Some(BlockdevChangeReadOnlyMode::ReadWrite) => Access::ReadWrite,
     };
-    let medium = Medium { filename: command.filename, format: command.format, access };
+    let medium = Medium { filename: command.filename, format: command.format, access, late_key: false };
     let force = command.force.unwrap_or(false);
     there(&call, async move { backend.change_medium(&named, &medium, force).await }).await
 }

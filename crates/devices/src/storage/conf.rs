@@ -1,5 +1,5 @@
 use base::{Failure, Result, bail, fail};
-use block::{Backend, IoThread, OnError};
+use block::{Backend, Haste, IoThread, OnError};
 use device::{Property, PropertyKind, Props, Wiring};
 use std::sync::Arc;
 use std::time::Duration;
@@ -176,6 +176,7 @@ pub fn iothread(props: &Props, wiring: &Wiring<'_>) -> Result<Option<Arc<IoThrea
 /// Waits for requests in flight, except those that the error policy holds until the machine
 /// is continued.
 pub fn wait_idle(backend: &Backend) {
+    let _haste = Haste::below(backend.node());
     let held = || backend.io_status().is_some_and(|status| status != block::IoStatus::Ok);
     while backend.in_flight() > 0 && !held() {
         std::thread::sleep(Duration::from_micros(100));

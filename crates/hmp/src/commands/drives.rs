@@ -4,7 +4,7 @@ use crate::Session;
 use crate::parse::Args;
 use base::{Failure, Result, bail, fail};
 use block::Snapshot;
-use schema::block::BlockSetIoThrottle;
+use schema::block::{BlockPasswd, BlockSetIoThrottle};
 use schema::blockdev::{BlockResize, BlockdevAdd};
 use schema::media::*;
 use schema::snapshot::*;
@@ -20,13 +20,11 @@ pub async fn eject(session: Session, args: Args) -> Result<String> {
 pub async fn change(session: Session, args: Args) -> Result<String> {
     let (device, filename, format) = (args.need("device"), args.need("filename"), args.text("format"));
     let graph = &session.control.world().host.graph;
-    if device == "vnc" && graph.backend(&device).is_none() {
-        return session
-            .ask::<Change>(json!({"device": device, "target": filename, "arg": format}))
-            .await
-            .map(|()| String::new());
-    }
     let mode = args.text("mode");
+    if mode.is_none() || (device == "vnc" && graph.backend(&device).is_none()) {
+        let asked = json!({"device": device, "target": filename, "arg": format});
+        return session.ask::<Change>(asked).await.map(|()| String::new());
+    }
     let known = ["retain", "read-only", "read-write"];
     if let Some(mode) = mode.filter(|mode| !known.contains(mode)) {
         bail!("invalid parameter value: {mode}");
@@ -118,6 +116,11 @@ pub async fn commit(session: Session, args: Args) -> Result<String> {
         Ok(String::new())
     });
     plainly(done.await)
+}
+
+pub async fn password(session: Session, args: Args) -> Result<String> {
+    let asked = json!({"device": args.need("device"), "password": args.need("password")});
+    session.ask::<BlockPasswd>(asked).await.map(|()| String::new())
 }
 
 pub async fn throttle(session: Session, args: Args) -> Result<String> {

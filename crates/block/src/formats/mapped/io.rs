@@ -1,6 +1,7 @@
 //! Requests.
 
 use super::{Format, Image, Place};
+use crate::crypto::OldAes;
 use crate::types::*;
 use std::sync::Arc;
 
@@ -56,7 +57,7 @@ impl<F: Format> Image<F> {
             let run = self.run(at, (buf.len() - done) as u64).await?;
             let piece = &mut buf[done..done + run.len as usize];
             match run.place {
-                Place::At(host) => self.file.read(host, piece).await?,
+                Place::At(host) => self.fetch(at, host, piece).await?,
                 Place::Zero => piece.fill(0),
                 Place::Absent => self.read_below(at, piece).await?,
                 Place::Packed(..) => {
@@ -69,6 +70,27 @@ impl<F: Format> Image<F> {
             done += piece.len();
         }
         Ok(())
+    }
+
+    /// Refuses as long as the key is missing.
+    pub(super) fn unlocked(&self) -> IoResult {
+        self.format.crypto().map_or(Ok(()), OldAes::check)
+    }
+
+    /// Reads data of offset `at` of the disk from where it lies.
+    async fn fetch(&self, at: u64, host: u64, buf: &mut [u8]) -> IoResult {
+        self.file.read(host, buf).await?;
+        self.format.crypto().map_or(Ok(()), |crypto| crypto.decrypt(at, buf))
+    }
+
+    /// The reverse of [`Image::fetch`].
+    async fn store(&self, at: u64, host: u64, data: &[u8]) -> IoResult {
+        let Some(crypto) = self.format.crypto() else {
+            return self.file.write(host, data, WriteFlags::empty()).await;
+        };
+        let mut hidden = data.to_vec();
+        crypto.encrypt(at, &mut hidden)?;
+        self.file.write(host, &hidden, WriteFlags::empty()).await
     }
 
     async fn read_below(&self, at: u64, buf: &mut [u8]) -> IoResult {
@@ -104,7 +126,7 @@ impl<F: Format> Image<F> {
             let run = self.run(at, rest.len() as u64).await?;
             done += match run.place {
                 Place::At(host) => {
-                    self.file.write(host, &rest[..run.len as usize], WriteFlags::empty()).await?;
+                    self.store(at, host, &rest[..run.len as usize]).await?;
                     run.len as usize
                 }
                 _ => self.fill(at, &rest[..run.len as usize]).await?,
@@ -135,7 +157,9 @@ impl<F: Format> Image<F> {
             let inside = (self.disk_size() - past).min(tail.len() as u64) as usize;
             self.read_guest(past, &mut tail[..inside]).await?;
         }
-        let around = if keeps { (&head[..], &tail[..]) } else { (&[][..], &[][..]) };
+        // A hole in the file is no zeroes where they would be decrypted.
+        let whole = keeps || self.format.crypto().is_some();
+        let around = if whole { (&head[..], &tail[..]) } else { (&[][..], &[][..]) };
         match self.shape.prefix.is_empty() && cluster.is_multiple_of(self.shape.step) || first == last {
             true => self.fill_run(first, last - first + 1, head.len() as u64, data, around).await?,
             false => {
@@ -181,9 +205,10 @@ impl<F: Format> Image<F> {
             self.file.write(start, &self.shape.prefix, WriteFlags::empty()).await?;
         }
         let (head, tail) = around;
-        for (offset, piece) in [(host, head), (host + skip, data), (host + skip + data.len() as u64, tail)] {
+        let at = index * self.shape.cluster;
+        for (offset, piece) in [(0, head), (skip, data), (skip + data.len() as u64, tail)] {
             if !piece.is_empty() {
-                self.file.write(offset, piece, WriteFlags::empty()).await?;
+                self.store(at + offset, host + offset, piece).await?;
             }
         }
         for at in 0..count {
@@ -287,8 +312,11 @@ impl<F: Format> Image<F> {
             Place::Zero => status.flags |= StatusFlags::ZERO,
             Place::Packed(..) => status.flags |= StatusFlags::DATA | StatusFlags::COMPRESSED,
             Place::At(host) => {
-                status.flags |= StatusFlags::DATA | StatusFlags::RECURSE;
-                status.offset = Some(host);
+                status.flags |= StatusFlags::DATA;
+                if self.format.crypto().is_none() {
+                    status.flags |= StatusFlags::RECURSE;
+                    status.offset = Some(host);
+                }
             }
         }
         Ok(status)

@@ -1,6 +1,7 @@
 //! The engine as a layer of the graph.
 
 use super::{Format, Image};
+use crate::crypto::{OldAes, SECTOR};
 use crate::driver::{Check, Fix, Info, Layer};
 use crate::graph::{Child, Settings};
 use crate::options::Options;
@@ -16,20 +17,30 @@ impl<F: Format> Layer for Image<F> {
     fn limits(&self) -> Limits {
         let cluster = self.shape.cluster;
         let unit = if cluster.is_power_of_two() && cluster <= 1 << 30 { cluster as u32 } else { 0 };
-        Limits { zeroes_alignment: unit, ..Limits::default() }
+        let plain = Limits { zeroes_alignment: unit, ..Limits::default() };
+        match self.format.crypto() {
+            None => plain,
+            Some(_) => Limits { request_alignment: SECTOR as u32, max_transfer: 1 << 20, ..plain },
+        }
     }
 
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
-        Box::pin(self.read_guest(offset, buf))
+        Box::pin(async move {
+            self.unlocked()?;
+            self.read_guest(offset, buf).await
+        })
     }
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
+            self.unlocked()?;
             self.begin().await?;
             if self.format.packed_only() {
                 return self.write_once(offset, data).await;
             }
-            match flags.contains(WriteFlags::COMPRESSED) && self.format.packs() {
+            // Compressed clusters are not encrypted.
+            let packs = self.format.packs() && self.format.crypto().is_none();
+            match flags.contains(WriteFlags::COMPRESSED) && packs {
                 true => self.write_packed(offset, data).await,
                 false => self.write_guest(offset, data).await,
             }
@@ -38,6 +49,11 @@ impl<F: Format> Layer for Image<F> {
 
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
+            self.unlocked()?;
+            if self.format.crypto().is_some() {
+                // The file has no zeroes where the disk has some.
+                return Err(errno(libc::ENOTSUP));
+            }
             self.begin().await?;
             self.zero_guest(offset, len, flags).await
         })
@@ -130,6 +146,10 @@ impl<F: Format> Layer for Image<F> {
 
     fn zero_initialised(&self) -> bool {
         true
+    }
+
+    fn late_key(&self) -> Option<&OldAes> {
+        self.format.crypto()
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -15,6 +15,7 @@ mod layer;
 mod sync;
 pub(crate) mod table;
 
+use crate::crypto::OldAes;
 use crate::driver::{Info, Open};
 use crate::graph::Child;
 use crate::types::*;
@@ -66,6 +67,10 @@ pub(crate) trait Format: Send + Sync + Sized + 'static {
     }
     /// Compresses cluster `index`; `None` stores it as it is.
     fn pack(&self, _index: u64, _data: &[u8]) -> Option<Vec<u8>> {
+        None
+    }
+    /// What the data of clusters that are not compressed is encrypted with.
+    fn crypto(&self) -> Option<&OldAes> {
         None
     }
     fn packs(&self) -> bool {

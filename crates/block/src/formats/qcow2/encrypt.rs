@@ -3,7 +3,7 @@
 use super::Qcow2;
 use super::header::Header;
 use crate::crypto::luks::{Recipe, Volume};
-use crate::crypto::{Cipher, Iv, Mode, SECTOR, Spec};
+use crate::crypto::{OldAes, SECTOR};
 use crate::graph::Child;
 use crate::options::Options;
 use crate::types::*;
@@ -19,23 +19,33 @@ const MAX_AREA: u64 = 64 << 20;
 /// The key of an encrypted image.
 pub(super) enum Crypto {
     /// Sectors are counted in the guest's disk.
-    Aes(Cipher),
+    Aes(OldAes),
     /// Sectors are counted in the file.
     Luks(Box<Volume>),
 }
 
 impl Crypto {
-    pub fn encrypt(&self, guest: u64, host: u64, data: &mut [u8]) {
+    pub fn encrypt(&self, guest: u64, host: u64, data: &mut [u8]) -> IoResult {
         match self {
-            Crypto::Aes(cipher) => cipher.encrypt(guest / SECTOR, data),
+            Crypto::Aes(aes) => aes.encrypt(guest, data)?,
             Crypto::Luks(volume) => volume.cipher.encrypt(host / SECTOR, data),
         }
+        Ok(())
     }
 
-    pub fn decrypt(&self, guest: u64, host: u64, data: &mut [u8]) {
+    pub fn decrypt(&self, guest: u64, host: u64, data: &mut [u8]) -> IoResult {
         match self {
-            Crypto::Aes(cipher) => cipher.decrypt(guest / SECTOR, data),
+            Crypto::Aes(aes) => aes.decrypt(guest, data)?,
             Crypto::Luks(volume) => volume.cipher.decrypt(host / SECTOR, data),
+        }
+        Ok(())
+    }
+
+    /// What may still be without its key.
+    pub fn late(&self) -> Option<&OldAes> {
+        match self {
+            Crypto::Aes(aes) => Some(aes),
+            Crypto::Luks(_) => None,
         }
     }
 
@@ -52,11 +62,13 @@ impl Crypto {
     }
 }
 
-/// Finds the key that the header needs with what option `encrypt` says.
+/// Finds the key that the header needs with what option `encrypt` says. With `late` that of the old
+/// AES may come later.
 pub(super) async fn unlock(
     file: &Child,
     header: &Header,
     given: Option<Options>,
+    late: bool,
     vault: &dyn Vault,
 ) -> Result<Option<Crypto>> {
     let mut given = given.unwrap_or_default();
@@ -76,18 +88,15 @@ pub(super) async fn unlock(
     if let Some(format) = format.filter(|format| format != needed) {
         bail!("Header reported '{needed}' encryption format but options specify '{format}'");
     }
+    if header.crypt_method == AES {
+        return Ok(Some(Crypto::Aes(OldAes::open(&mut given, late, vault)?)));
+    }
     let key = given.take_str("key-secret")?;
     if let Some(key) = given.0.keys().next() {
         bail!("Parameter 'encrypt.{key}' is unexpected");
     }
     let key = key.ok_or_else(|| fail!("Parameter 'encrypt.key-secret' is required for cipher"))?;
-    let mut password = vault.secret(&key)?;
-    if header.crypt_method == AES {
-        // The password itself is the key.
-        password.resize(16, 0);
-        let spec = Spec { key: 16, mode: Mode::Cbc, iv: Some(Iv::Plain64) };
-        return Ok(Some(Crypto::Aes(Cipher::new(&spec, &password)?)));
-    }
+    let password = vault.secret(&key)?;
     let Some((offset, len)) = header.crypto else { bail!("CRYPTO header extension not found") };
     if offset & (header.cluster_size() - 1) != 0 || offset == 0 {
         bail!("Encryption header offset '{offset}' is not a multiple of cluster size");
@@ -120,7 +129,7 @@ impl Qcow2 {
     pub(super) async fn read_store(&self, guest: u64, host: u64, buf: &mut [u8]) -> IoResult {
         self.store().read(host, buf).await?;
         if let Some(crypto) = &self.crypto {
-            crypto.decrypt(guest, host, buf);
+            crypto.decrypt(guest, host, buf)?;
         }
         Ok(())
     }
@@ -131,7 +140,7 @@ impl Qcow2 {
             return self.store().write(host, data, WriteFlags::empty()).await;
         };
         let mut hidden = data.to_vec();
-        crypto.encrypt(guest, host, &mut hidden);
+        crypto.encrypt(guest, host, &mut hidden)?;
         self.store().write(host, &hidden, WriteFlags::empty()).await
     }
 

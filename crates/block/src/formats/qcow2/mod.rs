@@ -117,6 +117,12 @@ impl Qcow2 {
         self.data.as_ref().unwrap_or(&self.file)
     }
 
+    /// Whether guest data can be read and written.
+    fn usable(&self) -> IoResult {
+        self.alive()?;
+        self.late_key().map_or(Ok(()), crate::crypto::OldAes::check)
+    }
+
     fn alive(&self) -> IoResult {
         if self.dead.load(Ordering::Acquire) { Err(errno(libc::ENOMEDIUM)) } else { Ok(()) }
     }
@@ -170,7 +176,7 @@ impl Layer for Qcow2 {
 
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.alive()?;
+            self.usable()?;
             let _epoch = self.epochs.enter();
             self.read_guest(offset, buf).await
         })
@@ -178,7 +184,7 @@ impl Layer for Qcow2 {
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.alive()?;
+            self.usable()?;
             let epoch = self.epochs.enter();
             if flags.contains(WriteFlags::COMPRESSED) && self.crypto.is_some() {
                 // Compressed clusters are not encrypted.
@@ -196,7 +202,7 @@ impl Layer for Qcow2 {
 
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.alive()?;
+            self.usable()?;
             self.zero_guest(offset, len, flags.contains(ZeroFlags::MAY_UNMAP)).await?;
             self.relieve().await
         })
@@ -204,7 +210,7 @@ impl Layer for Qcow2 {
 
     fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            self.alive()?;
+            self.usable()?;
             self.discard_guest(offset, len, false).await?;
             self.relieve().await
         })
@@ -346,6 +352,10 @@ impl Layer for Qcow2 {
     fn zero_initialised(&self) -> bool {
         // Clusters allocated ahead decrypt to anything.
         self.crypto.is_none()
+    }
+
+    fn late_key(&self) -> Option<&crate::crypto::OldAes> {
+        self.crypto.as_ref()?.late()
     }
 
     fn snapshots(&self) -> Option<&dyn Snapshots> {

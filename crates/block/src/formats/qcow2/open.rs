@@ -22,7 +22,8 @@ pub(super) fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let mut runtime = take_runtime_options(&mut open.options)?;
         let file = open.file().await?;
         let header = read_header(&file).await?;
-        let crypto = encrypt::unlock(&file, &header, runtime.encrypt.take(), open.graph.vault()).await?;
+        let (given, late) = (runtime.encrypt.take(), open.settings.late_key);
+        let crypto = encrypt::unlock(&file, &header, given, late, open.graph.vault()).await?;
         if header.has(INCOMPAT_CORRUPT) && !open.settings.read_only {
             bail!("qcow2: Image is corrupt; cannot be opened read/write");
         }
