@@ -425,6 +425,11 @@ pub trait Layer: Send + Sync + 'static {
         Box::pin(async { Ok(()) })
     }
 
+    /// The options by which [`Layer::reopen`] brings back what it changes.
+    fn reopened_by(&self) -> Options {
+        Options::new()
+    }
+
     fn info(&self) -> Info {
         Info::default()
     }

@@ -63,8 +63,8 @@ pub struct NodeInfo {
     pub backing_file: Option<String>,
     pub backing_depth: u64,
     pub encrypted: bool,
-    /// It, or what it stands on, waits for `block_passwd`.
-    pub key_missing: bool,
+    /// Whether it, or what it stands on, waits for `block_passwd`; `None` where nothing can.
+    pub key_missing: Option<bool>,
     pub detect_zeroes: DetectZeroes,
     /// Of the back end's group (for nodes: all zero).
     pub limits: Config,
@@ -217,7 +217,7 @@ pub async fn describe(node: &Arc<Node>, backend: Option<&Backend>, flat: bool) -
         backing_file: node.backing().map(|below| below.filename().to_string()),
         backing_depth: image.depth(),
         encrypted: node.layer().info().encrypted,
-        key_missing: node.lacks_key().is_some(),
+        key_missing: node.key_missing(),
         detect_zeroes: settings.detect_zeroes,
         limits: group.as_ref().map(|group| group.config()).unwrap_or_default(),
         throttle_group: group.map(|group| group.name.clone()),

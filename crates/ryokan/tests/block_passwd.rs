@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use std::process::Command;
+use std::time::{Duration, Instant};
 use testkit::bench::SOON;
 use testkit::{Bench, Images};
 
@@ -43,10 +44,13 @@ fn a_machine_waits_for_the_passwords_of_its_disks() {
         let images = Images::new();
         let path = make(&images, name);
         let drive = format!("if=none,id=d,file={path},format={}", name.rsplit('.').next().unwrap());
-        let mut bench =
-            Bench::start(images, &["-drive", &drive, "-device", "ide-hd,id=hd,drive=d"]);
+        let mut bench = Bench::start(images, &["-drive", &drive, "-device", "ide-hd,id=hd,drive=d"]);
         assert_eq!(bench.run("query-status", Value::Null)["status"], "prelaunch");
-        assert!(bench.vm.errors().contains("is encrypted"), "{}", bench.vm.errors());
+        let end = Instant::now() + SOON;
+        while !bench.vm.errors().contains("is encrypted") {
+            assert!(Instant::now() < end, "{}", bench.vm.errors());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let medium = bench.medium("d");
         assert_eq!((&medium["encrypted"], &medium["encryption_key_missing"]), (&json!(true), &json!(true)));
         let lacking = format!("DeviceEncrypted: 'd' ({path}) is encrypted");
@@ -131,7 +135,8 @@ fn passwords_go_down_the_chain_and_only_to_what_needs_one() {
 fn a_medium_is_there_for_the_guest_once_its_password_is() {
     let images = Images::new();
     let disc = make(&images, "disc.qcow2");
-    let args = ["-drive", "if=none,id=cd,read-only=on", "-device", "virtio-scsi-pci", "-device", "scsi-cd,drive=cd"];
+    let args =
+        ["-drive", "if=none,id=cd,read-only=on", "-device", "virtio-scsi-pci", "-device", "scsi-cd,drive=cd"];
     let mut bench = Bench::start(images, &args);
     let moved = |bench: &mut Bench| {
         let event = bench.vm.qmp.event("DEVICE_TRAY_MOVED", SOON).unwrap();

@@ -89,7 +89,10 @@ impl Format for Qcow {
         Info {
             backing_filename: self.backing.clone(),
             encrypted: self.crypto.is_some(),
-            specific: self.crypto.as_ref().map(|_| json!({"type": "qcow", "data": {"encrypt": {"format": "aes"}}})),
+            specific: self
+                .crypto
+                .as_ref()
+                .map(|_| json!({"type": "qcow", "data": {"encrypt": {"format": "aes"}}})),
             ..Info::default()
         }
     }

@@ -19,6 +19,11 @@ impl Node {
         found
     }
 
+    /// Whether a password is still to come for it or what it stands on; `None` where none can.
+    pub fn key_missing(self: &Arc<Self>) -> Option<bool> {
+        (!self.locked().is_empty()).then(|| self.lacks_key().is_some())
+    }
+
     /// The first image of its chain that has no key yet.
     pub fn lacks_key(self: &Arc<Self>) -> Option<Arc<Node>> {
         self.locked().into_iter().find(|node| node.layer().late_key().is_some_and(|key| key.is_missing()))

@@ -21,7 +21,7 @@ struct Plan {
 enum Step {
     Child(Child, Arc<Node>, Pin),
     Backing(Arc<Node>, Option<Arc<Node>>, Option<Pin>),
-    Settings(Arc<Node>, Settings),
+    Settings(Arc<Node>, Settings, Options),
 }
 
 /// Largest size of a node in bytes.
@@ -233,10 +233,10 @@ impl Graph {
             self.redirect(&child, &to)?;
             done.push(Step::Child(child, was, pin));
         }
-        let old = node.settings();
+        let (old, by) = (node.settings(), node.layer().reopened_by());
         self.follow(&node, plan.settings.read_only, false).await;
         self.apply(&node, plan.settings, &mut plan.options).await?;
-        done.push(Step::Settings(node.clone(), old));
+        done.push(Step::Settings(node.clone(), old, by));
         if let Some(key) = plan.options.0.keys().next() {
             bail!("Cannot change the option '{key}'");
         }
@@ -277,9 +277,9 @@ impl Graph {
         match step {
             Step::Child(child, was, _pin) => drop(self.redirect(&child, &was)),
             Step::Backing(node, was, _pin) => drop(self.set_backing(&node, was.as_ref())),
-            Step::Settings(node, old) => {
+            Step::Settings(node, old, mut by) => {
                 self.follow(&node, old.read_only, false).await;
-                let _ = self.apply(&node, old, &mut Options::new()).await;
+                let _ = self.apply(&node, old, &mut by).await;
                 self.follow(&node, old.read_only, true).await;
             }
         }

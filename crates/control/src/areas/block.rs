@@ -72,7 +72,7 @@ pub fn node(info: query::NodeInfo) -> BlockDeviceInfo {
         backing_file: info.backing_file,
         backing_file_depth: info.backing_depth as i64,
         encrypted: info.encrypted,
-        encryption_key_missing: (info.encrypted || info.key_missing).then_some(info.key_missing),
+        encryption_key_missing: info.key_missing.or(info.encrypted.then_some(false)),
         detect_zeroes: match info.detect_zeroes {
             block::DetectZeroes::Off => BlockdevDetectZeroesOptions::Off,
             block::DetectZeroes::On => BlockdevDetectZeroesOptions::On,
