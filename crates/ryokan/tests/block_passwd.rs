@@ -88,7 +88,9 @@ fn a_machine_waits_for_the_passwords_of_its_disks() {
         ];
         judge(&images, name, &ours);
         if name.ends_with("qcow2") {
-            images.check(name);
+            let image = format!("driver=qcow2,encrypt.key-secret=k,file.filename={path}");
+            let said = tool("qemu-img", &["check", "--object", SECRET, "--image-opts", &image]);
+            assert!(said.contains("No errors"), "{said}");
         }
     }
 }
@@ -115,7 +117,8 @@ fn passwords_go_down_the_chain_and_only_to_what_needs_one() {
     bench.run("cont", Value::Null);
 
     // Nodes of their own bring their secret along.
-    let node = json!({"driver": "qcow2", "node-name": "n", "file": {"driver": "file", "filename": base}});
+    let node = json!({"driver": "qcow2", "node-name": "n", "read-only": true,
+        "file": {"driver": "file", "filename": base}});
     let said = bench.refused("blockdev-add", node);
     assert_eq!(said, "GenericError: Parameter 'encrypt.key-secret' is required for cipher");
     let first = json!({"options": {"driver": "qcow2", "id": "e", "read-only": true,
