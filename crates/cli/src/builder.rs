@@ -92,6 +92,18 @@ impl Builder {
         Ok(())
     }
 
+    /// An item of the firmware's own folder for ROMs that belong to no device.
+    pub fn option_rom(&mut self, text: &str) -> Result<()> {
+        let params = Params::parse(text, &k::OPTION_ROM)?;
+        let file = params.owned("romfile").ok_or_else(|| fail!("Parameter 'romfile' is missing"))?;
+        let name = file.rsplit('/').next().unwrap_or_default();
+        let mut item = Params::default();
+        item.set("name", &format!("genroms/{name}"));
+        item.set("file", &file);
+        self.inv.machine.fw_cfg.push(item.into_tree());
+        Ok(())
+    }
+
     pub fn global(&mut self, text: &str) -> Result<()> {
         let short = text.split_once('=').and_then(|(left, value)| Some((left.rsplit_once('.')?, value)));
         let (driver, property, value) = match short {
@@ -171,6 +183,10 @@ impl Builder {
             if !object.get(key).is_some_and(Value::is_string) {
                 bail!("Parameter '{key}' is missing");
             }
+        }
+        let id = &object["id"];
+        if self.inv.machine.objects.iter().any(|other| other["id"] == *id) {
+            bail!("Duplicate ID '{}' for object", id.as_str().unwrap_or_default());
         }
         self.inv.machine.objects.push(object);
         self.inv.places.objects.push(self.place.clone());

@@ -56,14 +56,12 @@ impl Builder {
             "drive" => {
                 let (params, _) =
                     self.drives.iter_mut().find(|(p, _)| p.get("id") == Some(id)).ok_or_else(none)?;
-                k::DRIVE.check(key, value)?;
-                params.set(key, value);
+                params.set(key, &k::DRIVE.check(key, value)?);
             }
             "chardev" => {
                 let (params, _) =
                     self.chardevs.iter_mut().find(|(p, _)| p.get("id") == Some(id)).ok_or_else(none)?;
-                k::CHARDEV.check(key, value)?;
-                params.set(key, value);
+                params.set(key, &k::CHARDEV.check(key, value)?);
             }
             "device" => {
                 let same = |d: &spec::Tree| d.get("id").and_then(|v| v.as_str()) == Some(id);

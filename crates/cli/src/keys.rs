@@ -34,16 +34,17 @@ pub static MACHINE: Group = Group {
         s("accel", "accelerators in order of preference, separated by ':'"),
         b("acpi", "ACPI tables and power management"),
         b("hpet", "high precision event timer"),
+        b("fd-bootchk", "whether the firmware wants a signature on floppies to boot from"),
         only("i8042", Kind::Bool, "keyboard controller with PS/2 keyboard and mouse", &["on"]),
         b("graphics", "whether the firmware may use a display"),
         b("dump-guest-core", "guest memory in core dumps of the process"),
-        b("mem-merge", "allow the host to merge equal pages"),
+        b("mem-merge", "allow the host to merge equal pages (default: off)"),
         s("memory-backend", "id of the object that is the guest's memory"),
         s("kernel", "kernel image"),
         s("initrd", "initial RAM disk"),
         s("append", "kernel command line"),
         s("firmware", "firmware image"),
-        only("kernel-irqchip", Kind::String, "interrupt controllers in KVM", &["on", "off", "split"]),
+        only("kernel-irqchip", Kind::String, "interrupt controllers in KVM", OFF),
         only("usb", Kind::Bool, "USB controller", OFF),
         only("vmport", Kind::String, "VMware I/O port", &["off", "auto"]),
         only("smm", Kind::String, "system management mode", &["off", "auto"]),
@@ -65,7 +66,7 @@ pub static ACCEL: Group = Group {
         b("perfmap", "write /tmp/perf-PID.map, so that perf names guest code"),
         only("split-wx", Kind::Bool, "code is never writable where it is executable", &["on"]),
         only("thread", Kind::String, "vCPU threads", &["multi"]),
-        only("kernel-irqchip", Kind::String, "interrupt controllers in KVM", &["on", "off", "split"]),
+        only("kernel-irqchip", Kind::String, "interrupt controllers in KVM", OFF),
     ],
 };
 
@@ -252,10 +253,7 @@ pub static MSG: Group = Group {
     name: "msg",
     implied: None,
     open: false,
-    keys: &[
-        b("timestamp", "time before each message"),
-        only("guest-name", Kind::Bool, "guest name before each message", OFF),
-    ],
+    keys: &[b("timestamp", "time before each message"), b("guest-name", "guest name before each message")],
 };
 
 pub static TRACE: Group = Group {
@@ -274,6 +272,13 @@ pub static FW_CFG: Group = Group {
         s("file", "file with the content"),
         s("string", "content"),
     ],
+};
+
+pub static OPTION_ROM: Group = Group {
+    name: "option-rom",
+    implied: Some("romfile"),
+    open: false,
+    keys: &[s("romfile", "file with the ROM")],
 };
 
 pub static SMBIOS: Group =
@@ -337,6 +342,7 @@ pub static LISTED: &[&Group] = &[
     &ADD_FD,
     &MSG,
     &FW_CFG,
+    &OPTION_ROM,
     &SMBIOS,
     &OVERCOMMIT,
     &SANDBOX,

@@ -72,11 +72,11 @@ impl Complaint {
         Complaint { place: place.into(), failure }
     }
 
-    /// What is printed on standard error, for a program started as `program`: one line, and one
-    /// more when there is a hint.
-    pub fn message(&self, program: &str) -> String {
+    /// What is printed on standard error after the program's name: one line, and one more when
+    /// there is a hint.
+    pub fn message(&self) -> String {
         let hint = self.failure.hint.as_ref().map(|h| format!("\n{h}")).unwrap_or_default();
-        format!("{program}: {self}{hint}")
+        format!("{self}{hint}")
     }
 }
 

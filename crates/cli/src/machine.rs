@@ -172,7 +172,9 @@ impl Builder {
         }
         boot.menu = params.flag("menu") == Some(true);
         boot.strict = params.flag("strict") == Some(true);
-        boot.splash_time = params.number::<u32>("splash-time")?.filter(|&ms| ms <= 0xffff);
+        boot.splash_time = params
+            .number("splash-time")
+            .map_err(|_| fail!("splash-time is invalid, it should be a value between 0 and 65535"))?;
         boot.reboot_timeout = match params.get("reboot-timeout") {
             Some(text) => {
                 let ms = text.parse::<i32>().ok().filter(|ms| (-1..=0xffff).contains(ms));
@@ -291,9 +293,12 @@ pub(crate) fn machine_kind(name: &str) -> Result<(MachineKind, String)> {
             (Some(full), _) => (MachineKind::Pc, full),
             (_, Some(full)) => (MachineKind::Q35, full),
             _ => {
-                return Err(
-                    fail!("unsupported machine type").hint("Use -machine help to list supported machines")
-                );
+                let failure = fail!("unsupported machine type: \"{name}\"");
+                let types = MACHINE_TYPES.iter().flat_map(|kind| [Some(kind.name), kind.alias]).flatten();
+                return Err(match spec::nearest(name, types) {
+                    Some(near) => failure.hint(format!("Did you mean '{near}'?")),
+                    None => failure.hint("Use -machine help to list supported machines"),
+                });
             }
         },
     })

@@ -101,6 +101,9 @@ static MACHINE: &[Opt] = &[
     ),
     opt("no-hpet", "", "no HPET", |b, _| b.machine_key("hpet", "off")),
     opt("no-acpi", "", "no ACPI", |b, _| b.machine_key("acpi", "off")),
+    opt("no-fd-bootchk", "", "boot from floppies without signature, too", |b, _| {
+        b.machine_key("fd-bootchk", "off")
+    }),
     keyed("smbios", "type=N[,KEY=VALUE...]", "SMBIOS fields", &k::SMBIOS, |b, v| b.smbios(v)),
     keyed("global", "DRIVER.PROPERTY=VALUE", "property of all devices of a model", &k::GLOBAL, |b, v| {
         b.global(v)
@@ -154,6 +157,9 @@ static BOOT: &[Opt] = &[
         &k::BOOT,
         |b, v| b.boot.extend(v, &k::BOOT),
     ),
+    keyed("option-rom", "[romfile=]FILE", "option ROM that the firmware runs", &k::OPTION_ROM, |b, v| {
+        b.option_rom(v)
+    }),
     keyed("fw_cfg", "[name=]NAME,file=FILE|string=TEXT", "item for the firmware", &k::FW_CFG, |b, v| {
         b.fw_cfg(v)
     }),
@@ -319,7 +325,6 @@ static ABSENT: &[(&str, bool, &str)] = &[
     ("one-insn-per-tb", false, "single-step translation is not supported by Ryokan"),
     ("plugin", true, "TCG plugins are not supported by Ryokan"),
     ("preconfig", false, "the preconfig state is not supported by Ryokan"),
-    ("option-rom", true, "additional option ROMs are not supported by Ryokan yet"),
     ("acpitable", true, "additional ACPI tables are not supported by Ryokan yet"),
     (
         "mem-path",
@@ -337,7 +342,6 @@ static ABSENT: &[(&str, bool, &str)] = &[
     ("writeconfig", true, "writing configurations is not supported"),
     ("dump-vmstate", true, "describing the migration format is not supported by Ryokan"),
     ("virtioconsole", true, "use -device virtconsole"),
-    ("no-fd-bootchk", false, "the boot signature check cannot be switched"),
     ("win2k-hack", false, "not supported by Ryokan"),
     ("prom-env", true, "not used on this architecture"),
     ("semihosting", false, "not used on this architecture"),

@@ -75,7 +75,7 @@ impl Params {
                 let what = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
                 return Err(Failure::expects("id", "an identifier").hint(what));
             }
-            group.check(&key, &value)?;
+            let value = group.check(&key, &value)?;
             params.list.push((key, value));
         }
         Ok(params)
@@ -135,11 +135,12 @@ fn flag(word: String, group: &Group) -> (String, String) {
 }
 
 impl Group {
-    /// Checks that the key exists and the value is of its type.
-    pub fn check(&self, name: &str, value: &str) -> Result<()> {
+    /// Checks that the key exists and the value is of its type; gives the value, switches
+    /// written `on` or `off`.
+    pub fn check(&self, name: &str, value: &str) -> Result<String> {
         let Some(key) = self.key(name) else {
             if self.open || name == "id" {
-                return Ok(());
+                return Ok(value.to_string());
             }
             return Err(self.unknown(name));
         };
@@ -158,7 +159,7 @@ impl Group {
             let list = key.only.join("', '");
             bail!("{name}={value} is not supported by Ryokan (possible: '{list}')");
         }
-        Ok(())
+        Ok(plain.to_string())
     }
 
     fn unknown(&self, name: &str) -> Failure {

@@ -25,7 +25,7 @@ fn asked(line: &str) -> Help {
 
 /// The message without and with its hint.
 fn complaint(line: &str) -> String {
-    parse(words(line)).expect_err(line).message("q")
+    format!("q: {}", parse(words(line)).expect_err(line).message())
 }
 
 #[test]
@@ -236,7 +236,7 @@ fn errors_name_what_is_wrong() {
         ("-set drive.d.x=1", "q: -set drive.d.x=1: there is no drive \"d\" defined"),
         (
             "-machine fancy",
-            "q: -machine fancy: unsupported machine type\nUse -machine help to list supported machines",
+            "q: -machine fancy: unsupported machine type: \"fancy\"\nUse -machine help to list supported machines",
         ),
         ("-machine pc,usb=on", "q: -machine pc,usb=on: usb=on is not supported by Ryokan (possible: 'off')"),
         (

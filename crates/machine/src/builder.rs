@@ -23,8 +23,10 @@ pub fn build(spec: MachineSpec, host: &Host) -> Result<Arc<Machine>> {
     match spec.kind {
         MachineKind::None => none(spec, host, engine, requests),
         MachineKind::Pc | MachineKind::Q35 => {
-            let asked = cpu::models::Request::parse(spec.cpu.as_deref().unwrap_or("qemu64"))?;
-            let model = Arc::new(asked.resolve(&engines::offer(engine.name()))?);
+            let asked = cpu::models::Request::parse(spec.cpu.as_deref().unwrap_or("qemu64"));
+            let model = asked.and_then(|asked| asked.resolve(&engines::offer(engine.name())));
+            let place = spec.places.cpu.as_deref();
+            let model = Arc::new(model.map_err(|f| place.map_or(f.clone(), |place| f.within(place)))?);
             board::pc::build(spec, host, engine, model, requests)
         }
     }

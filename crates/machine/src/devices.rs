@@ -3,7 +3,7 @@
 
 mod hotplug;
 
-use base::{Failure, Mutex, Result, bail, fail};
+use base::{Mutex, Result, bail, fail};
 use device::{Bus, BusKind, BusNumbers, Device, Hotplug, IrqLine, Model, Props, ResetKind, Services, Wiring};
 use qom::{Object, PropertyInfo, Tree};
 use serde_json::{Map, Value};
@@ -316,16 +316,27 @@ impl Devices {
         entry
     }
 
-    /// Fails for a global that names a driver that nobody knows.
-    pub(crate) fn check_globals(&self) -> Result<()> {
-        for (driver, property, _) in &self.globals {
-            let mut named =
-                self.models.iter().filter(|m| m.answers_to(driver) || m.parent == driver).peekable();
+    /// Fails for a global whose driver does not have the property.
+    pub(crate) fn check_globals(&self, places: &[String]) -> Result<()> {
+        for (at, (driver, property, _)) in self.globals.iter().enumerate() {
+            let mut named = self.named(driver).peekable();
             if named.peek().is_some() && named.all(|model| model.property(property).is_none()) {
-                return Err(Failure::new(format!("Property '{driver}.{property}' not found")));
+                let failure = fail!("Property '{driver}.{property}' not found");
+                return Err(places.get(at).map_or(failure.clone(), |place| failure.within(place)));
             }
         }
         Ok(())
+    }
+
+    /// The globals of drivers that this build does not have, as `driver.property`.
+    pub fn foreign_globals(&self) -> Vec<String> {
+        let foreign = self.globals.iter().filter(|(driver, ..)| self.named(driver).next().is_none());
+        foreign.map(|(driver, property, _)| format!("{driver}.{property}")).collect()
+    }
+
+    /// The models that a global for `driver` concerns.
+    fn named<'a>(&'a self, driver: &'a str) -> impl Iterator<Item = &'static Model> + 'a {
+        self.models.iter().copied().filter(move |m| m.answers_to(driver) || m.parent == driver)
     }
 }
 

@@ -39,6 +39,12 @@ impl Memory {
                 bail!("invalid memory size");
             }
             let ram = RamBlock::new("pc.ram", size)?;
+            if spec.switch("dump-guest-core") == Some(false) {
+                ram.set_dump(false)?;
+            }
+            if spec.switch("mem-merge") == Some(true) {
+                ram.set_merge();
+            }
             if spec.memory.prealloc {
                 ram.populate()?;
             }

@@ -303,6 +303,13 @@ impl RamBlock {
             .map_err(|e| base::Failure::from(std::io::Error::from(e)))
     }
 
+    /// Lets the host merge equal pages, where its kernel can do that (KSM).
+    pub fn set_merge(self) {
+        let advice = rustix::mm::Advice::LinuxMergeable;
+        // SAFETY: the whole of a mapping that is never removed; contents are kept.
+        let _ = unsafe { rustix::mm::madvise(self.0.host as *mut _, self.0.len as usize, advice) };
+    }
+
     /// Gives whole pages back to the host; they read as zero afterwards.
     pub fn discard(self, offset: u64, len: u64) -> Result<()> {
         if !offset.is_multiple_of(PAGE_SIZE)

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod daemon;
+mod message;
 mod process;
 mod sandbox;
 mod session;
@@ -10,6 +11,8 @@ mod show;
 
 use base::fd::Inherited;
 use cli::Parsed;
+use message::Messages;
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -20,41 +23,35 @@ fn main() -> ExitCode {
     let mut args = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
     let program = args.next().unwrap_or_default();
     let program = program.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("ryokan").to_string();
+    let mut messages = Messages::new(&program);
     let invocation = match cli::parse(args) {
-        Err(complaint) => {
-            eprintln!("{}", complaint.message(&program));
-            return ExitCode::FAILURE;
-        }
+        Err(complaint) => return failed(&messages, complaint.message()),
         Ok(Parsed::Help(help)) => return show::help(&help, &program),
         Ok(Parsed::Run(invocation)) => *invocation,
     };
+    messages.settle(&invocation);
     let ready = match daemon::detach(invocation.daemonize) {
         Ok(daemon::Role::Parent(status)) => return status,
         Ok(daemon::Role::Program(ready)) => ready,
-        Err(failure) => {
-            eprintln!("{program}: {failure}");
-            return ExitCode::FAILURE;
-        }
+        Err(failure) => return failed(&messages, failure),
     };
     if let Some(sandbox) = &invocation.sandbox
         && let Err(failure) = sandbox::enter(sandbox)
     {
-        eprintln!("{program}: -sandbox on: {failure}");
-        return ExitCode::FAILURE;
+        return failed(&messages, format_args!("-sandbox on: {failure}"));
     }
     let inherited = Arc::new(Inherited::at_start());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("{program}: cannot start the event loop: {error}");
-            return ExitCode::FAILURE;
-        }
+        Err(error) => return failed(&messages, format_args!("cannot start the event loop: {error}")),
     };
-    match runtime.block_on(session::run(invocation, inherited, ready, &program)) {
+    match runtime.block_on(session::run(invocation, inherited, ready, &messages)) {
         Ok(status) => ExitCode::from(status as u8),
-        Err(complaint) => {
-            eprintln!("{}", complaint.message(&program));
-            ExitCode::FAILURE
-        }
+        Err(complaint) => failed(&messages, complaint.message()),
     }
+}
+
+fn failed(messages: &Messages, why: impl Display) -> ExitCode {
+    messages.say(why);
+    ExitCode::FAILURE
 }

@@ -1,5 +1,6 @@
 //! What the process has before the machine: descriptors, character devices, objects, nodes.
 
+use crate::message::Messages;
 use base::fd::{FdSets, Inherited, SetFd};
 use base::notice::Notices;
 use base::{Result, fail};
@@ -15,7 +16,7 @@ struct Surroundings {
     inherited: Arc<Inherited>,
     fdsets: FdSets,
     notices: Notices,
-    program: String,
+    messages: Messages,
 }
 
 /// Ctrl-A X on a multiplexed terminal.
@@ -32,7 +33,7 @@ impl chardev::Host for Surroundings {
     }
 
     fn info(&self, text: &str) {
-        eprintln!("{}: {text}", self.program);
+        self.messages.say(text);
     }
 
     fn escape(&self, what: chardev::Escape) {
@@ -47,7 +48,7 @@ pub async fn prepare(
     invocation: &Invocation,
     inherited: &Arc<Inherited>,
     fdsets: &FdSets,
-    program: &str,
+    messages: &Messages,
 ) -> Result<Host, Complaint> {
     let notices = Notices::new();
     for (add, place) in invocation.add_fds.iter().zip(&invocation.places.add_fds) {
@@ -60,7 +61,7 @@ pub async fn prepare(
         inherited: inherited.clone(),
         fdsets: fdsets.clone(),
         notices: notices.clone(),
-        program: program.to_string(),
+        messages: messages.clone(),
     });
     let chardevs = chardev::Chardevs::new(tokio::runtime::Handle::current(), surroundings);
     chardevs.set_escape(invocation.escape);

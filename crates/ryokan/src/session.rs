@@ -1,6 +1,7 @@
 //! One run: surroundings, machine, monitors, the main loop, and the end.
 
 use crate::daemon::Ready;
+use crate::message::Messages;
 use crate::{VERSION, process};
 use base::fd::{FdSets, Inherited};
 use base::{Failure, fail};
@@ -11,6 +12,8 @@ use machine::{Cause, Machine, Notice};
 use spec::Invocation;
 use spec::invocation::{Monitor, MonitorMode};
 use std::any::Any;
+use std::fs::File;
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,13 +28,13 @@ pub async fn run(
     invocation: Invocation,
     inherited: Arc<Inherited>,
     mut ready: Ready,
-    program: &str,
+    messages: &Messages,
 ) -> Result<i32, Complaint> {
     let trace = start_logs(&invocation)?;
     settle(&invocation)?;
     let fdsets = FdSets::new();
-    let host = process::prepare(&invocation, &inherited, &fdsets, program).await?;
-    let machine = build(&invocation, &host, program)?;
+    let host = process::prepare(&invocation, &inherited, &fdsets, messages).await?;
+    let machine = build(&invocation, &host, messages)?;
     let world = World {
         identity: Identity { package: format!("Ryokan {VERSION}"), ..Identity::default() },
         host: host.clone(),
@@ -51,9 +54,9 @@ pub async fn run(
     match host.graph.check_keys() {
         _ if invocation.machine.start_stopped => {}
         Ok(()) => machine.start().map_err(|f| Complaint::at("", f))?,
-        Err(why) => eprintln!("{program}: not started: {why}; it waits for block_passwd and cont"),
+        Err(why) => messages.say(format_args!("not started: {why}; it waits for block_passwd and cont")),
     }
-    let status = main_loop(&control, &machine).await;
+    let status = main_loop(&control, &machine, messages).await;
     // Bounded: a job may wait for a server that is gone.
     let _ = tokio::time::timeout(FAREWELL, host.graph.jobs.cancel_all()).await;
     host.graph.shutdown().await;
@@ -80,11 +83,19 @@ fn settle(invocation: &Invocation) -> Result<(), Complaint> {
     Ok(())
 }
 
-fn build(invocation: &Invocation, host: &machine::Host, program: &str) -> Result<Arc<Machine>, Complaint> {
-    let machine = machine::build(invocation.machine.clone(), host)
-        .map_err(|failure| Complaint::at(place_of(&failure, invocation), failure))?;
+fn build(
+    invocation: &Invocation,
+    host: &machine::Host,
+    messages: &Messages,
+) -> Result<Arc<Machine>, Complaint> {
+    // Errors name their option themselves where a single one is at fault.
+    let machine =
+        machine::build(invocation.machine.clone(), host).map_err(|failure| Complaint::at("", failure))?;
     for warning in machine.cpu_model.iter().flat_map(|model| &model.warnings) {
-        eprintln!("{program}: warning: {warning}");
+        messages.warn(warning);
+    }
+    for global in machine.devices.foreign_globals() {
+        messages.warn(format_args!("global {global} has invalid class name"));
     }
     Ok(machine)
 }
@@ -109,15 +120,12 @@ fn open_gdb(invocation: &Invocation, control: &Control) -> Result<(), Complaint>
     Ok(())
 }
 
-/// Errors of the builder name their option themselves where one is at fault.
-fn place_of(_failure: &Failure, _invocation: &Invocation) -> String {
-    String::new()
-}
-
 fn start_logs(invocation: &Invocation) -> Result<trace::Points, Complaint> {
     let points = trace::Points::new();
-    if let Some(file) = invocation.log.file.as_deref().or(invocation.trace.file.as_deref()) {
-        trace::set_file(Some(file)).map_err(|e| Complaint::at(format!("-D {file}"), e.into()))?;
+    let files = [("-D ", &invocation.log.file), ("-trace file=", &invocation.trace.file)];
+    if let Some((option, Some(file))) = files.into_iter().find(|(_, file)| file.is_some()) {
+        let cannot = |e| Failure::os("cannot open the log file", &e);
+        trace::set_file(Some(file)).map_err(|e| Complaint::at(format!("{option}{file}"), cannot(e)))?;
     }
     trace::set_timestamps(invocation.message.timestamp);
     let items = invocation.log.items.join(",");
@@ -171,35 +179,37 @@ fn offers_oob(invocation: &Invocation, monitor: &Monitor) -> bool {
     chardev.is_some_and(|chardev| !chardev.mux && matches!(chardev.kind, spec::ChardevKind::Socket { .. }))
 }
 
-async fn main_loop(control: &Control, machine: &Arc<Machine>) -> i32 {
+async fn main_loop(control: &Control, machine: &Arc<Machine>, messages: &Messages) -> i32 {
     let finished = Arc::new(Notify::new());
-    listen(control, machine, finished.clone());
+    listen(control, machine, messages, finished.clone());
     tokio::select! {
         () = control.events().run() => {}
         () = finished.notified() => {}
-        () = signals(machine) => {}
+        () = signals(machine, messages) => {}
     }
     control.events().pump();
     machine.finished().unwrap_or(0)
 }
 
 /// What is no event: the end, a panic of an engine, the quit key.
-fn listen(control: &Control, machine: &Arc<Machine>, finished: Arc<Notify>) {
-    let machine = machine.clone();
+fn listen(control: &Control, machine: &Arc<Machine>, messages: &Messages, finished: Arc<Notify>) {
+    let (machine, messages) = (machine.clone(), messages.clone());
     control.events().listen(move |what: &dyn Any| {
         if what.is::<process::QuitKey>() {
             machine.request_quit(Cause::HostUi);
         }
         match what.downcast_ref::<Notice>() {
             Some(Notice::Finished) => finished.notify_one(),
-            Some(Notice::Broken { vcpu, why }) => eprintln!("CPU {vcpu} cannot go on: {why}"),
+            Some(Notice::Broken { vcpu, why }) => {
+                messages.say(format_args!("CPU {vcpu} cannot go on: {why}"))
+            }
             _ => {}
         }
     });
 }
 
 /// TERM, INT and HUP end the machine in order.
-async fn signals(machine: &Arc<Machine>) {
+async fn signals(machine: &Arc<Machine>, messages: &Messages) {
     let kinds = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()];
     let Ok(mut all) = kinds.into_iter().map(signal).collect::<Result<Vec<_>, _>>() else {
         return std::future::pending().await;
@@ -211,27 +221,36 @@ async fn signals(machine: &Arc<Machine>) {
             _ = interrupt.recv() => "SIGINT",
             _ = hangup.recv() => "SIGHUP",
         };
-        eprintln!("terminating on {name}");
+        messages.say(format_args!("terminating on {name}"));
         machine.request_quit(Cause::HostSignal);
     }
 }
 
-/// A file with the process id, removed at the end.
-struct PidFile(PathBuf);
+/// A file with the process id, locked while the process lives and removed at its end.
+struct PidFile {
+    path: PathBuf,
+    _lock: File,
+}
 
 impl PidFile {
     fn write(path: &str) -> Result<PidFile, Complaint> {
         let at = |e: std::io::Error| {
             Complaint::at(format!("-pidfile {path}"), Failure::os("cannot create PID file", &e))
         };
-        std::fs::write(path, format!("{}\n", std::process::id())).map_err(at)?;
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(path);
+        let mut file = file.map_err(at)?;
+        // Another process that still runs keeps its file.
+        rustix::fs::fcntl_lock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+            .map_err(|e| at(e.into()))?;
+        file.set_len(0).map_err(at)?;
+        writeln!(file, "{}", std::process::id()).map_err(at)?;
         // A daemon changes its directory.
-        Ok(PidFile(std::path::absolute(path).map_err(at)?))
+        Ok(PidFile { path: std::path::absolute(path).map_err(at)?, _lock: file })
     }
 }
 
 impl Drop for PidFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
+        let _ = std::fs::remove_file(&self.path);
     }
 }

@@ -8,23 +8,6 @@ use testkit::bench::SOON;
 use testkit::images::tool;
 use testkit::{Bench, Images};
 
-/// base.qcow2 <- top.qcow2 as nodes `base` and `top` under the drive `d`.
-fn chain(more: &[&str]) -> Bench {
-    let images = Images::new();
-    images.create("base.qcow2", "4M", &[]);
-    images.io("base.qcow2", &["write -P 1 0 1M"]);
-    images.overlay("top.qcow2", "base.qcow2");
-    images.io("top.qcow2", &["write -P 2 512k 512k"]);
-    let drive = format!(
-        "if=none,id=d,driver=qcow2,node-name=top,file.driver=file,file.node-name=top-file,file.filename={},\
-         backing.node-name=base",
-        images.path("top.qcow2")
-    );
-    let mut args = vec!["-drive", &drive];
-    args.extend(more);
-    Bench::start(images, &args)
-}
-
 /// A line of the human monitor; what it printed, lines ending in a plain newline.
 #[track_caller]
 fn say(bench: &mut Bench, line: &str) -> String {
@@ -33,7 +16,7 @@ fn say(bench: &mut Bench, line: &str) -> String {
 
 #[test]
 fn resizing_by_device_and_by_node() {
-    let mut bench = chain(&["-device", "virtio-blk-pci,drive=d"]);
+    let mut bench = Bench::chain(&["-device", "virtio-blk-pci,drive=d"]);
     bench.run("block_resize", json!({"device": "d", "size": 8 << 20}));
     assert_eq!(bench.medium("d")["image"]["virtual-size"], json!(8 << 20));
     assert_eq!(say(&mut bench, "block_resize d 9"), "");
@@ -55,7 +38,7 @@ fn resizing_by_device_and_by_node() {
 
 #[test]
 fn the_backing_file_name_is_rewritten() {
-    let mut bench = chain(&[]);
+    let mut bench = Bench::chain(&[]);
     let other = bench.images.path("other.qcow2");
     bench.images.copy("base.qcow2", "other.qcow2");
     let asked = |node: &str| json!({"device": "d", "image-node-name": node, "backing-file": other});
@@ -87,7 +70,7 @@ fn the_backing_file_name_is_rewritten() {
 
 #[test]
 fn a_write_threshold_is_told_once() {
-    let mut bench = chain(&[]);
+    let mut bench = Bench::chain(&[]);
     bench.run("block-set-write-threshold", json!({"node-name": "top", "write-threshold": 1 << 20}));
     assert_eq!(bench.node("top")["write_threshold"], json!(1 << 20));
     bench.io("d", "write 1000k 64k");
@@ -112,7 +95,7 @@ fn server(bench: &mut Bench, more: Value) -> String {
 
 #[test]
 fn exports_come_and_go() {
-    let mut bench = chain(&["-object", "iothread,id=io"]);
+    let mut bench = Bench::chain(&["-object", "iothread,id=io"]);
     let add = |more: Value| {
         let mut asked = json!({"type": "nbd", "id": "e", "node-name": "top", "name": "disk"});
         more.as_object().unwrap().iter().for_each(|(key, value)| asked[key] = value.clone());
@@ -176,7 +159,7 @@ fn greeting(socket: &str) -> (UnixStream, usize) {
 
 #[test]
 fn more_clients_than_allowed_wait_for_their_turn() {
-    let mut bench = chain(&[]);
+    let mut bench = Bench::chain(&[]);
     let socket = server(&mut bench, json!({"max-connections": 2}));
     let (first, one) = greeting(&socket);
     let (_second, two) = greeting(&socket);
@@ -190,7 +173,7 @@ fn more_clients_than_allowed_wait_for_their_turn() {
 
 #[test]
 fn an_export_of_a_drive_goes_with_its_medium() {
-    let mut bench = chain(&[]);
+    let mut bench = Bench::chain(&[]);
     let socket = server(&mut bench, json!({}));
     assert_eq!(say(&mut bench, "nbd_server_add -w d disk"), "");
     let uri = format!("nbd+unix:///disk?socket={socket}");
@@ -208,7 +191,7 @@ fn an_export_of_a_drive_goes_with_its_medium() {
 
 #[test]
 fn all_disks_are_exported_by_one_command() {
-    let mut bench = chain(&[]);
+    let mut bench = Bench::chain(&[]);
     let socket = bench.images.path("nbd");
     assert_eq!(say(&mut bench, &format!("nbd_server_start -a -w unix:{socket}")), "");
     let told = tool("nbdinfo", &["--list", &format!("nbd+unix:///?socket={socket}")]);
@@ -242,7 +225,7 @@ fn drives_are_added_and_removed_by_hand() {
 
 #[test]
 fn snapshots_by_hand() {
-    let mut bench = chain(&[]);
+    let mut bench = Bench::chain(&[]);
     assert_eq!(say(&mut bench, "info snapshots"), "There is no snapshot available.\n");
     assert_eq!(say(&mut bench, "snapshot_blkdev_internal d s0"), "");
     let told = say(&mut bench, "info snapshots");
@@ -279,7 +262,7 @@ fn snapshots_by_hand() {
 
 #[test]
 fn committing_by_hand() {
-    let mut bench = chain(&["-drive", "if=none,id=e"]);
+    let mut bench = Bench::chain(&["-drive", "if=none,id=e"]);
     for (disk, text) in [("x", "Device 'x' not found"), ("e", "Device 'e' has no medium")] {
         assert_eq!(say(&mut bench, &format!("commit {disk}")), format!("{text}\n"));
     }
@@ -306,7 +289,7 @@ fn committing_by_hand() {
 
 #[test]
 fn jobs_by_hand() {
-    let mut bench = chain(&[]);
+    let mut bench = Bench::chain(&[]);
     assert_eq!(say(&mut bench, "info block-jobs"), "No active jobs\n");
     let target = bench.images.path("copy.qcow2");
     let said = say(&mut bench, &format!("drive_mirror -f d {target} qcow2"));
@@ -339,7 +322,7 @@ fn jobs_by_hand() {
 
 #[test]
 fn streaming_by_hand() {
-    let mut bench = chain(&[]);
+    let mut bench = Bench::chain(&[]);
     assert_eq!(say(&mut bench, "block_stream d 100M"), "");
     bench.vm.qmp.event("BLOCK_JOB_COMPLETED", SOON).unwrap();
     assert_eq!(bench.medium("d")["backing_file_depth"], json!(0));

@@ -6,21 +6,6 @@ use std::collections::BTreeSet;
 use testkit::bench::SOON;
 use testkit::{Bench, Images};
 
-/// base.qcow2 <- top.qcow2 under the drive `d`, the nodes `base` and `top`.
-fn chain() -> Bench {
-    let images = Images::new();
-    images.create("base.qcow2", "4M", &[]);
-    images.io("base.qcow2", &["write -P 1 0 1M"]);
-    images.overlay("top.qcow2", "base.qcow2");
-    images.io("top.qcow2", &["write -P 2 512k 512k"]);
-    let drive = format!(
-        "if=none,id=d,driver=qcow2,node-name=top,file.driver=file,file.node-name=top-file,file.filename={},\
-         backing.node-name=base",
-        images.path("top.qcow2")
-    );
-    Bench::start(images, &["-drive", &drive])
-}
-
 /// The edges of the graph as "parent/name -> child".
 fn edges(bench: &mut Bench) -> BTreeSet<String> {
     let graph = bench.run("x-debug-query-block-graph", Value::Null);
@@ -42,7 +27,7 @@ fn edges(bench: &mut Bench) -> BTreeSet<String> {
 
 #[test]
 fn the_graph_names_every_user() {
-    let mut bench = chain();
+    let mut bench = Bench::chain(&[]);
     let told = edges(&mut bench);
     for edge in ["d/root -> top", "top/file -> top-file", "top/backing -> base"] {
         assert!(told.contains(edge), "{edge} in {told:?}");
@@ -120,7 +105,7 @@ fn a_quorum_gets_and_loses_children() {
 
 #[test]
 fn a_node_that_others_stand_on_is_left_alone() {
-    let mut bench = chain();
+    let mut bench = Bench::chain(&[]);
     let new = bench.images.path("new.qcow2");
     let busy = "GenericError: Node 'base' is busy: node is used as backing hd of 'top'";
     let snapshot = json!({"node-name": "base", "snapshot-node-name": "n", "snapshot-file": new});
@@ -162,7 +147,7 @@ fn a_node_that_others_stand_on_is_left_alone() {
 
 #[test]
 fn chains_are_told_of_through_filters() {
-    let mut bench = chain();
+    let mut bench = Bench::chain(&[]);
     bench.run("blockdev-add", json!({"driver": "copy-on-read", "node-name": "cor", "file": "top"}));
     let nested = bench.run("query-named-block-nodes", Value::Null);
     let node =
@@ -204,7 +189,7 @@ fn chains_are_told_of_through_filters() {
 
 #[test]
 fn the_name_of_a_job_is_free_with_its_last_event() {
-    let mut bench = chain();
+    let mut bench = Bench::chain(&[]);
     bench.images.create("copy.raw", "4M", &[]);
     bench.open("copy", "copy.raw", json!({}));
     for round in 0..40 {

@@ -2,6 +2,7 @@
 
 use crate::Tree;
 use crate::invocation::Places;
+use serde_json::Value;
 
 /// Everything that decides what machine is built. Made by `cli` (and by tests directly).
 #[derive(Clone, Debug)]
@@ -135,8 +136,8 @@ pub struct Actions {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub enum PanicAction {
-    Pause,
     #[default]
+    Pause,
     Shutdown,
     ExitFailure,
     None,
@@ -166,7 +167,8 @@ pub struct Boot {
     pub order: Option<String>,
     pub once: Option<String>,
     pub menu: bool,
-    pub splash_time: Option<u32>,
+    /// Milliseconds.
+    pub splash_time: Option<u16>,
     pub reboot_timeout: Option<i32>,
     pub strict: bool,
 }
@@ -194,6 +196,16 @@ pub enum RtcClock {
     Host,
     Realtime,
     Virtual,
+}
+
+impl MachineSpec {
+    /// A `-machine` key that is on or off; `None` when it was not given.
+    pub fn switch(&self, key: &str) -> Option<bool> {
+        match self.options.get(key)? {
+            Value::Bool(on) => Some(*on),
+            value => Some(value != "off"),
+        }
+    }
 }
 
 impl Default for MachineSpec {

@@ -31,6 +31,24 @@ impl Bench {
         Bench { vm, images, marks: 0, _initrd: None }
     }
 
+    /// A machine with the drive `d`: `top.qcow2` (node `top` over `top-file`) with 512 KiB of 2
+    /// from 512 KiB on, over `base.qcow2` (node `base`, 4 MiB) with 1 MiB of 1.
+    pub fn chain(more: &[&str]) -> Bench {
+        let images = Images::new();
+        images.create("base.qcow2", "4M", &[]);
+        images.io("base.qcow2", &["write -P 1 0 1M"]);
+        images.overlay("top.qcow2", "base.qcow2");
+        images.io("top.qcow2", &["write -P 2 512k 512k"]);
+        let drive = format!(
+            "if=none,id=d,driver=qcow2,node-name=top,file.driver=file,file.node-name=top-file,\
+             file.filename={},backing.node-name=base",
+            images.path("top.qcow2")
+        );
+        let mut args = vec!["-drive", &drive];
+        args.extend(more);
+        Bench::start(images, &args)
+    }
+
     /// Boots Debian's kernel to a shell, with the drivers of all disks and the program `writer`.
     pub fn boot(images: Images, args: &[&str]) -> Bench {
         let mut all = vec!["-m", "192"];

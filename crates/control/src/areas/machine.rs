@@ -62,7 +62,7 @@ async fn query_machines(_: Call, _: QueryMachines) -> Result<Vec<MachineInfo>> {
 
 async fn query_current_machine(call: Call, _: QueryCurrentMachine) -> Result<CurrentMachineParams> {
     let spec = &call.machine().spec;
-    let acpi = spec.options.get("acpi").and_then(|value| value.as_bool()).unwrap_or(true);
+    let acpi = spec.switch("acpi").unwrap_or(true);
     Ok(CurrentMachineParams { wakeup_suspend_support: acpi && spec.kind != MachineKind::None })
 }
 

@@ -196,6 +196,11 @@ pub(super) fn find(name: &str) -> Option<Chosen> {
     names().find(|n| n.0 == name).map(|(_, model, number, _)| model.at(number))
 }
 
+/// Names of models without versions, for hints.
+pub(super) fn plain_names() -> impl Iterator<Item = &'static str> {
+    MODELS.iter().map(|model| model.name).chain(["base", "max", "host"])
+}
+
 /// A CPU model as `query-cpu-definitions` and `-cpu help` list it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Definition {

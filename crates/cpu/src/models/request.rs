@@ -120,7 +120,11 @@ impl Request {
     }
 
     fn unknown(&self, key: &str) -> Failure {
-        Failure::new(format!("Property '{}-x86_64-cpu.{key}' not found", self.model))
+        let failure = Failure::new(format!("Property '{}-x86_64-cpu.{key}' not found", self.model));
+        match spec::nearest(key, feature::all().map(|feature| feature.name)) {
+            Some(near) => failure.hint(format!("Did you mean '{near}'?")),
+            None => failure,
+        }
     }
 
     /// Applies one `key=value`; also for `query-cpu-model-expansion`'s props.
@@ -194,7 +198,13 @@ impl Request {
     }
 
     fn start(&self, offer: &Offer) -> Result<CpuModel> {
-        let unknown = || Failure::new(format!("unable to find CPU model '{}'", self.model));
+        let unknown = || {
+            let failure = Failure::new(format!("unable to find CPU model '{}'", self.model));
+            match spec::nearest(&self.model, catalog::plain_names()) {
+                Some(near) if near != self.model => failure.hint(format!("Did you mean '{near}'?")),
+                _ => failure.hint("Use -cpu help to list the models"),
+            }
+        };
         let plain = |features, identity, level, xlevel| CpuModel {
             name: self.model.clone(),
             features,

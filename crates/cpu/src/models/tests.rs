@@ -117,6 +117,9 @@ fn what_cannot_be_had_is_said() {
     assert_eq!(model.warnings[0], "interpreter doesn't support requested feature: CPUID.01H:ECX.vmx [bit 5]");
     let fail = |text: &str| Request::parse(text).and_then(|r| r.resolve(&offer())).unwrap_err().text;
     assert_eq!(fail("qemu64,+vmx,enforce"), "interpreter doesn't support requested features");
+    let hint = |text: &str| Request::parse(text).and_then(|r| r.resolve(&offer())).unwrap_err().hint;
+    assert_eq!(hint("Haswel").as_deref(), Some("Did you mean 'Haswell'?"));
+    assert_eq!(hint("qemu64,+sse4.3").as_deref(), Some("Did you mean 'sse4.1'?"));
     assert_eq!(fail("nonsense"), "unable to find CPU model 'nonsense'");
     assert_eq!(fail("host"), "unable to find CPU model 'host'");
     assert_eq!(fail("qemu64,+frob"), "Property 'qemu64-x86_64-cpu.frob' not found");

@@ -5,7 +5,11 @@ use base::{Failure, Result, fail};
 use schema::trace::{TraceEventGetState, TraceEventSetState, TraceEventState};
 
 pub async fn log(_: Session, args: Args) -> Result<String> {
-    let items = trace::Items::parse(&args.need("items"))
+    let items = args.need("items");
+    if matches!(items.as_str(), "help" | "?") {
+        return Ok(trace::Items::help());
+    }
+    let items = trace::Items::parse(&items)
         .map_err(|name| fail!("'{name}' is not a log item").hint("Try \"help log\" for more information"))?;
     items.apply();
     Ok(String::new())

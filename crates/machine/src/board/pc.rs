@@ -104,7 +104,7 @@ pub(crate) fn build(
     };
     maker.make_all()?;
     let devices = Devices::new(devices::models(), services.clone(), host.tree.clone(), spec.globals.clone());
-    devices.check_globals()?;
+    devices.check_globals(&spec.places.globals)?;
     let onboard = onboard::create(&spec, chipset, &services, &devices, &interrupts)?;
     let mut platform = platform(&spec, chipset, &memory, &onboard, &model);
     tables::numa(&spec, &mut platform)?;

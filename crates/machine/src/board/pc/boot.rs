@@ -1,6 +1,6 @@
 //! What a PC runs first: firmware from a ROM, or a kernel put in place directly.
 
-use super::Platform;
+use super::{Platform, onboard};
 use crate::memory::Rom;
 use crate::{Devices, Machine, Memory};
 use base::Result;
@@ -9,15 +9,16 @@ use device::Services;
 use firmware::boot::{self, Plan, chipset};
 use firmware::fw_cfg;
 use firmware::{FwCfg, acpi, rom, smbios};
-use serde_json::Value;
 use spec::machine::MachineSpec;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// The boot set-up of a board, performed again at every reset.
 pub(crate) struct Boot {
     platform: Platform,
     fw_cfg: Arc<FwCfg>,
     plan: Option<Plan>,
+    resets: AtomicU32,
 }
 
 impl Boot {
@@ -29,9 +30,7 @@ impl Boot {
         devices: &Devices,
         model: &CpuModel,
     ) -> Result<Boot> {
-        let with_acpi =
-            spec.options.get("acpi").is_none_or(|on| on != &Value::from("off") && on != &Value::from(false));
-        let acpi = with_acpi.then(|| acpi::Tables::build(&platform));
+        let acpi = spec.switch("acpi").unwrap_or(true).then(|| acpi::Tables::build(&platform));
         let mut config = smbios::Config::new(&platform, &type_name(spec));
         config.uuid = spec.uuid;
         let leaf = model.table(&crate::cpus::topology(&spec.smp), 0).query(1, 0);
@@ -47,11 +46,11 @@ impl Boot {
         let fw_cfg = FwCfg::create(services);
         let asked = fw_cfg::Boot {
             menu: spec.boot.menu,
-            menu_wait: spec.boot.splash_time.map(|ms| ms.min(0xffff) as u16),
+            menu_wait: spec.boot.splash_time,
             reboot_timeout: spec.boot.reboot_timeout,
             strict: spec.boot.strict,
             order: Vec::new(),
-            nographic: spec.options.get("graphics").is_some_and(|on| on == &Value::from("off")),
+            nographic: spec.switch("graphics") == Some(false),
             uuid: spec.uuid.unwrap_or_default(),
         };
         fw_cfg.edit(|items| fw_cfg::fill(items, &platform, &asked, acpi.as_ref(), &smbios))?;
@@ -64,12 +63,16 @@ impl Boot {
                 None
             }
         };
-        Ok(Boot { platform, fw_cfg, plan })
+        Ok(Boot { platform, fw_cfg, plan, resets: AtomicU32::new(0) })
     }
 
     /// Puts the kernel in place and the processors where it expects them; with firmware
     /// there is nothing to do.
     pub fn after_reset(&self, machine: &Machine) -> Result<()> {
+        // The first reset belongs to the making of the machine.
+        if self.resets.fetch_add(1, Ordering::Relaxed) == 1 && machine.spec.boot.once.is_some() {
+            onboard::restore_boot_order(&machine.spec, &machine.devices);
+        }
         self.set_boot_order(&machine.spec, &machine.devices)?;
         let Some(plan) = &self.plan else { return Ok(()) };
         chipset::program(&self.platform, &machine.services.ports);

@@ -113,10 +113,10 @@ fn legacy(
     let rtc_irq = irq(8);
     let rtc = Rtc::new(rtc_config(spec, services), rtc_irq.clone(), &services.notices);
     rtc.map(&services.ports);
-    boot_order(spec, &rtc);
+    boot_order(spec, spec.boot.once.as_deref().or(spec.boot.order.as_deref()), &rtc);
     cmos_sizes(spec, &rtc);
     devices.adopt_wired(rtc, Some("isa.0"), vec![rtc_irq]);
-    if hpet_wanted(spec) {
+    if spec.switch("hpet").unwrap_or(true) {
         let hpet = hpet(services, devices, &pit, irq(8));
         hpet.set_pending_probe(tick_waits, ticks.clone());
         let (hpet, pit) = (Arc::downgrade(&hpet), Arc::downgrade(&pit));
@@ -144,7 +144,8 @@ fn legacy(
     let port92 = Port92::new(services.power.clone());
     port92.map(&services.ports);
     devices.adopt(port92, Some("isa.0"));
-    let mut isa = IsaDevices { i8042: true, hpet: hpet_wanted(spec), ..IsaDevices::default() };
+    let mut isa =
+        IsaDevices { i8042: true, hpet: spec.switch("hpet").unwrap_or(true), ..IsaDevices::default() };
     for (index, chardev) in spec.serials.iter().enumerate() {
         let Some(chardev) = chardev else { continue };
         if index >= isa.serial.len() {
@@ -204,10 +205,6 @@ pub(crate) fn floppy_types(devices: &Devices) {
     rtc.set_cmos(0x14, EQUIPMENT | drives);
 }
 
-fn hpet_wanted(spec: &MachineSpec) -> bool {
-    spec.options.get("hpet").is_none_or(|on| on != &Value::from("off") && on != &Value::from(false))
-}
-
 fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine) -> Arc<Hpet> {
     let timer_irq = services.irqs.first().cloned().unwrap_or_else(IrqLine::unconnected);
     let lines =
@@ -239,9 +236,18 @@ fn rtc_config(spec: &MachineSpec, services: &Services) -> RtcConfig {
     }
 }
 
+/// `-boot once=` holds for the first start only: from the second reset on, `order=` does.
+pub(crate) fn restore_boot_order(spec: &MachineSpec, devices: &Devices) {
+    for entry in devices.entries() {
+        if let Some(rtc) = entry.device.as_any().downcast_ref::<Rtc>() {
+            boot_order(spec, spec.boot.order.as_deref(), rtc);
+        }
+    }
+}
+
 /// `-boot order=`: the nibbles that the firmware reads from CMOS 3Dh and 38h.
-fn boot_order(spec: &MachineSpec, rtc: &Rtc) {
-    let order = spec.boot.once.as_deref().or(spec.boot.order.as_deref()).unwrap_or("cad");
+fn boot_order(spec: &MachineSpec, order: Option<&str>, rtc: &Rtc) {
+    let order = order.unwrap_or("cad");
     let code = |letter: u8| match letter {
         b'a' | b'b' => 1,
         b'c' => 2,
@@ -254,7 +260,8 @@ fn boot_order(spec: &MachineSpec, rtc: &Rtc) {
     let (first, second, third) = (next(), next(), next());
     rtc.set_cmos(0x3d, second << 4 | first);
     // Bit 0: do not check the floppy's signature.
-    rtc.set_cmos(0x38, third << 4 | 1);
+    let unchecked = spec.switch("fd-bootchk") == Some(false);
+    rtc.set_cmos(0x38, third << 4 | u8::from(unchecked));
 }
 
 /// Equipment and memory sizes where old firmware and systems look for them.

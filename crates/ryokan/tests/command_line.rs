@@ -1,0 +1,193 @@
+//! What the command line asks of the process and of the board, seen from outside.
+
+use serde_json::{Value, json};
+use std::process::Command;
+use testkit::Vm;
+use testkit::bench::SOON;
+use testkit::vm::binary;
+
+/// Starts a machine without guest.
+#[track_caller]
+fn start(args: &[&str]) -> Vm {
+    let mut all = vec!["-nodefaults", "-display", "none"];
+    all.extend(args);
+    Vm::start_plain(&all).unwrap_or_else(|e| panic!("{args:?}: {e}"))
+}
+
+/// Starts what must end at once with an error; what it wrote to standard error.
+#[track_caller]
+fn refused(args: &[&str]) -> String {
+    let ended = Command::new(binary()).args(["-nodefaults", "-display", "none"]).args(args).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{args:?}");
+    String::from_utf8(ended.stderr).unwrap()
+}
+
+/// A byte of the CMOS memory.
+#[track_caller]
+fn cmos(vm: &mut Vm, index: u8) -> u8 {
+    vm.qmp.hmp(&format!("o /b 0x70 {index}")).unwrap();
+    let said = vm.qmp.hmp("i /b 0x71").unwrap();
+    let value = said.trim().rsplit("0x").next().and_then(|hex| u8::from_str_radix(hex, 16).ok());
+    value.unwrap_or_else(|| panic!("{said}"))
+}
+
+#[test]
+fn the_boot_order_for_once_ends_with_the_second_reset() {
+    let mut vm = start(&["-S", "-boot", "order=dc,once=n"]);
+    assert_eq!((cmos(&mut vm, 0x3d), cmos(&mut vm, 0x38)), (0x04, 0x00));
+    vm.qmp.execute("system_reset", Value::Null).unwrap();
+    assert_eq!((cmos(&mut vm, 0x3d), cmos(&mut vm, 0x38)), (0x23, 0x00));
+    vm.qmp.execute("system_reset", Value::Null).unwrap();
+    assert_eq!(cmos(&mut vm, 0x3d), 0x23);
+    let mut vm = start(&["-S", "-no-fd-bootchk"]);
+    assert_eq!((cmos(&mut vm, 0x3d), cmos(&mut vm, 0x38)), (0x12, 0x31));
+}
+
+#[test]
+fn every_spelling_of_a_switch_counts() {
+    for off in ["off", "no", "false", "n"] {
+        let mut vm = start(&["-S", "-M", &format!("pc,acpi={off},hpet={off}")]);
+        let told = vm.qmp.execute("query-current-machine", Value::Null).unwrap();
+        assert_eq!(told["wakeup-suspend-support"], json!(false), "{off}");
+        // Where the HPET would say what it is.
+        let there = vm.qmp.hmp("xp /1wx 0xfed00000").unwrap();
+        assert!(!there.contains("0x8086a201"), "{off}: {there}");
+    }
+    let mut vm = start(&["-S", "-M", "pc,acpi=yes,hpet=yes"]);
+    let told = vm.qmp.execute("query-current-machine", Value::Null).unwrap();
+    assert_eq!(told["wakeup-suspend-support"], json!(true));
+    assert!(vm.qmp.hmp("xp /1wx 0xfed00000").unwrap().contains("0x8086a201"));
+}
+
+#[test]
+fn guest_memory_stays_out_of_core_dumps_when_asked() {
+    // Flags of mappings of the guest's size: "dd" is "do not dump", "mg" is "mergeable".
+    let flags = |vm: &Vm| {
+        let maps = std::fs::read_to_string(format!("/proc/{}/smaps", vm.pid())).unwrap();
+        let mut all = Vec::new();
+        let mut large = false;
+        for line in maps.lines() {
+            if let Some(size) = line.strip_prefix("Size:") {
+                large = size.trim().strip_suffix(" kB").and_then(|kib| kib.parse().ok()) >= Some(190 << 10);
+            }
+            if let Some(flags) = line.strip_prefix("VmFlags:").filter(|_| large) {
+                all.push(flags.split_whitespace().map(str::to_string).collect::<Vec<_>>());
+            }
+        }
+        all
+    };
+    let has = |vm: &Vm, flag: &str| flags(vm).iter().any(|all| all.iter().any(|one| one == flag));
+    let common = ["-S", "-accel", "qtest", "-m", "190", "-M"];
+    let plain = start(&[&common[..], &["pc"]].concat());
+    assert!(!flags(&plain).is_empty());
+    assert!(!has(&plain, "dd") && !has(&plain, "mg"));
+    let asked = start(&[&common[..], &["pc,dump-guest-core=off,mem-merge=on"]].concat());
+    assert!(has(&asked, "dd"));
+    // A kernel without KSM refuses; that is no error.
+    assert_eq!(has(&asked, "mg"), std::path::Path::new("/sys/kernel/mm/ksm").exists());
+}
+
+#[test]
+fn messages_begin_as_asked() {
+    let said = refused(&["-name", "inn", "-msg", "timestamp=on,guest-name=on", "-device", "nonsense"]);
+    let (time, rest) = said.split_once(' ').unwrap();
+    assert!(time.starts_with("20") && time.ends_with('Z') && time.contains('T'), "{said}");
+    assert_eq!(rest, "inn ryokan: -device nonsense: 'nonsense' is not a valid device model name\n");
+    let said = refused(&["-name", "inn", "-device", "nonsense"]);
+    assert!(said.starts_with("ryokan: -device nonsense: "), "{said}");
+}
+
+#[test]
+fn globals_that_concern_nothing_are_named() {
+    let vm = start(&["-S", "-global", "frob.knob=1", "-global", "virtio-rng-pci.max-bytes=7"]);
+    assert_eq!(vm.errors(), "ryokan: warning: global frob.knob has invalid class name\n");
+    let said = refused(&["-S", "-global", "virtio-rng-pci.knob=1"]);
+    assert_eq!(said, "ryokan: -global virtio-rng-pci.knob=1: Property 'virtio-rng-pci.knob' not found\n");
+}
+
+#[test]
+fn a_process_keeps_its_pid_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("pid");
+    let path = file.to_str().unwrap();
+    let mut vm = start(&["-S", "-pidfile", path]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{}\n", vm.pid()));
+    let said = refused(&["-S", "-pidfile", path]);
+    assert!(said.contains(&format!("-pidfile {path}: cannot create PID file: ")), "{said}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{}\n", vm.pid()));
+    vm.qmp.execute("quit", Value::Null).unwrap();
+    assert!(vm.wait(SOON).unwrap().success());
+    assert!(!file.exists());
+    // One that a crash left behind is nobody's.
+    std::fs::write(&file, "123456789\n").unwrap();
+    let vm = start(&["-S", "-pidfile", path]);
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), format!("{}\n", vm.pid()));
+}
+
+#[test]
+fn what_is_asked_for_wrongly_is_named() {
+    for (args, text) in [
+        (&["-M", "pcc"][..], "-M pcc: unsupported machine type: \"pcc\"\nDid you mean 'pc'?"),
+        (&["-cpu", "Haswel"], "-cpu Haswel: unable to find CPU model 'Haswel'\nDid you mean 'Haswell'?"),
+        (
+            &["-boot", "splash-time=65536"],
+            "-boot splash-time=65536: splash-time is invalid, it should be a value between 0 and 65535",
+        ),
+        (
+            &["-M", "pc,kernel-irqchip=on"],
+            "-M pc,kernel-irqchip=on: kernel-irqchip=on is not supported by Ryokan (possible: 'off')",
+        ),
+        (
+            &["-object", "iothread,id=a", "-object", "iothread,id=a"],
+            "-object iothread,id=a: Duplicate ID 'a' for object",
+        ),
+    ] {
+        assert_eq!(refused(args), format!("ryokan: {text}\n"));
+    }
+}
+
+#[test]
+fn a_panic_stops_the_guest_unless_told_otherwise() {
+    for (action, status, word) in [(None, "guest-panicked", "pause"), (Some("panic=none"), "running", "run")]
+    {
+        let mut args = vec!["-device", "pvpanic", "-M", "pc"];
+        args.extend(action.into_iter().flat_map(|action| ["-action", action]));
+        let mut vm = start(&args);
+        vm.qmp.hmp("o /b 0x505 1").unwrap();
+        let event = vm.qmp.event("GUEST_PANICKED", SOON).unwrap();
+        assert_eq!(event["data"]["action"], json!(word));
+        if action.is_none() {
+            vm.qmp.event("STOP", SOON).unwrap();
+        }
+        assert_eq!(vm.qmp.execute("query-status", Value::Null).unwrap()["status"], json!(status));
+    }
+}
+
+/// A ROM that ends the machine with status 7: header, PCI data (an RNG's), code, checksum.
+fn ending_rom() -> Vec<u8> {
+    let mut rom = vec![0x55, 0xaa, 1, 0xeb, 0x3b];
+    rom.resize(0x18, 0);
+    rom.extend([0x20, 0]);
+    rom.resize(0x20, 0);
+    rom.extend(b"PCIR\xf4\x1a\x05\x10\0\0\x18\0\0\0\0\0\x01\0\0\0\0\x80\0\0");
+    rom.resize(0x40, 0);
+    // mov dx, 501h; mov al, 3; out dx, al; retf
+    rom.extend([0xba, 0x01, 0x05, 0xb0, 3, 0xee, 0xcb]);
+    rom.resize(511, 0);
+    rom.push(rom.iter().fold(0u8, |sum, byte| sum.wrapping_sub(*byte)));
+    rom
+}
+
+#[test]
+fn the_firmware_runs_option_roms() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("end.rom");
+    std::fs::write(&file, ending_rom()).unwrap();
+    let path = file.to_str().unwrap();
+    let on_card = format!("virtio-rng-pci,romfile={path}");
+    for args in [["-option-rom", path], ["-device", &on_card]] {
+        let mut vm = start(&[&["-device", "isa-debug-exit"][..], &args].concat());
+        let ended = vm.wait(SOON).unwrap();
+        assert_eq!(ended.code(), Some(7), "{args:?}: {}", vm.errors());
+    }
+}
