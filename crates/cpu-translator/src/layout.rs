@@ -61,6 +61,8 @@ pub struct State {
     pub masks: [u64; 10],
     /// Look-ups that several accesses of a block share.
     pub shared: [u64; SHARED],
+    /// PAUSEs since the last that the interpreter executed; 4096 are enough.
+    pub pauses: u64,
     /// T1, while an address takes it.
     pub t1_saved: u64,
     pub system: System,
@@ -145,6 +147,7 @@ pub const BRANCH: i32 = offset_of!(State, branch) as i32;
 pub const OVERWRITTEN: i32 = offset_of!(State, overwritten) as i32;
 pub const FLAGS_AWAY: i32 = offset_of!(State, flags_away) as i32;
 pub const MASKS: i32 = offset_of!(State, masks) as i32;
+pub const PAUSES: i32 = offset_of!(State, pauses) as i32;
 pub const T1_SAVED: i32 = offset_of!(State, t1_saved) as i32;
 pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
 /// Shared look-ups that a block may hold at a time.

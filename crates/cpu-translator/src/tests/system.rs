@@ -27,6 +27,16 @@ fn flags_are_pushed_as_the_page_keeps_them() {
 }
 
 #[test]
+fn many_pauses_in_a_row_change_nothing() {
+    // mov ecx,9000; back: stc; pause; adc eax,0; dec ecx; jnz back; hlt
+    let code = [0xb9, 0x28, 0x23, 0, 0, 0xf9, 0xf3, 0x90, 0x83, 0xd0, 0, 0xff, 0xc9, 0x75, 0xf6, 0xf4];
+    let mut guest = Guest::new(0, &code);
+    let state = guest.run();
+    assert!(guest.translated() > 0);
+    assert_eq!(state.gpr[0], 9000);
+}
+
+#[test]
 fn the_counter_moves_on() {
     // rdtsc; shl rdx,32; or rdx,rax; cmp rdx,rbx; jb over; inc esi; over: mov rbx,rdx
     let body = [

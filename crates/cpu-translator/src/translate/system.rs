@@ -24,7 +24,7 @@ pub fn classify(source: &Source, i: &Instruction) -> Option<Class> {
     let inner = source.key & key::SUPERVISOR != 0;
     let inline = match i.mnemonic() {
         Rdtsc | Rdtscp => source.key & key::COUNTER != 0,
-        Cpuid => true,
+        Cpuid | Pause => true,
         Pushfq => i.code() == Op::Pushfq,
         Cld | Std => true,
         Mov => reads_selector(i),
@@ -60,6 +60,7 @@ impl Builder {
         match i.mnemonic() {
             Rdtsc | Rdtscp => self.counter(i.mnemonic() == Rdtscp),
             Cpuid => self.identify(),
+            Pause => self.pause(),
             Pushfq => self.push_flags(source, i),
             Cld | Std => {
                 self.spare_flags();
@@ -136,6 +137,22 @@ impl Builder {
         self.code.constant(T1, crate::system_stubs::cpuid());
         self.code.raw(&[0x41, 0xff, 0xe3]); // jmp r11
         self.code.bind(after);
+        self.goes_on(site);
+    }
+
+    /// PAUSE. After many, the interpreter executes one: the guest waits, perhaps for a vCPU that
+    /// the host does not run.
+    fn pause(&mut self) {
+        let site = self.leave_site();
+        let slow = self.code.label();
+        self.code.raw(&[0xf3, 0x90]);
+        self.code.load(T1, PAUSES);
+        self.code.lea(T1, T1, 1);
+        self.code.store(PAUSES, T1);
+        self.code.pext(T1, T1, MASK_NEXT);
+        self.zero_test(T1, slow);
+        let restore = self.restores();
+        self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
         self.goes_on(site);
     }
 

@@ -37,6 +37,10 @@ impl TranslatorVcpu {
         let Some(single) = &self.exits.get(place).single else { return Ok(Next::Loop) };
         let ended = self.shared.ended.load(Ordering::SeqCst);
         let all = sets_registers(single.instruction());
+        if single.instruction().mnemonic() == Mnemonic::Pause {
+            self.state.get().pauses = 0;
+            std::thread::yield_now();
+        }
         let asked = (single.instruction().mnemonic() == Mnemonic::Cpuid)
             .then(|| system::asks(self.interpreter.core()));
         let ran = self.interpreter.run_single(single)?;
