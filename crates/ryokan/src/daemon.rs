@@ -1,6 +1,7 @@
 //! `-daemonize`: the program starts itself anew in a session of its own; the parent waits
 //! until that is ready, and ends with status 0, or with what went wrong.
 
+use base::fd::Inherited;
 use base::{Failure, Result, fail};
 use std::fs::File;
 use std::io::{Read, Write};
@@ -10,14 +11,6 @@ use std::process::{Command, ExitCode, Stdio};
 
 /// Names the descriptor on which the second process tells that it is ready.
 const VARIABLE: &str = "RYOKAN_DAEMON_READY";
-
-/// Which process this is.
-pub enum Role {
-    /// The one that was started; ends with this status.
-    Parent(ExitCode),
-    /// The one that does the work.
-    Program(Ready),
-}
 
 /// Tells the parent, if there is one, that the program is ready.
 pub struct Ready(Option<File>);
@@ -41,19 +34,26 @@ impl Ready {
     }
 }
 
-/// Splits into two processes if asked to.
-pub fn detach(daemonize: bool) -> Result<Role> {
-    if !daemonize {
-        return Ok(Role::Program(Ready(None)));
-    }
-    if let Some(fd) = std::env::var_os(VARIABLE) {
-        let path = format!("/proc/self/fd/{}", fd.to_string_lossy());
-        let pipe = File::options().write(true).open(path)?;
-        rustix::process::setsid().map_err(|e| Failure::from(std::io::Error::from(e)))?;
-        return Ok(Role::Program(Ready(Some(pipe))));
-    }
+/// Whether this is the process that was started and not the one that does the work.
+pub fn is_parent(daemonize: bool) -> bool {
+    daemonize && std::env::var_os(VARIABLE).is_none()
+}
+
+/// The process that does the work: in a session of its own.
+pub fn enter(daemonize: bool, inherited: &Inherited) -> Result<Ready> {
+    let Some(fd) = std::env::var(VARIABLE).ok().filter(|_| daemonize) else { return Ok(Ready(None)) };
+    let pipe = inherited.take(fd.parse().map_err(|_| fail!("{VARIABLE} is not a descriptor"))?)?;
+    rustix::process::setsid().map_err(|e| Failure::from(std::io::Error::from(e)))?;
+    Ok(Ready(Some(pipe.into())))
+}
+
+/// Starts the process that does the work, with all descriptors this one has, and waits for it:
+/// the exit status.
+pub fn detach() -> Result<ExitCode> {
     let (reader, writer): (OwnedFd, OwnedFd) =
         rustix::pipe::pipe().map_err(|e| Failure::from(std::io::Error::from(e)))?;
+    rustix::io::fcntl_setfd(&reader, rustix::io::FdFlags::CLOEXEC)
+        .map_err(|e| Failure::from(std::io::Error::from(e)))?;
     let mut args = std::env::args_os();
     let name = args.next().unwrap_or_default();
     let mut child = Command::new("/proc/self/exe")
@@ -65,10 +65,9 @@ pub fn detach(daemonize: bool) -> Result<Role> {
         .map_err(|e| Failure::os("cannot start the daemon", &e))?;
     drop(writer);
     let mut told = [0; 1];
-    let ready = File::from(reader).read(&mut told)? == 1;
-    if ready {
-        return Ok(Role::Parent(ExitCode::SUCCESS));
+    if File::from(reader).read(&mut told)? == 1 {
+        return Ok(ExitCode::SUCCESS);
     }
     let status = child.wait().map_err(|e| fail!("waiting for the daemon: {e}"))?;
-    Ok(Role::Parent(ExitCode::from(status.code().unwrap_or(1).clamp(1, 255) as u8)))
+    Ok(ExitCode::from(status.code().unwrap_or(1).clamp(1, 255) as u8))
 }

@@ -30,9 +30,12 @@ fn main() -> ExitCode {
         Ok(Parsed::Run(invocation)) => *invocation,
     };
     messages.settle(&invocation);
-    let ready = match daemon::detach(invocation.daemonize) {
-        Ok(daemon::Role::Parent(status)) => return status,
-        Ok(daemon::Role::Program(ready)) => ready,
+    if daemon::is_parent(invocation.daemonize) {
+        return daemon::detach().unwrap_or_else(|failure| failed(&messages, failure));
+    }
+    let inherited = Arc::new(Inherited::at_start());
+    let ready = match daemon::enter(invocation.daemonize, &inherited) {
+        Ok(ready) => ready,
         Err(failure) => return failed(&messages, failure),
     };
     if let Some(sandbox) = &invocation.sandbox
@@ -40,7 +43,6 @@ fn main() -> ExitCode {
     {
         return failed(&messages, format_args!("-sandbox on: {failure}"));
     }
-    let inherited = Arc::new(Inherited::at_start());
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return failed(&messages, format_args!("cannot start the event loop: {error}")),

@@ -17,7 +17,9 @@ fn start(args: &[&str]) -> Vm {
 /// Starts what must end at once with an error; what it wrote to standard error.
 #[track_caller]
 fn refused(args: &[&str]) -> String {
-    let ended = Command::new(binary()).args(["-nodefaults", "-display", "none"]).args(args).output().unwrap();
+    let mut limited = Command::new("timeout");
+    limited.arg(SOON.as_secs().to_string()).arg(binary()).args(["-nodefaults", "-display", "none"]);
+    let ended = limited.args(args).output().unwrap();
     assert_eq!(ended.status.code(), Some(1), "{args:?}");
     String::from_utf8(ended.stderr).unwrap()
 }
@@ -100,9 +102,40 @@ fn messages_begin_as_asked() {
 #[test]
 fn globals_that_concern_nothing_are_named() {
     let vm = start(&["-S", "-global", "frob.knob=1", "-global", "virtio-rng-pci.max-bytes=7"]);
+    let begin = std::time::Instant::now();
+    while vm.errors().is_empty() && begin.elapsed() < SOON {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
     assert_eq!(vm.errors(), "ryokan: warning: global frob.knob has invalid class name\n");
     let said = refused(&["-S", "-global", "virtio-rng-pci.knob=1"]);
     assert_eq!(said, "ryokan: -global virtio-rng-pci.knob=1: Property 'virtio-rng-pci.knob' not found\n");
+}
+
+#[test]
+fn a_daemon_tells_what_went_wrong_or_goes_on_alone() {
+    let said = refused(&["-S", "-daemonize", "-device", "frob"]);
+    assert_eq!(said, "ryokan: -device frob: 'frob' is not a valid device model name\n");
+    let dir = tempfile::tempdir().unwrap();
+    let (file, socket) = (dir.path().join("pid"), dir.path().join("qmp"));
+    let monitor = format!("unix:{},server=on,wait=off", socket.display());
+    let status = Command::new(binary())
+        .args(["-nodefaults", "-display", "none", "-S", "-daemonize", "-qmp", &monitor, "-pidfile"])
+        .arg(&file)
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+    let mut qmp = testkit::Qmp::connect(&socket, SOON).unwrap();
+    let told = qmp.execute("query-status", Value::Null).unwrap();
+    assert_eq!(told["status"], "prelaunch");
+    let pid = std::fs::read_to_string(&file).unwrap();
+    let session = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap();
+    assert_eq!(session.rsplit(") ").next().unwrap().split(' ').nth(3), Some(pid.trim()));
+    qmp.execute("quit", Value::Null).unwrap();
+    let begin = std::time::Instant::now();
+    while file.exists() && begin.elapsed() < SOON {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(!file.exists());
 }
 
 #[test]
