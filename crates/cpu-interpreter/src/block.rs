@@ -45,6 +45,14 @@ impl Head {
         let (start, len) = (self.bytes.0 as usize, usize::from(self.bytes.1).min(4096 - at));
         cache.bytes.get(start..start + len).is_some_and(|bytes| self.first.page.holds(at, bytes))
     }
+
+    /// Whether the bytes of the second page are still those of the block, which begins at byte
+    /// `at` of the first.
+    pub fn holds_second(&self, cache: &Cache, at: usize) -> bool {
+        let (start, end) = (self.bytes.0 as usize, self.bytes.0 as usize + usize::from(self.bytes.1));
+        let Some((second, _)) = &self.second else { return true };
+        cache.bytes.get(start + 4096 - at..end).is_some_and(|bytes| second.page.holds(0, bytes))
+    }
 }
 
 /// [`Head::heat`] of a block that a faster engine has refused.

@@ -500,11 +500,15 @@ fn find(core: &mut Core, cache: &mut Cache) -> Result<u32, Fault> {
 
 /// Whether a block's last instruction still crosses into the same page with the same bytes.
 fn second_page_holds(core: &mut Core, cache: &Cache, block: u32, linear: u64) -> Result<bool, Fault> {
-    let Some((second, seen)) = &cache.heads[block as usize].second else { return Ok(true) };
+    let head = &cache.heads[block as usize];
+    let Some((second, seen)) = &head.second else { return Ok(true) };
     let (second, seen) = (*second, seen.get());
     let next = core.wrap((linear & !0xfff).wrapping_add(4096));
-    let physical = core.translate_code(next)?;
-    Ok(physical == second.physical && second.version.load(std::sync::atomic::Ordering::Acquire) == seen)
+    if core.translate_code(next)? != second.physical {
+        return Ok(false);
+    }
+    let version = second.version.load(std::sync::atomic::Ordering::Acquire);
+    Ok(version == seen || version & UNWATCHED != 0 && head.holds_second(cache, (linear & 0xfff) as usize))
 }
 
 /// Runs a chain of blocks.

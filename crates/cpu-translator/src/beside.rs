@@ -2,7 +2,7 @@
 //! table entry that such a page must not have, one at a time. (Programs that keep data beside
 //! their code make many of them.)
 
-use memory::{RamBlock, Watch};
+use memory::{RamBlock, VERSION, Watch};
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// Longest store, in bytes.
@@ -57,7 +57,7 @@ impl Beside {
         if !same || !free || self.left == 0 || self.watch.load(Ordering::SeqCst) != Watch::CODE.bits() {
             return None;
         }
-        self.version.fetch_add(1, Ordering::SeqCst);
+        self.version.fetch_add(VERSION, Ordering::SeqCst);
         Some(self.entry)
     }
 }

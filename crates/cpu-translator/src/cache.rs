@@ -204,11 +204,6 @@ impl Cache {
         Ok(())
     }
 
-    /// Pages whose blocks compare their bytes.
-    pub fn unwatched_pages(&self) -> usize {
-        self.pages.values().filter(|page| page.unwatched.is_some()).count()
-    }
-
     pub fn host(&self, offset: u32) -> usize {
         self.area.execute + offset as usize
     }
@@ -241,11 +236,22 @@ impl Cache {
     pub fn leave_unwatched(&mut self, host: usize, alone: bool) -> bool {
         let page = self.pages.entry(host & !0xfff).or_default();
         let since = *page.unwatched.get_or_insert_with(Instant::now);
+        self.end_page(host);
+        alone || since.elapsed() > FAREWELL
+    }
+
+    /// Ends the blocks of the page of `host`, which is to be watched again.
+    pub fn watch_again(&mut self, host: usize) {
+        self.end_page(host);
+        self.pages.remove(&(host & !0xfff));
+    }
+
+    fn end_page(&mut self, host: usize) {
+        let Some(page) = self.pages.get_mut(&(host & !0xfff)) else { return };
         page.granules = 0;
         for id in std::mem::take(&mut page.blocks) {
             self.invalidate(id);
         }
-        alone || since.elapsed() > FAREWELL
     }
 
     /// Registers a block whose code lies in the area and whose sites were pushed.

@@ -14,6 +14,7 @@ mod counted;
 mod exits;
 mod layout;
 mod ports;
+mod restless;
 mod shared;
 mod signals;
 mod stubs;

@@ -3,6 +3,7 @@
 use crate::area::Area;
 use crate::cache::{Cache, Mixed};
 use crate::layout::State;
+use crate::restless::Restless;
 use crate::tables::{Form, Tables, VIEWS};
 use crate::time::Time;
 use base::Result;
@@ -10,6 +11,7 @@ use cpu::{Link, Request};
 use memory::{CodeObserver, RamBlock};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 /// A vCPU as the others see it.
 pub struct Peer {
@@ -47,6 +49,7 @@ pub struct Shared {
     pub exact: bool,
     pub form: Form,
     pub time: Time,
+    restless: Restless,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -72,6 +75,7 @@ impl Shared {
             exact: options.exact_flags,
             form,
             time: Time::new(),
+            restless: Restless::default(),
         })
     }
 
@@ -114,7 +118,7 @@ impl Shared {
             s.host_bytes / s.translated.max(1),
             s.links,
             s.flushes,
-            cache.unwatched_pages(),
+            self.restless.count(),
             self.form.name(),
             counts.concat()
         )
@@ -171,8 +175,28 @@ impl Shared {
     /// A page that is written to often is not watched any more; its blocks end.
     pub fn leave_unwatched(&self, cache: &mut Cache, block: RamBlock, offset: u64) {
         block.leave_unwatched(offset);
+        self.restless.add(block, offset & !0xfff, Instant::now());
         if cache.leave_unwatched(block.host_address() + offset as usize, self.is_alone()) {
             block.clear_code_watch(offset);
+        }
+        self.ended.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Pages that have been left unwatched for long enough are watched again when code of theirs
+    /// is translated next.
+    #[inline]
+    pub fn review(&self) {
+        if self.restless.is_due() {
+            self.watch_again();
+        }
+    }
+
+    #[cold]
+    fn watch_again(&self) {
+        let mut cache = self.cache();
+        for (block, offset) in self.restless.take(Instant::now()) {
+            block.watch_again(offset);
+            cache.watch_again(block.host_address() + offset as usize);
         }
         self.ended.fetch_add(1, Ordering::SeqCst);
     }

@@ -15,7 +15,7 @@ mod view;
 
 pub use dma::Dma;
 pub use page::{HostPage, Scalar};
-pub use ram::{CodeObserver, RamBlock, UNWATCHED, Watch};
+pub use ram::{CodeObserver, RamBlock, UNWATCHED, VERSION, Watch};
 pub use space::{AddressSpace, Edit, MappingId, SpaceKind};
 pub use view::{FlatRange, FlatView, Target};
 

@@ -21,8 +21,10 @@ bitflags! {
 }
 
 /// Bit of a page's code version: writes to the page are not heard of. Who keeps code that was
-/// decoded from it compares its bytes before each use. (Versions count by two.)
+/// decoded from it compares its bytes before each use.
 pub const UNWATCHED: u32 = 1;
+/// What a page's code version grows by.
+pub const VERSION: u32 = 2;
 
 /// An engine that keeps translated code hears here of writes to watched code pages.
 pub trait CodeObserver: Send + Sync {
@@ -253,7 +255,7 @@ impl RamBlock {
             if let Some(observer) = self.0.observer.get() {
                 observer.written(self, offset, len);
             }
-            self.0.code_version[page].fetch_add(2, Ordering::SeqCst);
+            self.0.code_version[page].fetch_add(VERSION, Ordering::SeqCst);
         }
         if seen.contains(Watch::MIGRATION) {
             self.0.dirty_migration[page / 64].fetch_or(bit, Ordering::AcqRel);
@@ -267,6 +269,14 @@ impl RamBlock {
     /// until it is dropped.
     pub fn leave_unwatched(self, offset: u64) {
         self.0.code_version[(offset / PAGE_SIZE) as usize].fetch_or(UNWATCHED, Ordering::SeqCst);
+    }
+
+    /// The page that holds `offset` is not [`UNWATCHED`] any more. What was read from it before
+    /// is of another version.
+    pub fn watch_again(self, offset: u64) {
+        let version = &self.0.code_version[(offset / PAGE_SIZE) as usize];
+        let next = |version: u32| Some(version.wrapping_add(VERSION) & !UNWATCHED);
+        let _ = version.fetch_update(Ordering::SeqCst, Ordering::SeqCst, next);
     }
 
     /// Drops the CODE watch of a page (an engine has dropped all code decoded from it).

@@ -218,6 +218,9 @@ impl TranslatorVcpu {
             if let Some(exit) = self.interpreter.look_up() {
                 return exit;
             }
+            if self.counts.rounds.is_multiple_of(16) {
+                self.shared.review();
+            }
             if let Some(key) = self.key() {
                 let rip = self.interpreter.core().rip;
                 match self.locate(rip, key, warm) {
