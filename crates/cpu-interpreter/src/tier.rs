@@ -126,6 +126,12 @@ impl InterpreterVcpu {
         self.stepping()
     }
 
+    /// The same where RFLAGS.RF may be dropped early: without breakpoints it shows only in the
+    /// flags that an interrupt before the next instruction pushes.
+    pub fn is_stepping_but_for_resume(&self) -> bool {
+        self.steps_without_resume()
+    }
+
     /// Whether [`Self::look_up`] would find something to do, or the next instruction must be
     /// executed alone.
     #[inline]

@@ -193,8 +193,12 @@ impl InterpreterVcpu {
     }
 
     pub(crate) fn stepping(&self) -> bool {
+        self.core.st.rflags & flags::RF != 0 || self.steps_without_resume()
+    }
+
+    /// [`Self::stepping`], were RFLAGS.RF clear.
+    pub(crate) fn steps_without_resume(&self) -> bool {
         self.core.st.interrupt_shadow
-            || self.core.st.rflags & flags::RF != 0
             || self.plan.single_step
             || !self.plan.breakpoints.is_empty()
             || self.core.mode & mode::SINGLE != 0

@@ -139,13 +139,20 @@ impl TranslatorVcpu {
         })
     }
 
+    fn is_stepping(&self) -> bool {
+        match self.counting.on {
+            true => self.interpreter.is_stepping(),
+            false => self.interpreter.is_stepping_but_for_resume(),
+        }
+    }
+
     /// The mode key of blocks now; `None`: this code is the interpreter's.
     pub(crate) fn key(&self) -> Option<u32> {
         let core = self.interpreter.core();
         const FLAT: u32 = mode::CODE32 | mode::FLAT | mode::WIDE_CS | mode::STACK32;
         let plain = core.mode & (mode::SINGLE | mode::SLOW) == 0;
         let wide = core.mode & mode::CODE == mode::CODE64;
-        if !plain || !wide && core.mode & (FLAT | mode::CODE) != FLAT || self.interpreter.is_stepping() {
+        if !plain || !wide && core.mode & (FLAT | mode::CODE) != FLAT || self.is_stepping() {
             return None;
         }
         let st = &core.st;
