@@ -177,6 +177,12 @@ impl Code {
         self.raw(&[0x89, 0xc0 | (from & 7) << 3 | to & 7]);
     }
 
+    /// `op rm, reg` for a one-byte opcode (0x39 CMP, ...), 64 bits.
+    pub fn op_registers(&mut self, opcode: u8, reg: u8, rm: u8) {
+        self.rex(true, reg, 0, rm);
+        self.raw(&[opcode, 0xc0 | (reg & 7) << 3 | rm & 7]);
+    }
+
     /// `mov reg, reg`, 32 bits.
     pub fn mov32(&mut self, to: u8, from: u8) {
         self.rex(false, from, 0, to);

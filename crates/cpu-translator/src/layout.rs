@@ -65,6 +65,12 @@ pub struct State {
     pub pauses: u64,
     /// T1, while an address takes it.
     pub t1_saved: u64,
+    /// For REP strings (`crate::string_stubs`): where the block goes on, elements behind those
+    /// of the present page, the source's table entry, the site of the destination.
+    pub string_next: u64,
+    pub string_left: u64,
+    pub string_from: u64,
+    pub other_site: u32,
     pub system: System,
 }
 
@@ -81,6 +87,10 @@ pub struct System {
     pub ring: u8,
     /// RFLAGS.AC, and so the view, may have changed.
     pub view_changed: u8,
+    /// Selectors of ES, DS, FS and GS.
+    pub data_selectors: [u32; 4],
+    /// CR0, CR2, CR3 and CR4.
+    pub control: [u64; 4],
     /// Selectors of CS and SS; and as SYSCALL and SYSRET make them.
     pub selectors: [u32; 2],
     pub inner_selectors: [u32; 2],
@@ -98,7 +108,7 @@ pub struct System {
     pub counter_id: u64,
     pub stub_syscall: u64,
     pub stub_sysret: u64,
-    /// What CPUID gave lately, by the low bits of EAX xor ECX.
+    /// What CPUID gave lately, by [`slot_of`].
     pub identities: [Identity; IDENTITIES],
     /// What those depend on: CR4, XCR0, IA32_XSS, IA32_APIC_BASE.
     pub identified: [u64; 4],
@@ -117,7 +127,14 @@ pub struct Identity {
 }
 
 /// Answers of CPUID that are kept.
-pub const IDENTITIES: usize = 8;
+pub const IDENTITIES: usize = 64;
+
+/// The slot for CPUID with these EAX and ECX: basic leaves, subleaves and extended leaves lie
+/// apart.
+pub fn slot_of(leaf: u32, subleaf: u32) -> usize {
+    let sum = leaf.wrapping_add(leaf >> 26).wrapping_add(subleaf.wrapping_mul(8));
+    sum as usize % IDENTITIES
+}
 
 pub const GPR: i32 = offset_of!(State, gpr) as i32;
 pub const S1: i32 = offset_of!(State, s1) as i32;
@@ -149,6 +166,10 @@ pub const FLAGS_AWAY: i32 = offset_of!(State, flags_away) as i32;
 pub const MASKS: i32 = offset_of!(State, masks) as i32;
 pub const PAUSES: i32 = offset_of!(State, pauses) as i32;
 pub const T1_SAVED: i32 = offset_of!(State, t1_saved) as i32;
+pub const STRING_NEXT: i32 = offset_of!(State, string_next) as i32;
+pub const STRING_LEFT: i32 = offset_of!(State, string_left) as i32;
+pub const STRING_FROM: i32 = offset_of!(State, string_from) as i32;
+pub const OTHER_SITE: i32 = offset_of!(State, other_site) as i32;
 pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
 /// Shared look-ups that a block may hold at a time.
 pub const SHARED: usize = 64;
@@ -176,6 +197,16 @@ pub const IFLAG: i32 = system(offset_of!(System, iflag));
 pub const HINT: i32 = system(offset_of!(System, hint));
 pub const RING: i32 = system(offset_of!(System, ring));
 pub const VIEW_CHANGED: i32 = system(offset_of!(System, view_changed));
+/// Where the selector of segment register `n` (ES, CS, SS, DS, FS, GS) stands.
+pub fn selector(n: usize) -> i32 {
+    let base = system(offset_of!(System, data_selectors));
+    [base, SELECTORS, SELECTORS + 4, base + 4, base + 8, base + 12][n]
+}
+/// Where control register `n` stands, if it does.
+pub fn control(n: usize) -> Option<i32> {
+    let place = [0, 2, 3, 4].iter().position(|&kept| kept == n)?;
+    Some(system(offset_of!(System, control)) + 8 * place as i32)
+}
 pub const SELECTORS: i32 = system(offset_of!(System, selectors));
 pub const INNER_SELECTORS: i32 = system(offset_of!(System, inner_selectors));
 pub const OUTER_SELECTORS: i32 = system(offset_of!(System, outer_selectors));
@@ -193,6 +224,7 @@ pub const EXITS: i32 = system(offset_of!(System, exits));
 
 /// Bytes of the shared state page.
 pub const STATE_SIZE: usize = 4096;
+const _: () = assert!(size_of::<State>() <= STATE_SIZE);
 /// Code map: for a hash of a linear page, the id of its present (linear, physical) pair.
 pub const CODE_MAP: i32 = 0xa_0000;
 pub const CODE_MAP_SLOTS: usize = 1 << 16;

@@ -17,6 +17,7 @@ mod ports;
 mod restless;
 mod shared;
 mod signals;
+mod string_stubs;
 mod stubs;
 mod system;
 mod system_stubs;

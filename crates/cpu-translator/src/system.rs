@@ -1,6 +1,6 @@
 //! System state between the interpreter's core and the state page.
 
-use crate::layout::{IDENTITIES, Identity, State, System};
+use crate::layout::{Identity, State, System, slot_of};
 use crate::system_stubs;
 use crate::tables::Tables;
 use cpu::paging::{CR4_SMAP, CR4_TSD, EFER_SCE};
@@ -37,6 +37,8 @@ pub fn load(state: &mut State, core: &Core) {
     s.other_gs = core.st.msr.kernel_gs_base;
     let selector = |n: usize| u32::from(core.st.seg[n].selector);
     s.selectors = [selector(seg::CS), selector(seg::SS)];
+    s.data_selectors = [seg::ES, seg::DS, seg::FS, seg::GS].map(selector);
+    s.control = [core.st.cr0, core.st.cr2, core.st.cr3, core.st.cr4];
 }
 
 /// What control and model-specific registers make of it.
@@ -77,7 +79,7 @@ pub fn asks(core: &Core) -> u64 {
 
 /// Notes what CPUID answered.
 pub fn identify(state: &mut State, core: &Core, asked: u64) {
-    let slot = (asked ^ asked >> 32) as usize % IDENTITIES;
+    let slot = slot_of(asked as u32, (asked >> 32) as u32);
     let answer = [0, 3, 1, 2].map(|n: usize| core.r[n] as u32);
     state.system.identities[slot] = Identity { asked, answer, spare: 0 };
 }
@@ -87,10 +89,13 @@ pub fn store(state: &mut State, core: &mut Core) -> bool {
     let s = &mut state.system;
     core.st.rflags = core.st.rflags & ARITH | s.flags | u64::from(s.iflag) << 8;
     core.st.msr.kernel_gs_base = s.other_gs;
-    // Only SWAPGS changes it, in 64-bit code. (In other code this is not the whole base.)
-    if core.sc[seg::GS].base != state.seg_base[1] {
-        core.st.seg[seg::GS].base = state.seg_base[1];
-        core.sc[seg::GS].base = state.seg_base[1];
+    // Only SWAPGS, WRFSBASE and WRGSBASE change them. (`st` has the whole bases, also in code
+    // that is not of 64 bits.)
+    for (n, base) in [seg::FS, seg::GS].into_iter().zip(state.seg_base) {
+        if core.sc[n].base != base {
+            core.st.seg[n].base = base;
+            core.sc[n].base = base;
+        }
     }
     let ring = std::mem::take(&mut s.ring);
     match ring {

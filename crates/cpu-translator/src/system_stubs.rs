@@ -181,7 +181,10 @@ global_asm!(
     "mov r11d, ecx",
     "shl r11, 32",
     "or r11, rax",
-    "xor eax, ecx",
+    // `layout::slot_of`
+    "shr eax, 26",
+    "add eax, gs:[{rax_saved}]",
+    "lea eax, [rax + rcx*8]",
     "and eax, {last}",
     "shl eax, 5",
     "cmp r11, gs:[rax + {identities}]",

@@ -4,12 +4,15 @@
 
 use super::access::{Where, slot};
 use super::emit::host_form;
+use super::groups::is_scratch;
 use super::{Builder, Class, Cold, FlagsAt, Source, key};
 use crate::asm::*;
 use crate::cache::Kind;
 use crate::layout::*;
+use crate::string_stubs;
+use crate::tables::Form;
 use cpu_interpreter::View;
-use iced_x86::{Code as Op, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code as Op, Instruction, MemoryOperand, Mnemonic, OpKind, Register};
 
 /// RFLAGS.AC and DF as they stand in `State::system`.
 const AC: i32 = 1 << 18;
@@ -27,11 +30,13 @@ pub fn classify(source: &Source, i: &Instruction) -> Option<Class> {
         Cpuid | Pause => true,
         Pushfq => i.code() == Op::Pushfq,
         Cld | Std => true,
-        Mov => reads_selector(i),
+        Mov => reads_selector(i) || inner && read_control(i).is_some(),
+        Stosb | Stosw | Stosd | Stosq | Movsb | Movsw | Movsd | Movsq => string(i).is_some(),
         Bt | Bts | Btr | Btc => is_far_bit(i),
         Cli | Sti => inner,
         Rdfsbase | Rdgsbase => source.key & key::BASES != 0,
         Swapgs | Stac | Clac if inner => return Some(Class::SystemEnd),
+        Wrfsbase | Wrgsbase if source.key & key::BASES != 0 => return Some(Class::SystemEnd),
         Syscall if !inner => return Some(Class::Enter),
         Sysretq if inner => return Some(Class::Enter),
         _ => false,
@@ -39,12 +44,33 @@ pub fn classify(source: &Source, i: &Instruction) -> Option<Class> {
     inline.then_some(Class::System)
 }
 
-/// MOV to a 32- or 64-bit register from CS or SS.
+/// MOV from a segment register.
 fn reads_selector(i: &Instruction) -> bool {
-    i.op0_kind() == OpKind::Register
-        && i.op0_register().size() >= 4
-        && i.op1_kind() == OpKind::Register
-        && matches!(i.op1_register(), Register::CS | Register::SS)
+    let plain = match i.op0_kind() {
+        OpKind::Register => i.op0_register().size() >= 4 || !is_scratch(i.op0_register().full_register()),
+        kind => kind == OpKind::Memory,
+    };
+    plain && i.op1_kind() == OpKind::Register && i.op1_register().is_segment_register()
+}
+
+/// MOV from a control register: where it stands.
+fn read_control(i: &Instruction) -> Option<i32> {
+    let from = (i.op1_kind() == OpKind::Register).then(|| i.op1_register()).filter(|r| r.is_cr())?;
+    control(from.number())
+}
+
+/// REP STOS or REP MOVS through 64-bit addresses without a base: whether it is MOVS, and the
+/// binary logarithm of its elements' size.
+fn string(i: &Instruction) -> Option<(bool, usize)> {
+    use Mnemonic::*;
+    let plain = i.has_rep_prefix() && i.op0_kind() == OpKind::MemoryESRDI;
+    let copies = match i.mnemonic() {
+        Stosb | Stosw | Stosd | Stosq => false,
+        Movsb | Movsw | Movsd | Movsq => true,
+        _ => return None,
+    };
+    let open = !copies || !matches!(i.memory_segment(), Register::FS | Register::GS);
+    (plain && open).then(|| (copies, i.memory_size().size().trailing_zeros() as usize))
 }
 
 /// A bit test of memory whose number stands in a register.
@@ -66,24 +92,19 @@ impl Builder {
                 self.spare_flags();
                 self.code.system_flag(DF, i.mnemonic() == Std);
             }
-            Mov => self.read_selector(i),
+            Mov => match read_control(i) {
+                Some(place) => self.to_register(i, place, true),
+                None => self.read_selector(source, i),
+            },
+            Stosb | Stosw | Stosd | Stosq | Movsb | Movsw | Movsd | Movsq => self.string(i),
             Bt | Bts | Btr | Btc => self.far_bit(source, i),
             Cli => self.code.store_imm8(IFLAG, 0),
             Sti => self.allow_interrupts(),
             Rdfsbase | Rdgsbase => {
-                let n = i.op0_register().full_register().number() as u8;
                 let from = SEG_BASE + 8 * i32::from(i.mnemonic() == Rdgsbase);
-                let wide = i.op0_register().size() == 8;
-                let to = if n == T0 || n == T1 { T0 } else { n };
-                if wide {
-                    self.code.load(to, from)
-                } else {
-                    self.code.load32(to, from)
-                }
-                if to == T0 {
-                    self.code.store(slot(n), T0);
-                }
+                self.to_register(i, from, i.op0_register().size() == 8);
             }
+            Wrfsbase | Wrgsbase => self.set_base(i),
             Swapgs => {
                 self.code.load(T0, SEG_BASE + 8);
                 self.code.load(T1, OTHER_GS);
@@ -156,14 +177,89 @@ impl Builder {
         self.goes_on(site);
     }
 
-    /// MOV of CS or SS to a register.
-    fn read_selector(&mut self, i: &Instruction) {
+    /// A word of the state page to the 32- or 64-bit register that is operand 0.
+    fn to_register(&mut self, i: &Instruction, from: i32, wide: bool) {
         let n = i.op0_register().full_register().number() as u8;
         let to = if n == T0 || n == T1 { T0 } else { n };
-        self.code.load32(to, if i.op1_register() == Register::CS { SELECTORS } else { SELECTORS + 4 });
+        if wide {
+            self.code.load(to, from)
+        } else {
+            self.code.load32(to, from)
+        }
         if to == T0 {
             self.code.store(slot(n), T0);
         }
+    }
+
+    /// MOV of a selector to a register or to memory.
+    fn read_selector(&mut self, source: &Source, i: &Instruction) {
+        let from = selector(i.op1_register().number());
+        if i.op0_kind() == OpKind::Memory {
+            let reached = self.reach(source, i, Where::Operand, (2, 1, true));
+            let at = self.free_t1(&reached);
+            self.code.load32(T1, from);
+            self.accesses(&reached);
+            let place = MemoryOperand::with_base_displ(Register::R10, i64::from(at.disp));
+            let stored = Instruction::with2(Op::Mov_rm16_r16, place, Register::R11W);
+            if !stored.is_ok_and(|host| self.code.encode(&host)) {
+                self.code.raw(&[0x0f, 0x0b]);
+            }
+            return self.accessed(&reached);
+        }
+        if i.op0_register().size() >= 4 {
+            return self.to_register(i, from, false);
+        }
+        let n = i.op0_register().full_register().number() as u8;
+        self.code.load32(T0, from);
+        self.code.raw(&[0x66, 0x44 | n >> 3, 0x89, 0xd0 | n & 7]); // mov r16, r10w
+    }
+
+    /// WRFSBASE, WRGSBASE: an address that is none is the interpreter's.
+    fn set_base(&mut self, i: &Instruction) {
+        let to = SEG_BASE + 8 * i32::from(i.mnemonic() == Mnemonic::Wrgsbase);
+        let n = i.op0_register().full_register().number() as u8;
+        let from = if n == T0 || n == T1 { T0 } else { n };
+        if from == T0 {
+            self.code.load(T0, slot(n));
+        }
+        if i.op0_register().size() == 4 {
+            self.code.mov32(T0, from);
+            return self.code.store(to, T0);
+        }
+        self.spare_flags();
+        let site = self.leave_site();
+        let slow = self.code.label();
+        let restore = self.restores();
+        self.code.mov(T1, from);
+        self.code.raw(&[0x49, 0xc1, 0xe3, 16]); // shl r11, 16
+        self.code.raw(&[0x49, 0xc1, 0xfb, 16]); // sar r11, 16
+        self.code.op_registers(0x39, T1, from);
+        self.code.jcc(5, slow);
+        self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
+        self.code.store(to, from);
+        self.goes_on(site);
+    }
+
+    /// REP STOS, REP MOVS: see `crate::string_stubs`.
+    fn string(&mut self, i: &Instruction) {
+        let Some((copies, size)) = string(i).filter(|_| self.form == Form::Flat) else {
+            return self.interpret(true);
+        };
+        self.want_flags(true);
+        let retry = self.here();
+        let to = self.site(Kind::Access { write: true, table: true });
+        self.site_mut(to).retry = retry;
+        let from = if copies { self.site(Kind::Access { write: false, table: false }) } else { to };
+        self.site_mut(from).retry = retry;
+        self.code.store_imm32(SITE, from);
+        self.code.store_imm32(OTHER_SITE, to);
+        let after = self.code.label();
+        self.code.lea_label(T0, after);
+        self.code.constant(T1, if copies { string_stubs::copy(size) } else { string_stubs::store(size) });
+        self.code.raw(&[0x41, 0xff, 0xe3]); // jmp r11
+        self.code.bind(after);
+        self.goes_on(from);
+        self.goes_on(to);
     }
 
     /// A bit test whose bit may lie beyond the operand: the address takes the upper bits.
