@@ -118,10 +118,15 @@ impl Shared {
             s.host_bytes / s.translated.max(1),
             s.links,
             s.flushes,
-            self.restless.count(),
+            self.unwatched_pages(),
             self.form.name(),
             counts.concat()
         )
+    }
+
+    /// Pages whose blocks compare their bytes.
+    pub fn unwatched_pages(&self) -> usize {
+        self.restless.count()
     }
 
     pub fn cache(&self) -> MutexGuard<'_, Cache> {

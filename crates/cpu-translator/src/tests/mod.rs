@@ -1,6 +1,7 @@
 //! Bare guests in memory, on the translator with everything translated at once.
 
 mod loops;
+mod strings;
 mod system;
 
 use crate::{Options, Translator};
@@ -55,6 +56,11 @@ impl Guest {
         state.activity = cpu::state::Activity::Running;
         self.vcpu.load(&state).unwrap();
         self.run()
+    }
+
+    /// Pages whose blocks compare their bytes.
+    pub fn unwatched(&self) -> usize {
+        self.engine.0.unwatched_pages()
     }
 
     /// Blocks that were translated.

@@ -179,9 +179,95 @@ fn bit_tests_reach_beyond_their_operand() {
 }
 
 #[test]
-fn code_and_stack_selectors_are_read_in_place() {
-    // mov eax,cs; mov r11,ss; mov rbx,r11
-    let mut guest = Guest::new(0, &looped(&[0x8c, 0xc8, 0x4d, 0x8c, 0xd3, 0x4c, 0x89, 0xdb]));
+fn selectors_are_read_in_place() {
+    // mov eax,cs; mov r11,ss; mov rbx,r11; mov dx,fs; mov [rsi],gs; mov edi,ds; mov ebp,es
+    let body = [
+        0x8c, 0xc8, 0x4d, 0x8c, 0xd3, 0x4c, 0x89, 0xdb, 0x66, 0x8c, 0xe2, 0x8c, 0x2e, 0x8c, 0xdf, 0x8c, 0xc5,
+    ];
+    let mut state = long_mode_state(CODE, STACK, 0);
+    (state.gpr[2], state.gpr[6]) = (0x5555_5555, 0x2_0000);
+    for (n, selector) in [(0, 0x30), (3, 0x38), (4, 0x40), (5, 0x48)] {
+        state.seg[n].selector = selector;
+    }
+    let mut guest = Guest::with(&state, &looped(&body));
+    guest.memory.store(0x2_0000, 8, u64::MAX);
     let state = guest.run();
-    assert_eq!((state.gpr[0], state.gpr[3]), (8, 0x10));
+    assert_eq!((state.gpr[0], state.gpr[3], state.gpr[2]), (8, 0x10, 0x5555_0040));
+    assert_eq!((state.gpr[7], state.gpr[5]), (0x38, 0x30));
+    assert_eq!(guest.memory.load(0x2_0000, 8), 0xffff_ffff_ffff_0048);
+}
+
+#[test]
+fn control_registers_are_read_in_place() {
+    // mov rax,cr0; mov r10,cr2; mov rbx,r10; mov rdx,cr3; mov rsi,cr4
+    let body =
+        [0x0f, 0x20, 0xc0, 0x41, 0x0f, 0x20, 0xd2, 0x4c, 0x89, 0xd3, 0x0f, 0x20, 0xda, 0x0f, 0x20, 0xe6];
+    let mut state = long_mode_state(CODE, STACK, 0);
+    state.cr2 = 0xffff_8000_1234_5678;
+    let mut guest = Guest::with(&state, &looped(&body));
+    let end = guest.run();
+    assert_eq!((end.gpr[0], end.gpr[3]), (state.cr0, state.cr2));
+    assert_eq!((end.gpr[2], end.gpr[6]), (state.cr3, state.cr4));
+}
+
+#[test]
+fn bases_are_written_in_place() {
+    // inc rbx; wrfsbase rbx; mov rdx,fs:[0]; mov r10,rbx; wrgsbase r10; mov rsi,gs:[8]; wrgsbase edi
+    let body = [
+        0x48, 0xff, 0xc3, 0xf3, 0x48, 0x0f, 0xae, 0xd3, 0x64, 0x48, 0x8b, 0x14, 0x25, 0, 0, 0, 0, 0x49, 0x89,
+        0xda, 0xf3, 0x49, 0x0f, 0xae, 0xda, 0x65, 0x48, 0x8b, 0x34, 0x25, 8, 0, 0, 0, 0xf3, 0x0f, 0xae, 0xdf,
+    ];
+    let mut state = long_mode_state(CODE, STACK, 0);
+    state.cr4 |= 1 << 16;
+    (state.gpr[3], state.gpr[7]) = (0x2_0000, 0xffff_8000_0000_3000);
+    let mut guest = Guest::with(&state, &looped(&body));
+    guest.memory.store(0x2_0040, 8, 0x1234);
+    guest.memory.store(0x2_0048, 8, 0x5678);
+    let end = guest.run();
+    assert_eq!((end.gpr[2], end.gpr[6]), (0x1234, 0x5678));
+    assert_eq!((end.seg[4].base, end.seg[5].base), (0x2_0040, 0x3000));
+    // An address that is none: #GP, which without an IDT is a triple fault.
+    let mut state = guest.vcpu.save();
+    (state.rip, state.gpr[3]) = (CODE + 5, (1 << 47) - 1);
+    state.activity = cpu::state::Activity::Running;
+    guest.vcpu.load(&state).unwrap();
+    assert_eq!(guest.vcpu.run(), cpu::Exit::TripleFault);
+    let end = guest.vcpu.save();
+    assert_eq!((end.rip, end.seg[4].base), (CODE + 8, 0x2_0040));
+}
+
+#[test]
+fn restless_pages_are_watched_again_after_a_while() {
+    // inc dword [rip + 1]; mov eax, n: each round changes the next instruction's constant.
+    let mut guest = Guest::new(0, &looped(&[0xff, 0x05, 1, 0, 0, 0, 0xb8, 0, 0, 0, 0]));
+    assert_eq!(guest.run().gpr[0], 64);
+    (2..12).for_each(|round| assert_eq!(guest.again(CODE).gpr[0], 64 * round));
+    assert_eq!(guest.unwatched(), 1);
+    // As long as it takes: code that does not change, on another page.
+    guest.memory.write(CODE + 0x5000, &looped(&[0x90]));
+    let limit = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while guest.unwatched() != 0 {
+        assert!(std::time::Instant::now() < limit);
+        guest.again(CODE + 0x5000);
+    }
+    // What changes is noticed all the same.
+    (12..24).for_each(|round| assert_eq!(guest.again(CODE).gpr[0], 64 * round));
+    assert_eq!(guest.unwatched(), 1);
+}
+
+#[test]
+fn the_resume_flag_leaves_the_next_instruction_in_translated_code() {
+    // mov rax,rsp; push 0x10; push rax; pushfq; or dword [rsp],0x10000; push 8; push rbx; iretq; (rbx:) inc edx
+    let body = [
+        0x48, 0x89, 0xe0, 0x6a, 0x10, 0x50, 0x9c, 0x81, 0x0c, 0x24, 0, 0, 1, 0, 0x6a, 8, 0x53, 0x48, 0xcf,
+        0xff, 0xc2,
+    ];
+    let mut state = long_mode_state(CODE, STACK, 0);
+    state.gpr[3] = CODE + 5 + 19;
+    (state.gdtr.base, state.gdtr.limit) = (0x7000, 0x17);
+    let mut guest = Guest::with(&state, &looped(&body));
+    guest.memory.store(0x7008, 8, 0xaf_9b00_0000_ffff);
+    guest.memory.store(0x7010, 8, 0xcf_9300_0000_ffff);
+    let end = guest.run();
+    assert_eq!((end.gpr[2], end.gpr[4], end.rflags & 0x1_0000), (64, STACK, 0));
 }

@@ -43,7 +43,9 @@ pub struct Counts {
     pub polls: u64,
     pub budgets: u64,
     pub faults: u64,
+    /// Pieces interpreted, and turns of the run loop.
     pub rounds: u64,
+    pub turns: u64,
 }
 
 pub struct TranslatorVcpu {
@@ -225,7 +227,8 @@ impl TranslatorVcpu {
             if let Some(exit) = self.interpreter.look_up() {
                 return exit;
             }
-            if self.counts.rounds.is_multiple_of(16) {
+            self.counts.turns += 1;
+            if self.counts.turns.is_multiple_of(16) {
                 self.shared.review();
             }
             if let Some(key) = self.key() {
