@@ -93,7 +93,7 @@ impl Builder {
                 self.code.system_flag(DF, i.mnemonic() == Std);
             }
             Mov => match read_control(i) {
-                Some(place) => self.to_register(i, place, true),
+                Some(place) => self.fetch_word(i, place, true),
                 None => self.read_selector(source, i),
             },
             Stosb | Stosw | Stosd | Stosq | Movsb | Movsw | Movsd | Movsq => self.string(i),
@@ -102,7 +102,7 @@ impl Builder {
             Sti => self.allow_interrupts(),
             Rdfsbase | Rdgsbase => {
                 let from = SEG_BASE + 8 * i32::from(i.mnemonic() == Rdgsbase);
-                self.to_register(i, from, i.op0_register().size() == 8);
+                self.fetch_word(i, from, i.op0_register().size() == 8);
             }
             Wrfsbase | Wrgsbase => self.set_base(i),
             Swapgs => {
@@ -178,7 +178,7 @@ impl Builder {
     }
 
     /// A word of the state page to the 32- or 64-bit register that is operand 0.
-    fn to_register(&mut self, i: &Instruction, from: i32, wide: bool) {
+    fn fetch_word(&mut self, i: &Instruction, from: i32, wide: bool) {
         let n = i.op0_register().full_register().number() as u8;
         let to = if n == T0 || n == T1 { T0 } else { n };
         if wide {
@@ -207,7 +207,7 @@ impl Builder {
             return self.accessed(&reached);
         }
         if i.op0_register().size() >= 4 {
-            return self.to_register(i, from, false);
+            return self.fetch_word(i, from, false);
         }
         let n = i.op0_register().full_register().number() as u8;
         self.code.load32(T0, from);
