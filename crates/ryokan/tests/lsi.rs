@@ -1,9 +1,9 @@
-//! The LSI53C895A: drives of `if=scsi`; a test program and Linux drive it.
+//! The LSI53C895A: drives of `if=scsi`, firmware, a test program and Linux drive it.
 
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use testkit::linux::SOON;
-use testkit::{Linux, Qtest, Vm};
+use testkit::linux::{BOOT, SOON};
+use testkit::{Linux, Qtest, Vm, guests};
 
 /// An image of `len` bytes, removed when dropped.
 struct Image(PathBuf);
@@ -115,6 +115,23 @@ fn it_comes_and_goes_without_a_guest() {
     assert_eq!(gone(&mut vm), "/machine/peripheral/disk");
     assert_eq!(gone(&mut vm), "/machine/peripheral/scsi0");
     add(&mut vm, json!({"driver": "virtio-blk-pci", "drive": "n0", "addr": "0x8"})).unwrap();
+}
+
+#[test]
+fn seabios_boots_from_it() {
+    // mov dx,3f8h; lodsb from the text; out dx,al until a zero; hlt.
+    let mut sector = vec![
+        0x31, 0xc0, 0x8e, 0xd8, 0xbe, 0x12, 0x7c, 0xba, 0xf8, 0x03, 0xac, 0x84, 0xc0, 0x74, 0x0a, 0xee, 0xeb,
+        0xf8,
+    ];
+    sector.extend(b"BOOTED\0\xf4");
+    sector.resize(510, 0);
+    sector.extend([0x55, 0xaa]);
+    let disk = Image::new("boot", &sector, 1 << 20);
+    let bios = guests::package("seabios").unwrap().join("usr/share/seabios/bios-256k.bin");
+    let (bios, drive) = (bios.display().to_string(), disk.drive(""));
+    let mut vm = Vm::start(&["-m", "64", "-bios", &bios, "-drive", &drive, "-boot", "c"]).unwrap();
+    vm.expect("BOOTED", BOOT).unwrap();
 }
 
 fn sha256(path: &Path, len: usize) -> String {
