@@ -18,6 +18,7 @@ pub mod nbd;
 pub mod qmp;
 pub mod qtest;
 pub mod record;
+pub mod ssh;
 pub mod vm;
 pub mod web;
 pub mod writer;

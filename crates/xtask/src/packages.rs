@@ -17,6 +17,8 @@ const PACKAGES: &[&str] = &[
     "cryptsetup-bin",
     "dosfstools",
     "mtools",
+    "openssh-client",
+    "openssh-server",
 ];
 
 /// Those of [`PACKAGES`] that are not installed.

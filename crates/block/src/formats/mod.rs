@@ -45,6 +45,7 @@ pub static DRIVERS: &[&Driver] = &[
     &crate::protocols::curl::HTTPS,
     &crate::protocols::curl::FTP,
     &crate::protocols::curl::FTPS,
+    &crate::protocols::ssh::DRIVER,
     &crate::protocols::nbd::DRIVER,
     &crate::protocols::null::NULL_CO,
     &crate::protocols::null::NULL_AIO,

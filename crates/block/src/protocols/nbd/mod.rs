@@ -8,6 +8,7 @@ pub mod wire;
 
 use crate::driver::{Driver, Kind, Layer, Open};
 use crate::options::Options;
+use crate::protocols::percent_decode;
 use crate::types::*;
 use base::{Result, bail, fail};
 use connection::{Address, Connection};
@@ -154,25 +155,6 @@ fn parse_filename(name: &str, options: &mut Options) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn percent_decode(text: &str) -> String {
-    let bytes = text.as_bytes();
-    let (mut out, mut at) = (Vec::new(), 0);
-    while at < bytes.len() {
-        let code = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%');
-        match code.and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok()) {
-            Some(code) => {
-                out.push(code);
-                at += 3;
-            }
-            None => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 fn take_address(options: &mut Options) -> Result<Address> {
