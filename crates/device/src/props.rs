@@ -84,6 +84,7 @@ impl Property {
             };
             fail!("Property '{device}.{}' doesn't take value '{text}'", self.name)
         };
+        let unknown = |text: &str| fail!("Parameter '{}' does not accept value '{text}'", self.name);
         let (min, max): (i128, i128) = match self.kind {
             PropertyKind::Bool => {
                 return match value {
@@ -107,6 +108,7 @@ impl Property {
                     Value::String(text) if ["on", "off", "auto"].contains(&text.as_str()) => {
                         Ok(value.clone())
                     }
+                    Value::String(text) => Err(unknown(text)),
                     _ => Err(bad()),
                 };
             }
@@ -115,7 +117,7 @@ impl Property {
             }
             PropertyKind::Enum(_, choices) => {
                 let text = value.as_str().ok_or_else(bad)?;
-                return if choices.contains(&text) { Ok(value.clone()) } else { Err(bad()) };
+                return if choices.contains(&text) { Ok(value.clone()) } else { Err(unknown(text)) };
             }
             _ => {
                 return match value {

@@ -171,6 +171,21 @@ fn comes_and_goes(bench: &mut Bench, mut device: Value, disk: &str) {
     }
 }
 
+/// A CD drive with a disc is plugged in, read and unplugged.
+fn drive_comes_and_goes(bench: &mut Bench) {
+    let disc = bench.images.create("plugged.raw", "1M", &[]);
+    bench.images.io("plugged.raw", &["write -P 7 64k 500k"]);
+    bench.open("plugged", "plugged.raw", json!({"read-only": true}));
+    bench.run("device_add", json!({"driver": "scsi-cd", "bus": "s0.0", "id": "guest", "drive": "plugged"}));
+    bench.until("test -b /dev/sr0 && echo there", "there");
+    assert_eq!(sum(&bench.shell("md5sum /dev/sr0")), sum(&tool("md5sum", &[&disc])));
+    bench.run("device_del", json!({"id": "guest"}));
+    let gone = |event: &Value| event["event"] == "DEVICE_DELETED" && event["data"]["device"] == "guest";
+    bench.vm.qmp.events_until(gone, gone, SOON).unwrap();
+    bench.until("test -b /dev/sr0 || echo gone", "gone");
+    bench.run("blockdev-del", json!({"node-name": "plugged"}));
+}
+
 #[test]
 fn disks_grow_come_and_go_while_another_is_written() {
     let images = Images::new();
@@ -207,6 +222,7 @@ fn disks_grow_come_and_go_while_another_is_written() {
     comes_and_goes(&mut bench, json!({"driver": "scsi-hd", "bus": "s0.0"}), "sdb");
     let plugged = bench.shell("dmesg | grep -o 'scsi 0:0:1:[0-9]*: Direct-Access' | sort | uniq -c");
     assert_eq!(plugged.trim(), "2 scsi 0:0:1:0: Direct-Access");
+    drive_comes_and_goes(&mut bench);
     writer.more(&mut bench, 20);
     let done = writer.verify(&mut bench);
     let images = bench.quit();

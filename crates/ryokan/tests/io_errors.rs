@@ -10,7 +10,7 @@ fn machine(kind: &str, errno: i32, policy: &str) -> (Qtest, tempfile::NamedTempF
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), [0x5a; 1 << 20]).unwrap();
     let node = json!({"driver": "raw", "node-name": "n0", "file": {"driver": "blkdebug",
-        "inject-error": [{"event": "none", "iotype": kind, "errno": errno, "once": true}],
+        "inject-error": [{"event": "none", "iotype": kind, "errno": errno, "sector": 3, "once": true}],
         "image": {"driver": "file", "filename": file.path()}}});
     let device = format!("ide-hd,drive=n0,id=disk{policy}");
     (Qtest::start(&["-blockdev", &node.to_string(), "-device", &device]).unwrap(), file)

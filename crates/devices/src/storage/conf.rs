@@ -1,3 +1,4 @@
+use super::geometry::{Geometry, Translation};
 use base::{Failure, Result, bail, fail};
 use block::{Backend, Haste, IoThread, OnError};
 use device::{Property, PropertyKind, Props, Wiring};
@@ -28,21 +29,6 @@ pub const LIMITS: &[Property] = &[
     Property::new("discard_granularity", PropertyKind::Size, "4294967295", "Smallest discardable unit"),
 ];
 
-/// The geometry of a fixed disk.
-pub const GEOMETRY: &[Property] = &[
-    Property::new("cyls", PropertyKind::U32, "0", "Cylinders"),
-    Property::new("heads", PropertyKind::U32, "0", "Heads"),
-    Property::new("secs", PropertyKind::U32, "0", "Sectors a track"),
-];
-
-/// Cylinders, heads and sectors as firmware and old systems count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Geometry {
-    pub cylinders: u32,
-    pub heads: u32,
-    pub sectors: u32,
-}
-
 /// A disk's checked settings.
 #[derive(Clone, Debug)]
 pub struct Conf {
@@ -56,28 +42,34 @@ pub struct Conf {
     pub serial: String,
     pub share_rw: bool,
     geometry: Option<Geometry>,
+    /// For firmware; settled for IDE disks.
+    pub translation: Translation,
 }
 
 const DEFAULT_GRANULARITY: u64 = u32::MAX as u64;
 
-fn block_size(props: &Props, model: &str, name: &str, unset: u32) -> Result<u32> {
+fn block_size(props: &Props, name: &str, unset: u32) -> Result<u32> {
     let value = props.u64(name);
     if value == 0 {
         return Ok(unset);
     }
-    if !(512..=2 << 20).contains(&value) {
-        bail!("parameter {name} must be between 512 and 2097152");
-    }
-    if !value.is_power_of_two() {
-        bail!("Property {model}.{name} doesn't take value '{value}', it's not a power of 2");
+    if !(512..=2 << 20).contains(&value) || !value.is_power_of_two() {
+        bail!("parameter {name} must be a power of 2 between 512 and 2097152");
     }
     Ok(value as u32)
 }
 
 impl Conf {
     pub fn new(props: &Props, model: &str) -> Result<Self> {
-        let logical = block_size(props, model, "logical_block_size", 512)?;
-        let physical = block_size(props, model, "physical_block_size", logical)?;
+        let in_32_bits = |name: &str, value: u64| {
+            let max = u32::MAX;
+            u32::try_from(value)
+                .map_err(|_| fail!("Property {model}.{name} doesn't take value {value} (maximum: {max})"))
+        };
+        // An ATA disk's head is a number of four bits.
+        let max_heads = if model == "ide-hd" { 16 } else { 255 };
+        let logical = block_size(props, "logical_block_size", 512)?;
+        let physical = block_size(props, "physical_block_size", logical)?;
         if logical > physical {
             bail!("logical_block_size > physical_block_size not supported");
         }
@@ -86,8 +78,13 @@ impl Conf {
             if !value.is_multiple_of(logical.into()) {
                 bail!("{name} must be a multiple of logical_block_size");
             }
-            u32::try_from(value).map_err(|_| fail!("{name} is too large"))
+            in_32_bits(name, value)
         };
+        let min_io = io_size("min_io_size")?;
+        // Guests learn of it as a 16-bit number of blocks.
+        if min_io / logical > u32::from(u16::MAX) {
+            bail!("min_io_size must not exceed {} logical blocks", u16::MAX);
+        }
         let granularity = match props.opt_u64("discard_granularity").unwrap_or(DEFAULT_GRANULARITY) {
             DEFAULT_GRANULARITY => u64::from(logical),
             value => value,
@@ -98,39 +95,26 @@ impl Conf {
         Ok(Conf {
             logical,
             physical,
-            min_io: io_size("min_io_size")?,
+            min_io,
             opt_io: io_size("opt_io_size")?,
-            discard_granularity: u32::try_from(granularity)
-                .map_err(|_| fail!("discard_granularity is too large"))?,
+            discard_granularity: in_32_bits("discard_granularity", granularity)?,
             serial: props.str("serial").unwrap_or_default().to_string(),
             share_rw: props.bool("share-rw"),
-            geometry: given_geometry(props)?,
+            geometry: Geometry::given(props, max_heads)?,
+            translation: Translation::None,
         })
     }
 
     /// The given geometry, else the customary translation of the size.
     pub fn geometry(&self, bytes: u64) -> Geometry {
-        self.geometry.unwrap_or_else(|| {
-            let cylinders = (bytes / 512 / (16 * 63)).clamp(2, 16383) as u32;
-            Geometry { cylinders, heads: 16, sectors: 63 }
-        })
+        self.geometry.unwrap_or_else(|| Geometry::of_size(bytes))
     }
-}
 
-fn given_geometry(props: &Props) -> Result<Option<Geometry>> {
-    let number = |name: &str| props.u64(name) as u32;
-    let given = Geometry { cylinders: number("cyls"), heads: number("heads"), sectors: number("secs") };
-    if given == (Geometry { cylinders: 0, heads: 0, sectors: 0 }) {
-        return Ok(None);
+    /// Decides on geometry and translation once and for all.
+    pub fn settle_geometry(&mut self, props: &Props, backend: &Backend) {
+        let (geometry, translation) = Geometry::settle(self.geometry, props, backend);
+        (self.geometry, self.translation) = (Some(geometry), translation);
     }
-    for (name, value, max) in
-        [("cyls", given.cylinders, 65535), ("heads", given.heads, 255), ("secs", given.sectors, 255)]
-    {
-        if value == 0 || value > max {
-            bail!("{name} must be between 1 and {max}");
-        }
-    }
-    Ok(Some(given))
 }
 
 /// Claims the drive of a disk, if one is named, and applies the properties of [`DRIVE`]

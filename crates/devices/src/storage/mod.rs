@@ -1,6 +1,6 @@
 //! Disk front ends and what they share.
 //!
-//! - [`Conf`], [`claim`]: the properties of every disk.
+//! - [`Conf`], [`claim`]: the properties of every disk; [`Geometry`]: of fixed ones.
 //! - `ata`: ATA commands of a disk; `cdrom`: MMC commands of a CD drive; neither knows how its
 //!   bytes travel.
 //! - `mover`: bytes between a drive and scattered guest memory.
@@ -14,6 +14,7 @@ mod ata;
 pub(crate) mod cdrom;
 mod conf;
 pub mod floppy;
+mod geometry;
 mod ide;
 mod lsi;
 pub(crate) mod mover;
@@ -24,8 +25,10 @@ pub mod scsi;
 mod tests;
 mod unit;
 
-pub use conf::{BOOT, Conf, DRIVE, GEOMETRY, Geometry, LIMITS, claim, iothread, wait_idle};
+pub use conf::{BOOT, Conf, DRIVE, LIMITS, claim, iothread, wait_idle};
+pub use geometry::{GEOMETRY, Geometry, Translation};
 pub use pending::Pending;
+pub use piix3::fixed_disks;
 pub use unit::IdeBus;
 
 use device::Model;

@@ -1,5 +1,5 @@
-use super::IdeBus;
 use super::ide::Channel;
+use super::{Geometry, IdeBus, Translation};
 use base::Result;
 use device::pci::{Identity, PciCore, PciFunction, RegionKind};
 use device::{Bus, BusKind, Device, Model, Props, ResetKind, Wiring};
@@ -81,6 +81,16 @@ impl Handler for BusMaster {
     fn max_access(&self) -> u8 {
         1
     }
+}
+
+/// Of each place of a PIIX3's IDE function the fixed disk there.
+pub fn fixed_disks(device: &dyn Device) -> Option<[Option<(Geometry, Translation)>; 4]> {
+    let controller = device.as_any().downcast_ref::<Piix3Ide>()?;
+    Some([0, 1, 2, 3].map(|place| {
+        let drive = controller.channels[place / 2].bus().drive(place % 2)?;
+        let geometry = drive.conf.geometry(drive.backend.size());
+        (!drive.is_packet()).then_some((geometry, drive.conf.translation))
+    }))
 }
 
 fn create(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {

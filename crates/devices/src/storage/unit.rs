@@ -2,6 +2,7 @@
 
 use super::ata::{Drive, Identity};
 use super::cdrom::{Cdrom, Names};
+use super::geometry::TRANSLATION;
 use super::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, claim, wait_idle};
 use base::{Mutex, Result, bail};
 use block::{FrontEnd, Media};
@@ -52,7 +53,7 @@ const fn model(
 pub static HD: Model = model(
     "ide-hd",
     "virtual IDE disk",
-    &[DRIVE, BOOT, LIMITS, GEOMETRY, COMMON, ROTATION],
+    &[DRIVE, BOOT, LIMITS, GEOMETRY, TRANSLATION, COMMON, ROTATION],
     |props, wiring| create(&HD, props, wiring),
 );
 pub static CD: Model =
@@ -160,6 +161,8 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
     let id = wiring.id.map_or_else(|| wiring.qom_path.clone(), str::to_string);
     if is_cd {
         backend.set_read_only(true);
+    } else {
+        conf.settle_geometry(props, &backend);
     }
     let names =
         Names { vendor: "QEMU".into(), product: identity.model.clone(), revision: identity.version.clone() };

@@ -48,6 +48,8 @@ const F_WRITE_ZEROES: u64 = 1 << 14;
 const CONFIG_BYTES: usize = 60;
 const CONFIG_WRITEBACK: usize = 32;
 const SECTOR: u64 = 512;
+/// Sectors of the longest request.
+const MAX_SECTORS: u32 = (i32::MAX as u32) >> 9;
 const HEADER: u64 = 16;
 
 const T_IN: u32 = 0;
@@ -99,14 +101,28 @@ fn create(
     let conf = Conf::new(props, model.name)?;
     let (queues, queue_size) = (props.u64("num-queues") as u16, props.u64("queue-size") as u16);
     let queues = if queues == u16::MAX { 1 } else { queues };
-    if queues == 0 || queues > 1024 {
-        bail!("num-queues property must be larger than 0 and at most 1024");
+    if queues == 0 {
+        bail!("num-queues property must be larger than 0");
     }
-    if !queue_size.is_power_of_two() || !(4..=1024).contains(&queue_size) {
+    if queues > 1024 {
+        bail!("num-queues property must be at most 1024");
+    }
+    if queue_size <= 2 {
+        bail!("invalid queue-size property ({queue_size}), must be > 2");
+    }
+    if !queue_size.is_power_of_two() || queue_size > 1024 {
         bail!("invalid queue-size property ({queue_size}), must be a power of 2 (max 1024)");
     }
     let (max_discard, max_zeroes) =
         (props.u64("max-discard-sectors") as u32, props.u64("max-write-zeroes-sectors") as u32);
+    for (name, offered, value) in [
+        ("max-discard-sectors", "discard", max_discard),
+        ("max-write-zeroes-sectors", "write-zeroes", max_zeroes),
+    ] {
+        if props.bool(offered) && !(1..=MAX_SECTORS).contains(&value) {
+            bail!("invalid {name} property ({value}), must be between 1 and {MAX_SECTORS}");
+        }
+    }
     let thread = iothread(props, wiring)?;
     let Some(backend) = claim(props, wiring, "virtio-blk-device")? else { bail!("drive property not set") };
     if let Some(thread) = &thread {
@@ -371,7 +387,11 @@ impl Virtio for Blk {
 
     fn config(&self) -> Vec<u8> {
         let (size, conf) = (self.backend.size(), &self.conf);
-        let geometry = conf.geometry(size);
+        let mut geometry = conf.geometry(size);
+        // Tracks are whole blocks, unless the disk is.
+        if size / u64::from(geometry.heads * geometry.sectors) % u64::from(conf.logical) != 0 {
+            geometry.sectors &= !(conf.logical / SECTOR as u32 - 1);
+        }
         let blocks = |bytes: u32| (bytes / conf.logical).to_le_bytes();
         let mut config = vec![0; CONFIG_BYTES];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);

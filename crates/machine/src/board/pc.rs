@@ -113,7 +113,7 @@ pub(crate) fn build(
     onboard::attach_drives(&spec, &devices, &onboard.pci, drives)?;
     let board = PcBoard { pci: onboard.pci, pm: onboard.pm, apics: interrupts.apics.clone(), boot };
     devices.add_asked(&spec)?;
-    onboard::floppy_types(&devices);
+    onboard::tell_firmware(&devices);
     devices.set_complete();
     let cpuid = Arc::new(model.table(&cpus::topology(&spec.smp), 0));
     let machine = Machine::new(Parts {

@@ -91,7 +91,9 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
     let given = |name: &str| Some(props.u64(name)).filter(|&number| number != ANY);
     let at = bus.place(props.u64("channel"), given("scsi-id"), given("lun"))?;
     let mut conf = Conf::new(props, model.name)?;
-    text(props, "serial", 36, "")?;
+    if conf.serial.len() > 36 {
+        bail!("The serial number can't be longer than 36 characters");
+    }
     if is_cd {
         conf.discard_granularity = 0;
     }

@@ -14,7 +14,7 @@ use devices::pc::pit::{LostTicks, Pit};
 use devices::pc::port92::Port92;
 use devices::pc::rtc::{DriftFix, Rtc, RtcBase, RtcConfig};
 use devices::pci::{self, AcpiPm, Host as PciHost, IsaBus};
-use devices::storage::floppy;
+use devices::storage::{self, Geometry, Translation, floppy};
 use firmware::{Chipset, IsaDevices};
 use memory::Dma;
 use serde_json::{Map, Value};
@@ -190,19 +190,55 @@ fn floppy_controller(spec: &MachineSpec, devices: &Devices, isa_bus: &Arc<dyn Bu
     Ok(spec.devices.iter().any(|device| is(device, "driver", "isa-fdc")))
 }
 
-/// Tells the firmware which floppy drives there are: their kinds in CMOS 10h, their number in
-/// the equipment byte.
-pub(crate) fn floppy_types(devices: &Devices) {
+/// Tells the firmware in CMOS which floppy drives and fixed disks there are.
+pub(crate) fn tell_firmware(devices: &Devices) {
     let entries = devices.entries();
-    let rtc = entries.iter().find_map(|entry| entry.device.as_any().downcast_ref::<Rtc>());
-    let kinds = entries.iter().find_map(|entry| floppy::drive_types(&*entry.device));
-    let (Some(rtc), Some(kinds)) = (rtc, kinds) else { return };
+    let Some(rtc) = entries.iter().find_map(|entry| entry.device.as_any().downcast_ref::<Rtc>()) else {
+        return;
+    };
+    if let Some(kinds) = entries.iter().find_map(|entry| floppy::drive_types(&*entry.device)) {
+        floppy_types(rtc, kinds);
+    }
+    if let Some(disks) = entries.iter().find_map(|entry| storage::fixed_disks(&*entry.device)) {
+        disk_types(rtc, disks);
+    }
+}
+
+/// Kinds in 10h, their number in the equipment byte.
+fn floppy_types(rtc: &Rtc, kinds: [floppy::DriveType; 2]) {
     let [first, second] = kinds.map(floppy::DriveType::cmos);
     rtc.set_cmos(0x10, first << 4 | second);
     let count = u8::from(first != 0) + u8::from(second != 0);
     // Bit 0: there are drives; bits 6 and 7: how many more than one.
     let drives = if count == 0 { 0 } else { 1 | (count - 1) << 6 };
     rtc.set_cmos(0x14, EQUIPMENT | drives);
+}
+
+/// Kinds of the first two in 12h, 19h and 1Ah, their parameters from 1Bh and 24h on;
+/// translations of all four in 39h.
+fn disk_types(rtc: &Rtc, disks: [Option<(Geometry, Translation)>; 4]) {
+    /// The parameters tell all.
+    const USER_DEFINED: u8 = 47;
+    let (mut kinds, mut translations) = (0, 0);
+    for (place, disk) in (0u8..).zip(disks) {
+        let Some((geometry, translation)) = disk else { continue };
+        translations |= (translation as u8) << (place * 2);
+        if place >= 2 {
+            continue;
+        }
+        kinds |= 0xf0 >> (place * 4);
+        rtc.set_cmos(0x19 + place, USER_DEFINED);
+        let [low, high, ..] = geometry.cylinders.to_le_bytes();
+        // No write precompensation, the landing zone behind the last cylinder.
+        let control = 0xc0 | u8::from(geometry.heads > 8) << 3;
+        let (heads, sectors) = (geometry.heads as u8, geometry.sectors as u8);
+        let parameters = [low, high, heads, 0xff, 0xff, control, low, high, sectors];
+        for (index, value) in (0x1b + place * 9..).zip(parameters) {
+            rtc.set_cmos(index, value);
+        }
+    }
+    rtc.set_cmos(0x12, kinds);
+    rtc.set_cmos(0x39, translations);
 }
 
 fn hpet(services: &Services, devices: &Devices, pit: &Arc<Pit>, rtc_irq: IrqLine) -> Arc<Hpet> {
