@@ -53,6 +53,8 @@ pub struct Driver {
     /// Makes an image from `blockdev-create` options.
     pub create: Option<CreateFn>,
     pub create_options: &'static [CreateOption],
+    /// [`Layer::amend`] changes open images.
+    pub amends: bool,
     /// The format records a backing file.
     pub backing: bool,
     /// Nodes of it cannot be written.
@@ -73,6 +75,7 @@ impl Driver {
         open: |_| Box::pin(async { bail!("this feature or command is not currently supported") }),
         create: None,
         create_options: &[],
+        amends: false,
         backing: false,
         read_only: false,
         defaults: ("", ""),
@@ -241,10 +244,7 @@ impl Create {
 
     /// To be called when all known options are taken.
     pub fn finish(&self) -> Result<()> {
-        match self.options.0.keys().next() {
-            None => Ok(()),
-            Some(key) => bail!("Parameter '{key}' is unexpected"),
-        }
+        self.options.finish()
     }
 
     /// Lets go of the nodes (done by the graph after creation).
@@ -446,6 +446,17 @@ pub trait Layer: Send + Sync + 'static {
 
     fn check<'a>(&'a self, _fix: Fix) -> Fut<'a, IoResult<Check>> {
         Box::pin(async { Err(errno(libc::ENOTSUP)) })
+    }
+
+    /// Changes the image as `x-blockdev-amend` says, whose options are without `driver`; with
+    /// `force` also where data may be lost.
+    fn amend<'a>(
+        &'a self,
+        _options: &'a mut Options,
+        _vault: &'a dyn crate::Vault,
+        _force: bool,
+    ) -> Fut<'a, Result<()>> {
+        Box::pin(async { bail!("This image cannot be amended") })
     }
 
     /// Gives up everything the image holds itself, so that what it stands on shows.

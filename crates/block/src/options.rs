@@ -139,6 +139,14 @@ impl Options {
     }
 
     /// One of a set of words.
+    /// To be called when all known options are taken.
+    pub fn finish(&self) -> Result<()> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(key) => bail!("Parameter '{key}' is unexpected"),
+        }
+    }
+
     pub fn take_word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Result<Option<T>> {
         let Some(word) = self.take_str(key)? else { return Ok(None) };
         match words.iter().find(|(name, _)| *name == word) {

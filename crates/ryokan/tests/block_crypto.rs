@@ -118,3 +118,109 @@ fn what_is_wrong_with_a_secret_is_said() {
     let read = vm.qmp.execute("qom-get", json!({"path": "/objects/s", "property": "data"}));
     assert!(read.is_err(), "a secret is not shown: {read:?}");
 }
+
+/// Runs `x-blockdev-amend` to its end; an error is what the job says.
+fn amend(vm: &mut Vm, node: &str, options: Value, force: bool) -> Result<(), String> {
+    let arguments = json!({"job-id": "a", "node-name": node, "options": options, "force": force});
+    vm.qmp.execute("x-blockdev-amend", arguments)?;
+    loop {
+        let event = vm.qmp.event("JOB_STATUS_CHANGE", Duration::from_secs(60))?;
+        if event["data"]["status"] == "concluded" {
+            break;
+        }
+    }
+    let jobs = vm.qmp.execute("query-jobs", Value::Null)?;
+    assert_eq!(jobs[0]["type"], "amend");
+    vm.qmp.execute("job-dismiss", json!({"id": "a"}))?;
+    jobs[0]["error"].as_str().map_or(Ok(()), |error| Err(error.to_string()))
+}
+
+/// Whether `qemu-io` opens the image with a password.
+fn opens(image: &str, path: &Path, password: &str) -> bool {
+    let object = format!("secret,id=k,data={password}");
+    let image = format!("{image},file.filename={}", path.display());
+    let mut judge = Command::new("qemu-io");
+    let out = judge
+        .args(["-r", "-U", "--object", &object, "--image-opts", &image, "-c", "length"])
+        .output()
+        .unwrap();
+    out.status.success()
+}
+
+#[test]
+fn key_slots_come_and_go_while_the_image_is_in_use() {
+    let luks = |secret: &str| json!({"driver": "luks", "file": "f", "key-secret": secret});
+    let encrypted = |secret: &str| json!({"driver": "qcow2", "file": "f", "encrypt": {"format": "luks", "key-secret": secret}});
+    for (name, judge) in [
+        ("luks", "driver=luks,key-secret=k"),
+        ("qcow2", "driver=qcow2,encrypt.format=luks,encrypt.key-secret=k"),
+    ] {
+        let mut vm = idle();
+        for (id, data) in [("k1", "one"), ("k2", "two")] {
+            vm.qmp.execute("object-add", json!({"qom-type": "secret", "id": id, "data": data})).unwrap();
+        }
+        let path = file(&mut vm, "disk");
+        let mut node = if name == "luks" { luks("k1") } else { encrypted("k1") };
+        let (mut made, size) = (node.clone(), 1 << 20);
+        made["size"] = json!(size);
+        let quick = if name == "luks" { &mut made } else { &mut made["encrypt"] };
+        quick["iter-time"] = json!(10);
+        create(&mut vm, made).unwrap();
+        node["node-name"] = json!("n");
+        vm.qmp.execute("blockdev-add", node).unwrap();
+        io(&mut vm, "n", "write -P 5 0 64k");
+        let change = |fields: Value| match name {
+            "luks" => {
+                let mut all = fields;
+                all["driver"] = json!("luks");
+                all
+            }
+            _ => {
+                let mut all = fields;
+                all["format"] = json!("luks");
+                json!({"driver": "qcow2", "encrypt": all})
+            }
+        };
+        let add = change(json!({"state": "active", "new-secret": "k2", "iter-time": 10}));
+        amend(&mut vm, "n", add.clone(), false).unwrap();
+        let known = ["one", "two", "three"].map(|password| opens(judge, &path, password));
+        assert_eq!(known, [true, true, false], "{name}");
+        let taken = change(json!({"state": "active", "new-secret": "k2", "keyslot": 1}));
+        let why = amend(&mut vm, "n", taken, false).unwrap_err();
+        assert_eq!(why, "Refusing to overwrite active keyslot 1 - please erase it first");
+        let wrong = change(json!({"state": "active", "old-secret": "k", "new-secret": "k2"}));
+        assert_eq!(
+            amend(&mut vm, "n", wrong, false).unwrap_err(),
+            "Invalid password, cannot unlock any keyslot"
+        );
+        for (fields, why) in [
+            (json!({"state": "active"}), "'new-secret' is required to activate a keyslot"),
+            (
+                json!({"state": "inactive", "new-secret": "k2"}),
+                "'new-secret' must not be given when erasing keyslots",
+            ),
+            (
+                json!({"state": "inactive", "keyslot": 8}),
+                "Invalid keyslot 8 specified, must be between 0 and 7",
+            ),
+            (
+                json!({"state": "inactive", "old-secret": "k"}),
+                "No keyslots match given (old) password for erase operation",
+            ),
+        ] {
+            assert_eq!(amend(&mut vm, "n", change(fields), false).unwrap_err(), why);
+        }
+        amend(&mut vm, "n", change(json!({"state": "inactive", "old-secret": "k1"})), false).unwrap();
+        assert!(!opens(judge, &path, "one") && opens(judge, &path, "two"));
+        let last = change(json!({"state": "inactive", "keyslot": 1}));
+        let why = amend(&mut vm, "n", last.clone(), false).unwrap_err();
+        assert!(why.starts_with("Attempt to erase the only active keyslot 1"), "{why}");
+        // What is in use stays so.
+        io(&mut vm, "n", "read -P 5 0 64k");
+        amend(&mut vm, "n", last, true).unwrap();
+        assert!(!opens(judge, &path, "two"));
+        let other = json!({"job-id": "a", "node-name": "f", "options": {"driver": "file"}});
+        let why = vm.qmp.execute("x-blockdev-amend", other).unwrap_err();
+        assert!(why.contains("Driver does not support x-blockdev-amend"), "{why}");
+    }
+}

@@ -10,6 +10,7 @@ commands![
     BlockdevDel,
     BlockdevReopen,
     BlockdevCreate,
+    XBlockdevAmend,
     QueryNamedBlockNodes,
     BlockResize,
     BlockSetWriteThreshold,
@@ -47,6 +48,17 @@ pub struct BlockdevReopen {
 pub struct BlockdevCreate {
     pub job_id: String,
     pub options: Map,
+}
+
+/// Starts a job that changes an image in use: key slots of LUKS.
+#[derive(Command, Debug, Clone)]
+#[command(name = "x-blockdev-amend", preconfig)]
+pub struct XBlockdevAmend {
+    pub job_id: String,
+    pub node_name: String,
+    pub options: Map,
+    /// also where data may be lost, as by emptying the last key slot
+    pub force: Option<bool>,
 }
 
 /// All block nodes.

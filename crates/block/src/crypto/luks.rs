@@ -13,9 +13,14 @@ use std::time::{Duration, Instant};
 
 /// An unlocked volume.
 pub struct Volume {
-    pub header: Header,
+    header: base::Mutex<Header>,
     pub cipher: Cipher,
+    /// Where the header begins in the file, and how many bytes it may take with all slots.
+    pub(super) place: (u64, u64),
 }
+
+/// What a password that opens nothing is told.
+pub(super) const WRONG: &str = "Invalid password, cannot unlock any keyslot";
 
 /// How a volume is made.
 pub struct Recipe {
@@ -45,13 +50,10 @@ impl Recipe {
             _ => Some(Iv::Plain64),
         };
         let hash = options.take_word("hash-alg", &HASHES)?.unwrap_or(Hash::Sha256);
-        let time = options.take_u64("iter-time")?.unwrap_or(2000);
-        if time == 0 || time > 3_600_000 {
-            bail!("iter-time is from 1 to 3600000 milliseconds");
-        }
+        let time = take_time(options)?;
         let spec = Spec { key, mode, iv };
         spec.check()?;
-        Ok(Recipe { spec, hash, time: Duration::from_millis(time) })
+        Ok(Recipe { spec, hash, time })
     }
 
     /// Bytes before the guest's data.
@@ -63,8 +65,7 @@ impl Recipe {
     /// long as unlocking will, and some.
     pub fn make(&self, password: &[u8]) -> Result<Vec<u8>> {
         let bytes = self.spec.key_bytes();
-        let per_second = speed(self.hash, bytes);
-        let rounds = |time: Duration| ((per_second * time.as_secs_f64()) as u64).clamp(1000, 1 << 28) as u32;
+        let rounds = rounds_by(self.hash, bytes);
         let mut key = vec![0; bytes];
         random(&mut key)?;
         let mut header = Header {
@@ -82,14 +83,8 @@ impl Recipe {
         for (index, slot) in header.slots.iter_mut().enumerate() {
             slot.offset = (ALIGN + index as u64 * slot_sectors(bytes)) as u32;
         }
-        header.slots[0] =
-            Slot { active: true, rounds: rounds(self.time), salt: random_array()?, ..header.slots[0] };
-        let slot = &header.slots[0];
-        let own = self.hash.pbkdf2(password, &slot.salt, slot.rounds, bytes);
-        let mut material = split(self.hash, &key)?;
-        material.resize((slot_sectors(bytes) * SECTOR) as usize, 0);
-        Cipher::new(&self.spec, &own)?.encrypt(0, &mut material);
-        let at = u64::from(slot.offset) * SECTOR;
+        let material = header.fill_slot(0, &key, password, rounds(self.time))?;
+        let at = u64::from(header.slots[0].offset) * SECTOR;
         let mut out = header.encode();
         out.resize(self.payload_offset() as usize, 0);
         out[at as usize..at as usize + material.len()].copy_from_slice(&material);
@@ -104,36 +99,27 @@ impl Volume {
         let unreadable = |error: std::io::Error| Failure::os("Unable to read LUKS header", &error);
         let head = file.read_vec(start, HEADER as u64, area).await.map_err(unreadable)?;
         let header = Header::parse(&head)?;
-        let bytes = header.spec.key_bytes() as u64 * u64::from(STRIPES);
-        let padded = bytes.next_multiple_of(SECTOR);
-        for (index, slot) in header.slots.iter().enumerate().filter(|(_, slot)| slot.active) {
-            let at = u64::from(slot.offset) * SECTOR;
-            if at + bytes > area {
-                bail!("Keyslot {index} lies outside of the LUKS header");
-            }
-            let failed = |error: std::io::Error| Failure::os("Failed to read key material", &error);
-            let mut material = file.read_vec(start + at, padded, padded).await.map_err(failed)?;
-            let (known, password) = (header.clone(), password.clone());
-            let tried = tokio::task::spawn_blocking(move || {
-                let (slot, hash, len) = (&known.slots[index], known.hash, known.spec.key_bytes());
-                let own = hash.pbkdf2(&password, &slot.salt, slot.rounds, len);
-                Cipher::new(&known.spec, &own)?.decrypt(0, &mut material);
-                material.truncate(bytes as usize);
-                let key = merge(hash, &material, len);
-                let digest = hash.pbkdf2(&key, &known.digest_salt, known.digest_rounds, DIGEST);
-                Ok::<_, Failure>((digest == known.digest).then_some(key))
-            });
-            if let Some(key) = tried.await.map_err(|_| fail!("Unlocking was interrupted"))?? {
+        for index in (0..SLOTS).filter(|&index| header.slots[index].active) {
+            if let Some(key) = header.try_slot(file, (start, area), index, &password).await? {
                 let cipher = Cipher::new(&header.spec, &key)?;
-                return Ok(Volume { header, cipher });
+                return Ok(Volume { header: base::Mutex::new(header), cipher, place: (start, area) });
             }
         }
-        bail!("Invalid password, cannot unlock any keyslot")
+        bail!("{WRONG}")
+    }
+
+    pub fn header(&self) -> Header {
+        self.header.lock().clone()
+    }
+
+    /// The header in the file is another now.
+    pub(super) fn set_header(&self, header: Header) {
+        *self.header.lock() = header;
     }
 
     /// As tools show it (`QCryptoBlockInfoLUKS`).
     pub fn describe(&self) -> Value {
-        let header = &self.header;
+        let header = &self.header();
         let slots: Vec<Value> = header.slots.iter().map(describe_slot).collect();
         let mut all = json!({
             "cipher-alg": header.spec.algorithm(),
@@ -158,6 +144,71 @@ impl Volume {
     }
 }
 
+impl Header {
+    /// The volume's key, if `password` opens key slot `index` of the volume at `start` of a file,
+    /// which takes at most `area` bytes.
+    pub(super) async fn try_slot(
+        &self,
+        file: &Child,
+        (start, area): (u64, u64),
+        index: usize,
+        password: &[u8],
+    ) -> Result<Option<Vec<u8>>> {
+        let bytes = self.spec.key_bytes() as u64 * u64::from(STRIPES);
+        let padded = bytes.next_multiple_of(SECTOR);
+        let at = u64::from(self.slots[index].offset) * SECTOR;
+        if at + bytes > area {
+            bail!("Keyslot {index} lies outside of the LUKS header");
+        }
+        let failed = |error: std::io::Error| Failure::os("Failed to read key material", &error);
+        let mut material = file.read_vec(start + at, padded, padded).await.map_err(failed)?;
+        let (known, password) = (self.clone(), password.to_vec());
+        let tried = tokio::task::spawn_blocking(move || {
+            let (slot, hash, len) = (&known.slots[index], known.hash, known.spec.key_bytes());
+            let own = hash.pbkdf2(&password, &slot.salt, slot.rounds, len);
+            Cipher::new(&known.spec, &own)?.decrypt(0, &mut material);
+            material.truncate(bytes as usize);
+            let key = merge(hash, &material, len);
+            let digest = hash.pbkdf2(&key, &known.digest_salt, known.digest_rounds, DIGEST);
+            Ok::<_, Failure>((digest == known.digest).then_some(key))
+        });
+        tried.await.map_err(|_| fail!("Unlocking was interrupted"))?
+    }
+
+    /// Makes key slot `index` hold `key` under `password`; returns the slot's material.
+    pub(super) fn fill_slot(
+        &mut self,
+        index: usize,
+        key: &[u8],
+        password: &[u8],
+        rounds: u32,
+    ) -> Result<Vec<u8>> {
+        let bytes = self.spec.key_bytes();
+        self.slots[index] = Slot { active: true, rounds, salt: random_array()?, ..self.slots[index] };
+        let slot = &self.slots[index];
+        let own = self.hash.pbkdf2(password, &slot.salt, slot.rounds, bytes);
+        let mut material = split(self.hash, key)?;
+        material.resize((slot_sectors(bytes) * SECTOR) as usize, 0);
+        Cipher::new(&self.spec, &own)?.encrypt(0, &mut material);
+        Ok(material)
+    }
+}
+
+/// Rounds that take so long here.
+pub(super) fn rounds_by(hash: Hash, key_bytes: usize) -> impl Fn(Duration) -> u32 {
+    let per_second = speed(hash, key_bytes);
+    move |time| ((per_second * time.as_secs_f64()) as u64).clamp(1000, 1 << 28) as u32
+}
+
+/// `iter-time`, in milliseconds, 2000 if it is not given.
+pub(super) fn take_time(options: &mut Options) -> Result<Duration> {
+    let time = options.take_u64("iter-time")?.unwrap_or(2000);
+    if time == 0 || time > 3_600_000 {
+        bail!("iter-time is from 1 to 3600000 milliseconds");
+    }
+    Ok(Duration::from_millis(time))
+}
+
 fn describe_slot(slot: &Slot) -> Value {
     let key_offset = u64::from(slot.offset) * SECTOR;
     match slot.active {
@@ -180,7 +231,7 @@ fn speed(hash: Hash, bytes: usize) -> f64 {
     }
 }
 
-fn random(out: &mut [u8]) -> Result<()> {
+pub(super) fn random(out: &mut [u8]) -> Result<()> {
     let mut done = 0;
     while done < out.len() {
         let got = rustix::rand::getrandom(&mut out[done..], rustix::rand::GetRandomFlags::empty());

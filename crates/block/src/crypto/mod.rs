@@ -4,9 +4,11 @@ mod cipher;
 mod late;
 pub mod luks;
 mod luks_header;
+mod luks_slots;
 
 pub use cipher::{Cipher, Iv, Mode, Spec};
 pub use late::OldAes;
+pub use luks_slots::Change;
 
 /// Bytes that are encrypted together.
 pub const SECTOR: u64 = 512;

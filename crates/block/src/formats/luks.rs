@@ -1,10 +1,12 @@
 //! `luks`: a volume encrypted with LUKS version 1.
 
-use crate::crypto::SECTOR;
 use crate::crypto::luks::{MAGIC, Recipe, Volume};
+use crate::crypto::{Change, SECTOR};
 use crate::driver::{Create, CreateOption, Driver, Info, Layer, Open, Probe};
 use crate::graph::Child;
+use crate::options::Options;
 use crate::types::*;
+use crate::vault::Vault;
 use base::{Result, bail, fail};
 use serde_json::json;
 use std::sync::Arc;
@@ -37,6 +39,7 @@ pub static DRIVER: Driver = Driver {
             help: "Preallocation mode (allowed values: off, falloc, full)",
         },
     ],
+    amends: true,
     ..Driver::DEFAULT
 };
 
@@ -48,6 +51,8 @@ fn probe(probe: &Probe<'_>) -> u32 {
 struct Luks {
     file: Child,
     volume: Volume,
+    /// The name of the secret that opened it.
+    key: String,
     /// Where the guest's data begin, in bytes.
     payload: u64,
 }
@@ -59,11 +64,11 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let password = open.graph.vault().secret(&key)?;
         let file = open.file().await?;
         let volume = Volume::open(&file, 0, file.size(), password).await?;
-        let payload = u64::from(volume.header.payload) * SECTOR;
+        let payload = u64::from(volume.header().payload) * SECTOR;
         if payload > file.size() {
             bail!("LUKS payload is overlapping the end of the image");
         }
-        Ok(Arc::new(Luks { file, volume, payload }) as Arc<dyn Layer>)
+        Ok(Arc::new(Luks { file, volume, key, payload }) as Arc<dyn Layer>)
     })
 }
 
@@ -118,6 +123,19 @@ impl Layer for Luks {
                 .checked_add(self.payload)
                 .ok_or_else(|| fail!("The requested file size is too large"))?;
             self.file.truncate(whole, Truncate { zero: false, ..how }).await
+        })
+    }
+
+    fn amend<'a>(
+        &'a self,
+        options: &'a mut Options,
+        vault: &'a dyn Vault,
+        force: bool,
+    ) -> Fut<'a, Result<()>> {
+        Box::pin(async move {
+            let change = Change::take(options, vault)?;
+            options.finish()?;
+            self.volume.amend(&self.file, change, vault.secret(&self.key), force).await
         })
     }
 

@@ -13,6 +13,7 @@ pub fn route(routes: &mut Routes) {
     routes.add(blockdev_del);
     routes.add(blockdev_reopen);
     routes.add(blockdev_create);
+    routes.add(x_blockdev_amend);
     routes.add(query_named_block_nodes);
     routes.add(block_resize);
     routes.add(block_set_write_threshold);
@@ -151,6 +152,59 @@ async fn blockdev_create(call: Call, command: BlockdevCreate) -> Result<()> {
         ..jobs::Setup::new(jobs::Kind::Create, command.job_id)
     };
     let body = Creation { graph: graph.clone(), options: Some(options), why: None };
+    graph.jobs.start(setup, body).map(drop)
+}
+
+/// The body of an `x-blockdev-amend` job.
+struct Amendment {
+    graph: Arc<block::Graph>,
+    node: Arc<block::Node>,
+    options: Options,
+    force: bool,
+    why: Option<Failure>,
+}
+
+impl jobs::Body for Amendment {
+    fn run<'a>(&'a mut self, job: &'a jobs::Job) -> Fut<'a, std::io::Result<()>> {
+        Box::pin(async move {
+            job.set_len(1);
+            let layer = self.node.layer();
+            match layer.amend(&mut self.options, self.graph.vault(), self.force).await {
+                Ok(()) => job.advance(1),
+                Err(why) => self.why = Some(why),
+            }
+            Ok(())
+        })
+    }
+
+    fn commit<'a>(&'a mut self, _job: &'a jobs::Job) -> Fut<'a, Result<()>> {
+        let result = self.why.take().map_or(Ok(()), Err);
+        Box::pin(std::future::ready(result))
+    }
+}
+
+async fn x_blockdev_amend(call: Call, command: XBlockdevAmend) -> Result<()> {
+    let graph = graph(&call);
+    let node = graph.lookup(None, Some(&command.node_name))?;
+    let mut options = Options(command.options);
+    let name = options.need_str("driver")?;
+    let driver = node.driver();
+    if name != driver.name {
+        bail!("x-blockdev-amend doesn't support changing the block driver");
+    }
+    if !driver.amends {
+        bail!("Driver does not support x-blockdev-amend");
+    }
+    if node.is_read_only() {
+        bail!("Block node is read-only");
+    }
+    let setup = jobs::Setup {
+        auto_dismiss: false,
+        block_job: false,
+        ..jobs::Setup::new(jobs::Kind::Amend, command.job_id)
+    };
+    let force = command.force.unwrap_or(false);
+    let body = Amendment { graph: graph.clone(), node, options, force, why: None };
     graph.jobs.start(setup, body).map(drop)
 }
 

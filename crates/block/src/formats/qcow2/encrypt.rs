@@ -3,7 +3,7 @@
 use super::Qcow2;
 use super::header::Header;
 use crate::crypto::luks::{Recipe, Volume};
-use crate::crypto::{OldAes, SECTOR};
+use crate::crypto::{Change, OldAes, SECTOR};
 use crate::graph::Child;
 use crate::options::Options;
 use crate::types::*;
@@ -20,15 +20,15 @@ const MAX_AREA: u64 = 64 << 20;
 pub(super) enum Crypto {
     /// Sectors are counted in the guest's disk.
     Aes(OldAes),
-    /// Sectors are counted in the file.
-    Luks(Box<Volume>),
+    /// Sectors are counted in the file. And the name of the secret that opened it.
+    Luks(Box<Volume>, String),
 }
 
 impl Crypto {
     pub fn encrypt(&self, guest: u64, host: u64, data: &mut [u8]) -> IoResult {
         match self {
             Crypto::Aes(aes) => aes.encrypt(guest, data)?,
-            Crypto::Luks(volume) => volume.cipher.encrypt(host / SECTOR, data),
+            Crypto::Luks(volume, _) => volume.cipher.encrypt(host / SECTOR, data),
         }
         Ok(())
     }
@@ -36,7 +36,7 @@ impl Crypto {
     pub fn decrypt(&self, guest: u64, host: u64, data: &mut [u8]) -> IoResult {
         match self {
             Crypto::Aes(aes) => aes.decrypt(guest, data)?,
-            Crypto::Luks(volume) => volume.cipher.decrypt(host / SECTOR, data),
+            Crypto::Luks(volume, _) => volume.cipher.decrypt(host / SECTOR, data),
         }
         Ok(())
     }
@@ -45,7 +45,7 @@ impl Crypto {
     pub fn late(&self) -> Option<&OldAes> {
         match self {
             Crypto::Aes(aes) => Some(aes),
-            Crypto::Luks(_) => None,
+            Crypto::Luks(..) => None,
         }
     }
 
@@ -53,7 +53,7 @@ impl Crypto {
     pub fn describe(&self) -> Value {
         match self {
             Crypto::Aes(_) => json!({"format": "aes"}),
-            Crypto::Luks(volume) => {
+            Crypto::Luks(volume, _) => {
                 let mut all = volume.describe();
                 all["format"] = "luks".into();
                 all
@@ -105,7 +105,7 @@ pub(super) async fn unlock(
         bail!("Encryption header lies outside of the image");
     }
     let volume = Volume::open(file, offset, len.min(MAX_AREA), password).await?;
-    Ok(Some(Crypto::Luks(Box::new(volume))))
+    Ok(Some(Crypto::Luks(Box::new(volume), key)))
 }
 
 /// Takes option `encrypt` of creation: how the LUKS header is made and the secret's name.
@@ -142,6 +142,20 @@ impl Qcow2 {
         let mut hidden = data.to_vec();
         crypto.encrypt(guest, host, &mut hidden)?;
         self.store().write(host, &hidden, WriteFlags::empty()).await
+    }
+
+    /// Carries out the `encrypt` of `x-blockdev-amend`.
+    pub(super) async fn amend_key(&self, mut encrypt: Options, vault: &dyn Vault, force: bool) -> Result<()> {
+        let format = encrypt.need_str("format")?;
+        let Some(crypto) = &self.crypto else { bail!("QCOW2 image is not encrypted, can't amend") };
+        let (Crypto::Luks(volume, key), "luks") = (crypto, format.as_str()) else {
+            bail!("Amend can't be used to change the qcow2 encryption format")
+        };
+        let change = Change::take(&mut encrypt, vault)?;
+        if let Some(key) = encrypt.0.keys().next() {
+            bail!("Parameter 'encrypt.{key}' is unexpected");
+        }
+        volume.amend(&self.file, change, vault.secret(key), force).await
     }
 
     /// Puts a LUKS header into a new image that has no data yet; it is encrypted when it is

@@ -50,6 +50,7 @@ pub static DRIVER: Driver = Driver {
     open: open::open,
     create: Some(create::create),
     create_options: create::OPTIONS,
+    amends: true,
     backing: true,
     defaults: (
         "cluster_size=65536 extended_l2=off compression_type=zlib ",
@@ -299,6 +300,22 @@ impl Layer for Qcow2 {
 
     fn make_empty(&self) -> Fut<'_, IoResult> {
         Box::pin(self.discard_guest(0, self.size(), true))
+    }
+
+    fn amend<'a>(
+        &'a self,
+        options: &'a mut Options,
+        vault: &'a dyn crate::Vault,
+        force: bool,
+    ) -> Fut<'a, Result<()>> {
+        Box::pin(async move {
+            let encrypt = options.take_table("encrypt")?;
+            options.finish()?;
+            match encrypt {
+                Some(encrypt) => self.amend_key(encrypt, vault, force).await,
+                None => Ok(()),
+            }
+        })
     }
 
     fn info(&self) -> Info {
