@@ -188,7 +188,7 @@ async fn device(backend: &Backend) -> DeviceInfo {
     let front = backend.front_end();
     let media = front.as_ref().and_then(|front| front.media());
     let tray = media.and_then(crate::Media::tray);
-    let inserted = match backend.node() {
+    let inserted = match backend.node().map(|node| node.skip_implicit()) {
         Some(node) => Some(describe(&node, Some(backend), false).await),
         None => None,
     };
@@ -249,7 +249,8 @@ pub async fn image(node: &Arc<Node>, deep: bool) -> ImageInfo {
     let mut chain = vec![];
     let mut next = Some(node.clone());
     while let Some(node) = next {
-        next = if deep { node.filtered().or_else(|| node.backing()) } else { None };
+        let below = node.filtered().or_else(|| node.backing()).filter(|_| deep);
+        next = below.map(|below| below.skip_implicit());
         chain.push(one_image(&node).await);
     }
     let mut whole = chain.pop().unwrap_or_default();
@@ -309,12 +310,13 @@ fn device_stats(backend: &Backend) -> DeviceStats {
         account_invalid: stats.account_invalid,
         account_failed: stats.account_failed,
         timed: stats.timed(),
-        node: backend.node().map(|node| node_stats(&node)),
+        node: backend.node().map(|node| node_stats(&node.skip_implicit())),
     }
 }
 
 fn node_stats(node: &Arc<Node>) -> NodeStats {
-    let child = |role: Role| node.child(role).map(|child| Box::new(node_stats(&child.node())));
+    let child =
+        |role: Role| node.child(role).map(|child| Box::new(node_stats(&child.node().skip_implicit())));
     NodeStats {
         node_name: Some(node.name().to_string()),
         highest_offset: node.highest_written(),

@@ -203,7 +203,11 @@ impl Graph {
         if self.backend(device).is_none() && self.find(device).is_none() {
             return Err(Failure::device_not_found(device));
         }
-        self.lookup(Some(device), Some(device))
+        let node = self.lookup(Some(device), Some(device))?;
+        if !node.is_root() {
+            bail!("Need a root block node");
+        }
+        Ok(node)
     }
 
     async fn internal(&self, device: &str, snapshot: Snapshot) -> Result<Done> {

@@ -226,6 +226,11 @@ impl Backend {
         self.0.root.lock().clone()
     }
 
+    /// Whether it uses its medium by this edge.
+    pub fn holds(&self, edge: &Child) -> bool {
+        self.0.root.lock().as_ref().is_some_and(|root| root.same(edge))
+    }
+
     /// Size of the medium in bytes, 0 without one.
     pub fn size(&self) -> u64 {
         self.node().map_or(0, |node| node.size())

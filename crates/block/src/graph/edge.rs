@@ -6,6 +6,7 @@ use arc_swap::ArcSwap;
 use base::Mutex;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Who holds an edge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +45,8 @@ pub(crate) struct Edge {
     pub target: ArcSwap<Node>,
     /// What the parent does and what it lets others do.
     pub perm: Mutex<(Perm, Perm)>,
+    /// How many rely on it leading where it does.
+    pub frozen: AtomicUsize,
 }
 
 impl Child {
@@ -55,6 +58,7 @@ impl Child {
             parent,
             target: ArcSwap::new(node.clone()),
             perm: Mutex::new((Perm::empty(), Perm::all())),
+            frozen: AtomicUsize::new(0),
         }))
     }
 
@@ -79,6 +83,19 @@ impl Child {
     /// Permissions used and shared.
     pub fn perm(&self) -> (Perm, Perm) {
         *self.0.perm.lock()
+    }
+
+    /// Refuses users who want it to lead elsewhere, until [`Child::thaw`].
+    pub(crate) fn freeze(&self) {
+        self.0.frozen.fetch_add(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn thaw(&self) {
+        self.0.frozen.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    pub(crate) fn is_frozen(&self) -> bool {
+        self.0.frozen.load(Ordering::Acquire) > 0
     }
 
     pub fn same(&self, other: &Child) -> bool {

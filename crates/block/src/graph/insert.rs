@@ -1,6 +1,6 @@
 //! Filters put over a node that is in use, and taken out again.
 
-use super::{Child, Graph, Node, Parent, Pin};
+use super::{Graph, Node, Pin, Settings};
 use crate::driver::{Context, Driver, Open};
 use crate::options::Options;
 use crate::types::Role;
@@ -9,14 +9,20 @@ use std::sync::Arc;
 
 impl Graph {
     /// Puts a filter over `node`: all that use the node now use the filter. `driver` takes one
-    /// child, `file`. No request may be in flight.
+    /// child, `file`. Without a name it gets one, and is implicit. No request may be in flight.
     pub(crate) async fn put_filter(
         &self,
         driver: &'static Driver,
-        name: &str,
+        name: Option<&str>,
         node: &Arc<Node>,
     ) -> Result<Pin> {
-        self.check_new_name(name)?;
+        let node_name = match name {
+            Some(name) => {
+                self.check_new_name(name)?;
+                name.to_string()
+            }
+            None => self.auto_name(),
+        };
         let mut options = Options::new();
         options.set("file", node.name());
         let users = node.parents();
@@ -24,13 +30,13 @@ impl Graph {
             graph: self.arc(),
             driver,
             context: Context {
-                node_name: name.to_string(),
+                node_name,
                 notices: self.notices.clone(),
                 graph: self.this.clone(),
                 bitmaps: Arc::default(),
             },
             options,
-            settings: node.settings().for_child(Role::FILTER),
+            settings: Settings { auto_read_only: true, ..node.settings().for_child(Role::FILTER) },
             children: Vec::new(),
             pins: Vec::new(),
         };
@@ -41,6 +47,7 @@ impl Graph {
                 return Err(why);
             }
         };
+        filter.set_implicit(name.is_none());
         if let Err(why) = self.redirect_all(&users, &filter) {
             drop(filter);
             self.collect().await;
@@ -53,11 +60,6 @@ impl Graph {
     /// request may be in flight.
     pub(crate) fn take_filter(&self, filter: &Arc<Node>) -> Result<()> {
         let Some(below) = filter.filtered() else { return Ok(()) };
-        let users: Vec<Child> = filter
-            .parents()
-            .into_iter()
-            .filter(|edge| !matches!(edge.parent(), Parent::Job { .. }))
-            .collect();
-        self.redirect_all(&users, &below)
+        self.redirect_all(&filter.parents(), &below)
     }
 }

@@ -229,8 +229,7 @@ impl Graph {
     pub async fn delete(&self, name: &str) -> Result<()> {
         let Some(node) = self.find(name) else { bail!("Failed to find node with node-name='{name}'") };
         let users = node.parents();
-        let shows =
-            |edge: &Child| !matches!(edge.parent(), Parent::Node(_) | Parent::Job { kind: "backup", .. });
+        let shows = |edge: &Child| !matches!(edge.parent(), Parent::Node(_) | Parent::Job { .. });
         if users.iter().any(shows) {
             bail!("Node {name} is in use");
         }

@@ -54,6 +54,7 @@ pub struct Node {
     pub(super) parents: Mutex<Vec<Weak<Edge>>>,
     /// Kept by the user (`blockdev-add`) until `blockdev-del`.
     pub(super) kept: AtomicBool,
+    implicit: AtomicBool,
     pub(super) pins: AtomicUsize,
     pub(super) io: super::io::State,
     write_threshold: AtomicU64,
@@ -85,6 +86,7 @@ impl Node {
             children: Mutex::new(parts.children),
             parents: Mutex::default(),
             kept: AtomicBool::new(false),
+            implicit: AtomicBool::new(false),
             pins: AtomicUsize::new(0),
             io: super::io::State::default(),
             write_threshold: AtomicU64::new(0),
@@ -173,6 +175,29 @@ impl Node {
             node = next;
         }
         node
+    }
+
+    /// A filter that nobody named: what tells of the disks of a machine leaves it out.
+    pub fn is_implicit(&self) -> bool {
+        self.implicit.load(Ordering::Acquire)
+    }
+
+    pub(super) fn set_implicit(&self, on: bool) {
+        self.implicit.store(on, Ordering::Release);
+    }
+
+    /// Past implicit filters, the first node that is none.
+    pub fn skip_implicit(self: &Arc<Self>) -> Arc<Node> {
+        let mut node = self.clone();
+        while let Some(next) = node.filtered().filter(|_| node.is_implicit()) {
+            node = next;
+        }
+        node
+    }
+
+    /// Whether only back ends use it: no other node stands on it, no job has it.
+    pub fn is_root(&self) -> bool {
+        self.parents().iter().all(|edge| matches!(edge.parent(), super::Parent::Backend(_)))
     }
 
     /// The edges that lead here.

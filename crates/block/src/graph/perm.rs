@@ -103,10 +103,7 @@ impl Plan {
             for other in &parents {
                 let (_, lets) = self.perm_of(other);
                 let denied = used - lets;
-                // A commit writes what its own overlay stands on.
-                let commits =
-                    matches!(one.parent(), super::Parent::Job { .. }) && other.role().contains(Role::BACKING);
-                if !one.same(other) && !denied.is_empty() && !commits {
+                if !one.same(other) && !denied.is_empty() {
                     bail!(
                         "Permission conflict on node '{0}': permissions '{1}' are both required by {2} (uses node \
                          '{0}' as '{3}' child) and unshared by {4} (uses node '{0}' as '{5}' child).",

@@ -27,6 +27,19 @@ enum Step {
 /// Largest size of a node in bytes.
 const LARGEST: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 
+/// Refuses to let a node stand on another while a job needs what it stands on.
+fn check_link(node: &Node) -> Result<()> {
+    let Some(link) = node.child(Role::BACKING) else { return Ok(()) };
+    let (name, below) = (node.name(), link.node());
+    if below.is_implicit() {
+        bail!("Cannot replace implicit backing child of {name}");
+    }
+    if link.is_frozen() {
+        bail!("Cannot change frozen 'backing' link from '{name}' to '{}'", below.name());
+    }
+    Ok(())
+}
+
 impl Graph {
     /// Makes a node and the files under it writable, or read-only again.
     pub fn set_read_only<'a>(&'a self, node: &'a Arc<Node>, on: bool) -> Fut<'a, Result<()>> {
@@ -175,10 +188,17 @@ impl Graph {
                 bail!("backing is missing for '{}'", node.name())
             }
             None => Ok(None),
-            Some(Value::Null) => Ok(Some(None)),
+            Some(Value::Null) => {
+                check_link(node)?;
+                Ok(Some(None))
+            }
             Some(Value::String(name)) => {
                 let to = self.named(&name)?;
                 self.check_cycle(node, &to, "backing")?;
+                if node.backing().is_some_and(|now| Arc::ptr_eq(&now.skip_implicit(), &to)) {
+                    return Ok(None);
+                }
+                check_link(node)?;
                 Ok(Some(Some(to)))
             }
             Some(_) => bail!("Cannot change the option 'backing'"),

@@ -191,11 +191,12 @@ impl Jobs {
         let todo = DirtyBitmap::new(None, cluster as u32, size);
         // One point in time: nothing is in flight while the hook is put in.
         let drained = graph.drain(&spec.source).await;
-        held.put_filter(&filter::BACKUP, spec.filter_node_name.as_deref(), &spec.source).await?;
+        let filter = held.put_filter(&filter::BACKUP, spec.filter_node_name.as_deref(), &spec.source).await?;
         held.block(&spec.source);
         held.block(&spec.target);
-        held.attach("source", &spec.source, Perm::CONSISTENT_READ, Perm::all())?;
-        held.attach("target", &spec.target, Perm::WRITE, Perm::GUEST_SHARED | Perm::WRITE)?;
+        held.attach("main node", &filter, Perm::empty(), Perm::all())?;
+        held.attach_filter_target(&spec.target, Perm::WRITE, Perm::GUEST_SHARED | Perm::WRITE)?;
+        held.attach("target", &spec.target, Perm::empty(), Perm::all())?;
         match &spec.bitmap {
             Some((bitmap, _)) if spec.sync == BackupSync::Bitmap => todo.merge(bitmap),
             _ => todo.set(0, size),

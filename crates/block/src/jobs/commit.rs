@@ -9,9 +9,11 @@ use crate::types::*;
 use base::{Result, bail};
 use std::sync::Arc;
 
-/// Everything above `base` up to `top` goes into `base`; `overlay` is what stands on `top`.
+/// Everything above `base` up to `top` goes into `base`; `overlay` is what stands on `top`, and
+/// `active` what the guest uses.
 pub struct CommitSpec {
     pub setup: Setup,
+    pub active: Arc<Node>,
     pub overlay: Arc<Node>,
     pub top: Arc<Node>,
     pub base: Arc<Node>,
@@ -34,8 +36,10 @@ impl Jobs {
         if Arc::ptr_eq(&spec.top, &spec.base) {
             bail!("cannot commit an image into itself");
         }
+        spec.active.check_busy()?;
         let mut held = Held::new(graph, "commit", &spec.setup.id);
         held.keep(&spec.overlay);
+        held.block(&spec.active);
         let mut node = Some(spec.top.clone());
         loop {
             let Some(next) = node else {
@@ -55,9 +59,9 @@ impl Jobs {
         }
         let prepared = async {
             held.put_filter(&filter::COMMIT, spec.filter_node_name.as_deref(), &spec.top).await?;
-            let perm = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
-            held.attach("base", &spec.base, perm, Perm::all())?;
-            if spec.base.size() < spec.top.size() {
+            let grows = spec.base.size() < spec.top.size();
+            attach(&mut held, &spec, grows)?;
+            if grows {
                 spec.base.truncate(spec.top.size(), Truncate::default()).await?;
             }
             Ok(())
@@ -74,6 +78,22 @@ impl Jobs {
         let setup = spec.setup.clone();
         self.start(setup, Commit { spec, held, base_was_read_only, overlay_was_read_only })
     }
+}
+
+/// Who stands on the base sees it change: only the overlay, which reads through the filter, may.
+fn attach(held: &mut Held, spec: &CommitSpec, grows: bool) -> Result<()> {
+    held.freeze(&spec.top, Some(&spec.base));
+    held.attach("main node", &spec.active, Perm::empty(), Perm::all())?;
+    let chain = std::iter::successors(Some(spec.top.clone()), below);
+    for node in chain.take_while(|node| !Arc::ptr_eq(node, &spec.base)) {
+        // What lies in it is wrong once the base is written.
+        held.attach("intermediate node", &node, Perm::empty(), Perm::WRITE | Perm::WRITE_UNCHANGED)?;
+    }
+    let mut perm = Perm::CONSISTENT_READ | Perm::WRITE;
+    perm.set(Perm::RESIZE, grows);
+    held.attach_root(&spec.base, perm, Perm::GUEST_SHARED)?;
+    held.attach("base", &spec.base, Perm::empty(), Perm::all())?;
+    held.attach_root(&spec.top, Perm::empty(), Perm::all())
 }
 
 impl Graph {
@@ -94,12 +114,16 @@ impl Graph {
         }
         let mut held = Held::new(self, "commit", "commit");
         let drained = self.drain(top).await;
-        let result =
-            match held.attach("base", &base, Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE, Perm::all())
-            {
-                Ok(()) => pour(top, &base).await,
-                Err(_) => Err(errno(libc::EACCES)),
-            };
+        let perm = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
+        // What stands on the base does not rely on it meanwhile.
+        let alone = match held.put_filter(&filter::COMMIT, None, &base).await {
+            Ok(_) => held.attach_root(&base, perm, Perm::GUEST_SHARED),
+            Err(why) => Err(why),
+        };
+        let result = match alone {
+            Ok(()) => pour(top, &base).await,
+            Err(_) => Err(errno(libc::EACCES)),
+        };
         held.release();
         drop(drained);
         if was_read_only {

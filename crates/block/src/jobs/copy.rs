@@ -17,13 +17,15 @@ pub(super) struct Held {
     pins: Vec<Pin>,
     edges: Vec<Child>,
     blocks: Vec<(Arc<Node>, u64)>,
+    frozen: Vec<Child>,
     filter: Option<Pin>,
 }
 
 impl Held {
     pub fn new(graph: &Arc<Graph>, kind: &'static str, id: &str) -> Self {
         let (graph, id) = (graph.clone(), id.to_string());
-        Held { graph, kind, id, pins: Vec::new(), edges: Vec::new(), blocks: Vec::new(), filter: None }
+        let (pins, edges, blocks, frozen) = Default::default();
+        Held { graph, kind, id, pins, edges, blocks, frozen, filter: None }
     }
 
     pub fn keep(&mut self, node: &Arc<Node>) {
@@ -37,32 +39,59 @@ impl Held {
         self.blocks.push((node.clone(), token));
     }
 
-    /// Uses a node with these permissions.
+    /// Uses a node as part of the job, with these permissions.
     pub fn attach(&mut self, name: &str, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
         let parent = Parent::Job { kind: self.kind, id: self.id.clone() };
+        self.join(name, parent, node, perm, shared)
+    }
+
+    /// Reads or writes a node as a device does.
+    pub fn attach_root(&mut self, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
+        self.join("root", Parent::Backend(String::new()), node, perm, shared)
+    }
+
+    /// The filter writes a node.
+    pub fn attach_filter_target(&mut self, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
+        let name = self.filter.as_ref().map(|filter| filter.name().to_string()).unwrap_or_default();
+        self.join("target", Parent::Node(name), node, perm, shared)
+    }
+
+    fn join(&mut self, name: &str, parent: Parent, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
         let child = Child::new(name, Role::FILTER, parent, node);
         self.graph.attach(&child, perm, shared)?;
         self.edges.push(child);
         Ok(())
     }
 
-    /// Puts the job's filter over a node, if it has a name; to be called before the node is
-    /// attached.
+    /// Keeps users from changing what stands on what, from `top` down to `base` (`None`: to the
+    /// end).
+    pub fn freeze(&mut self, top: &Arc<Node>, base: Option<&Arc<Node>>) {
+        for node in std::iter::successors(Some(top.clone()), below) {
+            if base.is_some_and(|base| Arc::ptr_eq(base, &node)) {
+                break;
+            }
+            if let Some(link) = node.child(Role::BACKING) {
+                link.freeze();
+                self.frozen.push(link);
+            }
+        }
+    }
+
+    /// Puts the job's filter over a node; to be called before the node is attached.
     pub async fn put_filter(
         &mut self,
         driver: &'static Driver,
         name: Option<&str>,
         node: &Arc<Node>,
-    ) -> Result<()> {
-        if let Some(name) = name {
-            let drained = self.graph.drain(node).await;
-            let filter = self.graph.put_filter(driver, name, node).await;
-            let filter = filter.map_err(|why| why.within("Could not create node"))?;
-            drop(drained);
-            self.block(&filter);
-            self.filter = Some(filter);
-        }
-        Ok(())
+    ) -> Result<Arc<Node>> {
+        let drained = self.graph.drain(node).await;
+        let filter = self.graph.put_filter(driver, name, node).await;
+        let filter = filter.map_err(|why| why.within("Could not create node"))?;
+        drop(drained);
+        let node = filter.clone();
+        self.block(&node);
+        self.filter = Some(filter);
+        Ok(node)
     }
 
     /// Takes the filter out; its users use what it showed.
@@ -74,8 +103,9 @@ impl Held {
         }
     }
 
-    /// As [`Held::take_filter`] where no request can be in flight.
+    /// As [`Held::take_filter`] where no request can be in flight. The job uses nothing any more.
     pub fn take_filter_drained(&mut self) {
+        self.detach();
         if let Some(filter) = self.filter.take()
             && let Err(why) = self.graph.take_filter(&filter)
         {
@@ -83,7 +113,9 @@ impl Held {
         }
     }
 
+    /// Uses nothing any more.
     pub fn detach(&mut self) {
+        self.frozen.drain(..).for_each(|link| link.thaw());
         for edge in self.edges.drain(..) {
             self.graph.detach(&edge);
         }

@@ -1,30 +1,52 @@
-//! The node that a job puts over the one it works on when it is given a name for it
-//! (`filter-node-name`): passes everything on and is gone with the job.
+//! The node that every job puts over the one it works on: passes everything on and is gone with
+//! the job. Without a name given by the user (`filter-node-name`) it is implicit: see
+//! [`Node::is_implicit`](crate::graph::Node::is_implicit).
 
-use crate::driver::{Driver, Kind, Layer, Open};
+use crate::driver::{Driver, Kind, Layer, Open, OpenFn};
 use crate::filters::pass;
 use crate::graph::Child;
 use crate::types::*;
 use base::Result;
 use std::sync::Arc;
 
-pub(super) static MIRROR: Driver = named("mirror_top");
-pub(super) static COMMIT: Driver = named("commit_top");
-pub(super) static BACKUP: Driver = named("copy-before-write");
-pub(super) static STREAM: Driver = named("copy-on-read");
+pub(super) static MIRROR: Driver =
+    named("mirror_top", |open| place(open, "backing", |perm, shared| (perm, shared)));
 
-const fn named(name: &'static str) -> Driver {
+/// Who reads through it sees what the job does not change; those below the image it stands on
+/// are written meanwhile.
+pub(super) static ACTIVE_COMMIT: Driver = named("mirror_top", |open| {
+    place(open, "backing", |perm, shared| (perm - Perm::CONSISTENT_READ, shared | Perm::WRITE))
+});
+
+pub(super) static COMMIT: Driver = Driver {
+    read_only: true,
+    ..named("commit_top", |open| place(open, "backing", |_, _| (Perm::empty(), Perm::all())))
+};
+
+pub(super) static BACKUP: Driver = named("copy-before-write", |open| {
+    place(open, "file", |perm, shared| (perm | Perm::CONSISTENT_READ, shared - Perm::WRITE - Perm::RESIZE))
+});
+
+pub(super) static STREAM: Driver =
+    named("copy-on-read", |open| place(open, "file", |perm, shared| (perm | Perm::WRITE_UNCHANGED, shared)));
+
+/// What the users of the filter do and share, as the filter does it to the node below.
+type Perms = fn(Perm, Perm) -> (Perm, Perm);
+
+const fn named(name: &'static str, open: OpenFn) -> Driver {
     Driver { name, kind: Kind::Filter, open, ..Driver::DEFAULT }
 }
 
 struct Pass {
     file: Child,
+    perms: Perms,
 }
 
-fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
-    Box::pin(async {
-        let file = open.child("file", Role::FILTER).await?;
-        Ok(Arc::new(Pass { file }) as Arc<dyn Layer>)
+fn place<'a>(open: &'a mut Open, child: &'static str, perms: Perms) -> Fut<'a, Result<Arc<dyn Layer>>> {
+    Box::pin(async move {
+        let below = open.options.take("file").unwrap_or_default();
+        let file = open.child_from(child, Role::FILTER, below).await?;
+        Ok(Arc::new(Pass { file, perms }) as Arc<dyn Layer>)
     })
 }
 
@@ -32,6 +54,10 @@ impl Layer for Pass {
     pass!(size);
     pass!(limits);
     pass!(status);
+
+    fn child_perm(&self, _role: Role, _read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {
+        (self.perms)(perm, shared)
+    }
 
     fn filename(&self) -> Option<String> {
         Some(self.file.node().filename().to_string())

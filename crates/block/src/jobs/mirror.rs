@@ -2,7 +2,7 @@
 //! copying what the guest changes, until told to switch over or to stop.
 
 use super::active::Active;
-use super::copy::{CHUNK, Failed, Held, How, allocated_above, copy};
+use super::copy::{CHUNK, Failed, Held, How, allocated_above, below, copy};
 use super::crew::{Crew, Ended};
 use super::{Body, Job, Jobs, Kind, Setup, filter};
 use crate::backend::OnError;
@@ -145,15 +145,31 @@ impl Jobs {
 }
 
 async fn prepare(held: &mut Held, spec: &MirrorSpec, commits: bool) -> Result<()> {
-    let record = if commits { &filter::COMMIT } else { &filter::MIRROR };
-    held.put_filter(record, spec.filter_node_name.as_deref(), &spec.source).await?;
-    held.block(&spec.source);
-    held.block(&spec.target);
-    held.attach("main node", &spec.source, Perm::CONSISTENT_READ, Perm::all())?;
-    let shared = if commits { Perm::all() } else { Perm::GUEST_SHARED };
-    held.attach("target", &spec.target, Perm::WRITE | Perm::RESIZE, shared)?;
-    if spec.target.size() < spec.source.size() {
-        spec.target.truncate(spec.source.size(), Truncate::default()).await?;
+    let (source, target) = (&spec.source, &spec.target);
+    let record = if commits { &filter::ACTIVE_COMMIT } else { &filter::MIRROR };
+    let filter = held.put_filter(record, spec.filter_node_name.as_deref(), source).await?;
+    held.block(source);
+    held.block(target);
+    let still = Perm::GUEST_SHARED | Perm::WRITE;
+    held.attach("main node", &filter, Perm::CONSISTENT_READ, still)?;
+    held.attach("source", source, Perm::empty(), still)?;
+    if commits {
+        let between = std::iter::successors(below(source), below);
+        for node in between.take_while(|node| !Arc::ptr_eq(node, target)) {
+            held.block(&node);
+            // What lies in it is wrong once the base is written.
+            held.attach("intermediate node", &node, Perm::empty(), Perm::WRITE | Perm::WRITE_UNCHANGED)?;
+        }
+    }
+    if commits {
+        held.freeze(source, Some(target));
+    }
+    let grows = target.size() < source.size();
+    let perm = if grows { Perm::WRITE | Perm::RESIZE } else { Perm::WRITE };
+    held.attach_root(target, perm, if commits { still } else { Perm::WRITE_UNCHANGED })?;
+    held.attach("target", target, Perm::empty(), Perm::all())?;
+    if grows {
+        target.truncate(source.size(), Truncate::default()).await?;
     }
     Ok(())
 }
@@ -341,7 +357,6 @@ impl Mirror {
             graph.set_read_only(&target, false).await?;
         }
         self.held.take_filter_drained();
-        self.held.detach();
         let edges: Vec<_> = replaced
             .parents()
             .into_iter()

@@ -51,9 +51,9 @@ impl Jobs {
             graph.set_read_only(&spec.top, false).await?;
         }
         let prepared = async {
-            held.put_filter(&filter::STREAM, spec.filter_node_name.as_deref(), &spec.top).await?;
-            let perm = Perm::CONSISTENT_READ | Perm::WRITE_UNCHANGED;
-            held.attach("main node", &spec.top, perm, Perm::all())
+            let filter =
+                held.put_filter(&filter::STREAM, spec.filter_node_name.as_deref(), &spec.top).await?;
+            attach(&mut held, &spec, &filter)
         };
         if let Err(why) = prepared.await {
             held.take_filter().await;
@@ -70,6 +70,20 @@ impl Jobs {
         let setup = spec.setup.clone();
         self.start(setup, Stream { spec, held, tracked: true, was_read_only })
     }
+}
+
+fn attach(held: &mut Held, spec: &StreamSpec, filter: &Arc<Node>) -> Result<()> {
+    let still = Perm::GUEST_SHARED | Perm::WRITE;
+    held.attach("main node", filter, Perm::empty(), Perm::all())?;
+    held.attach_root(filter, Perm::CONSISTENT_READ, still)?;
+    held.attach("active node", &spec.top, Perm::empty(), still)?;
+    let chain = std::iter::successors(below(&spec.top), below);
+    let is_base = |node: &Arc<Node>| spec.base.as_ref().is_some_and(|base| Arc::ptr_eq(base, node));
+    for node in chain.take_while(|node| !is_base(node)) {
+        held.attach("intermediate node", &node, Perm::empty(), Perm::GUEST_SHARED)?;
+    }
+    held.freeze(&spec.top, spec.base.as_ref());
+    Ok(())
 }
 
 impl Stream {

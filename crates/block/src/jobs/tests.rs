@@ -156,6 +156,7 @@ fn commit_of_the_middle_goes_into_the_base() {
     let setup = Setup::new(Kind::Commit, "j");
     let spec = CommitSpec {
         setup,
+        active: overlay.clone(),
         overlay: overlay.clone(),
         top,
         base,

@@ -230,6 +230,9 @@ async fn change_backing_file(call: Call, command: ChangeBackingFile) -> Result<(
         Some(_) => why,
         None => Failure::device_not_found(&device),
     })?;
+    if !root.is_root() {
+        bail!("Need a root block node");
+    }
     let image = at.lookup(None, Some(&image_node_name))?;
     if image.backing().is_none() {
         bail!("not allowing backing file change on an image without a backing file");
@@ -270,10 +273,13 @@ async fn query_graph(call: Call, _: XDebugQueryBlockGraph) -> Result<XDbgBlockGr
         nodes.push(XDbgBlockGraphNode { id, kind: kind.into(), name: name.into() });
         id
     };
-    for backend in graph.backends() {
+    let shown = |backend: &block::Backend| {
         let device = || backend.front_end().map(|front| front.qdev_id()).unwrap_or_default();
-        let name = if backend.name().is_empty() { device() } else { backend.name().to_string() };
-        add(&mut nodes, "block-backend", &name);
+        if backend.name().is_empty() { device() } else { backend.name().to_string() }
+    };
+    let backends = graph.backends();
+    for backend in &backends {
+        add(&mut nodes, "block-backend", &shown(backend));
     }
     for job in graph.jobs.list().iter().filter(|job| job.setup.block_job) {
         add(&mut nodes, "block-job", job.id());
@@ -289,7 +295,10 @@ async fn query_graph(call: Call, _: XDebugQueryBlockGraph) -> Result<XDbgBlockGr
         for edge in node.parents() {
             let (kind, name) = match edge.parent() {
                 block::Parent::Node(name) => ("block-driver", name.clone()),
-                block::Parent::Backend(name) => ("block-backend", name.clone()),
+                block::Parent::Backend(name) => {
+                    let holder = backends.iter().find(|backend| backend.holds(&edge));
+                    ("block-backend", holder.map_or_else(|| name.clone(), &shown))
+                }
                 block::Parent::Job { id, .. } => ("block-job", id.clone()),
                 block::Parent::Named(name) => ("block-backend", name.clone()),
             };

@@ -62,6 +62,15 @@ pub(super) fn root(graph: &Graph, device: &str) -> Result<Arc<Node>> {
     graph.lookup(Some(device), Some(device))
 }
 
+/// As [`root`], of a node that only back ends use.
+pub(super) fn topmost(graph: &Graph, device: &str) -> Result<Arc<Node>> {
+    let node = root(graph, device)?;
+    if !node.is_root() {
+        bail!("Need a root block node");
+    }
+    Ok(node)
+}
+
 /// The node in the chain under `top` that `wanted` is.
 pub(super) fn in_chain(top: &Arc<Node>, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Arc<Node>> {
     let mut node = Some(top.clone());
@@ -138,6 +147,9 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     let lookup = root(&graph, &command.device);
     let active = lookup
         .map_err(|_| Failure::of(Class::DeviceNotFound, format!("Device '{}' not found", command.device)))?;
+    if !active.is_root() {
+        bail!("Need a root block node");
+    }
     if command.top_node.is_some() && command.top.is_some() {
         bail!("'top-node' and 'top' are mutually exclusive");
     }
@@ -187,7 +199,8 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     let overlay = in_chain(&shown, |node| node.backing().is_some_and(|below| Arc::ptr_eq(&below, &top)))
         .ok_or_else(|| fail!("Could not find overlay image for {}:", top.filename()))?;
     let (backing_file, filter_node_name) = (command.backing_file, command.filter_node_name);
-    let spec = jobs::CommitSpec { setup, overlay, top, base, backing_file, on_error, filter_node_name };
+    let spec =
+        jobs::CommitSpec { setup, active, overlay, top, base, backing_file, on_error, filter_node_name };
     there(&call, async move { graph.jobs.commit(&graph, spec).await.map(drop) }).await
 }
 
@@ -264,7 +277,7 @@ pub(super) async fn open_target(
 
 async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
     let (graph, common) = (graph(&call), command.common);
-    let source = root(&graph, &common.device)?;
+    let source = topmost(&graph, &common.device)?;
     let sync = mirror_sync(common.sync, &source)?;
     let below = source.skip_filters().backing();
     if common.replaces.is_some() && command.node_name.is_none() {
@@ -308,7 +321,7 @@ async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
 
 async fn blockdev_mirror(call: Call, command: BlockdevMirror) -> Result<()> {
     let (graph, common) = (graph(&call), command.common);
-    let source = root(&graph, &common.device)?;
+    let source = topmost(&graph, &common.device)?;
     let target = root(&graph, &common.target)?;
     let setup = setup(&graph, Kind::Mirror, common.job, &source)?;
     let spec = MirrorSpec {

@@ -311,8 +311,16 @@ async fn start(stage: &Stage, what: Job, top: &Arc<Node>, target: Option<Arc<Nod
         }
         Job::Commit => {
             let (setup, overlay) = (setup(Kind::Commit), top.clone());
-            let spec =
-                CommitSpec { setup, overlay, top: middle, base, backing_file, on_error, filter_node_name };
+            let spec = CommitSpec {
+                setup,
+                active: top.clone(),
+                overlay,
+                top: middle,
+                base,
+                backing_file,
+                on_error,
+                filter_node_name,
+            };
             graph.jobs.commit(graph, spec).await.unwrap();
         }
         Job::ActiveCommit => {
