@@ -120,9 +120,9 @@ fn what_external_snapshots_refuse_leaves_everything() {
     bench.open("slow", "slow.raw", json!({}));
     bench.run("blockdev-backup", json!({"device": "d", "target": "slow", "sync": "full", "speed": 65536}));
     let busy = bench.refused("blockdev-snapshot", json!({"node": "a", "overlay": "copy"}));
-    assert_eq!(busy, "GenericError: Node 'd' is busy: block device is in use by block job: backup");
+    assert_eq!(busy, "GenericError: Node 'a' is busy: block device is in use by block job: backup");
     let busy = bench.refused("blockdev-snapshot-internal-sync", json!({"device": "d", "name": "s"}));
-    assert_eq!(busy, "GenericError: Node 'd' is busy: block device is in use by block job: backup");
+    assert_eq!(busy, "GenericError: Need a root block node");
     bench.run("job-cancel", json!({"id": "d"}));
     bench.story("d", "null");
     bench.quit();

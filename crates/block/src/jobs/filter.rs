@@ -24,7 +24,12 @@ pub(super) static COMMIT: Driver = Driver {
 };
 
 pub(super) static BACKUP: Driver = named("copy-before-write", |open| {
-    place(open, "file", |perm, shared| (perm | Perm::CONSISTENT_READ, shared - Perm::WRITE - Perm::RESIZE))
+    place(open, "file", |perm, shared| {
+        // Nobody uses it yet while it is put in.
+        let unused = perm.is_empty() && shared == Perm::all();
+        let kept_out = if unused { Perm::empty() } else { Perm::WRITE | Perm::RESIZE };
+        (perm | Perm::CONSISTENT_READ, shared - kept_out)
+    })
 });
 
 pub(super) static STREAM: Driver =

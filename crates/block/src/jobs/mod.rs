@@ -210,6 +210,7 @@ impl Jobs {
         }
         let inner = self.0.clone();
         inner.notices.send(crate::Notice::JobStatus { id: job.id().to_string(), status: Status::Created });
+        job.set_status(Status::Running);
         let running = job.clone();
         let handle = graph.main_thread().handle().clone();
         handle.spawn(async move {
@@ -266,7 +267,6 @@ fn forget(inner: &Inner, job: &Arc<Job>) {
 type Why = Option<String>;
 
 async fn work(job: &Job, body: &mut impl Body) -> Result<(), Why> {
-    job.set_status(Status::Running);
     body.run(job).await.map_err(|error| match error.raw_os_error() {
         Some(libc::ECANCELED) => None,
         _ => Some(Job::text_of(&error)),

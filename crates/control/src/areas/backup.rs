@@ -1,7 +1,7 @@
 //! `drive-backup`, `blockdev-backup`, alone or in a transaction.
 
 use super::blockdev::graph;
-use super::blockjobs::{open_target, policy, root, setup, topmost};
+use super::blockjobs::{open_target, policy, root, setup};
 use crate::{Call, Routes};
 use base::{Result, bail, fail};
 use block::jobs::{self, BackupSpec, BackupSync, BitmapMode, Group, Kind, Setup};
@@ -109,7 +109,7 @@ async fn drive_backup_spec(
     group: Option<Arc<Group>>,
 ) -> Result<BackupSpec> {
     let common = command.common;
-    let at_device = topmost(&graph, &common.device)?;
+    let at_device = root(&graph, &common.device)?;
     let source = at_device.skip_filters();
     let setup = Setup { group, ..setup(&graph, Kind::Backup, common.job, &at_device)? };
     let wanted = Wanted {
