@@ -13,15 +13,7 @@ pub struct Haste {
 impl Haste {
     /// In `tops` and all nodes below them.
     pub fn below(tops: impl IntoIterator<Item = Arc<Node>>) -> Self {
-        let mut nodes: Vec<Arc<Node>> = Vec::new();
-        let mut left: Vec<Arc<Node>> = tops.into_iter().collect();
-        while let Some(node) = left.pop() {
-            if nodes.iter().any(|known| Arc::ptr_eq(known, &node)) {
-                continue;
-            }
-            left.extend(node.children().iter().map(|child| child.node()));
-            nodes.push(node);
-        }
+        let nodes = Node::subtree(tops);
         nodes.iter().for_each(|node| node.layer().hasten(true));
         Haste { nodes, backend: None }
     }

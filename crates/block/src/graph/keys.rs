@@ -8,14 +8,8 @@ use std::sync::Arc;
 impl Node {
     /// Itself and what is below it, where a password may come late.
     fn locked(self: &Arc<Self>) -> Vec<Arc<Node>> {
-        let mut found = Vec::new();
-        let mut left = vec![self.clone()];
-        while let Some(node) = left.pop() {
-            left.extend(node.children().iter().map(|child| child.node()));
-            if node.layer().late_key().is_some() {
-                found.push(node);
-            }
-        }
+        let mut found = Node::subtree([self.clone()]);
+        found.retain(|node| node.layer().late_key().is_some());
         found
     }
 

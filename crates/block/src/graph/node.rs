@@ -148,6 +148,20 @@ impl Node {
         self.children.lock().clone()
     }
 
+    /// `tops` and all nodes below them, each once; a chain from its top.
+    pub(super) fn subtree(tops: impl IntoIterator<Item = Arc<Node>>) -> Vec<Arc<Node>> {
+        let mut found: Vec<Arc<Node>> = Vec::new();
+        let mut left: Vec<Arc<Node>> = tops.into_iter().collect();
+        while let Some(node) = left.pop() {
+            if found.iter().any(|known| Arc::ptr_eq(known, &node)) {
+                continue;
+            }
+            left.extend(node.children().iter().map(Child::node));
+            found.push(node);
+        }
+        found
+    }
+
     /// The child in a role (`BACKING`, `PRIMARY` ...).
     pub fn child(&self, role: Role) -> Option<Child> {
         self.children.lock().iter().find(|child| child.role().intersects(role)).cloned()

@@ -2,6 +2,7 @@
 
 use super::{Ending, Group, Jobs, Kind, Progress, Status};
 use crate::backend::{IoStatus, OnError};
+use crate::graph::Haste;
 use crate::notice::{Action, Notice};
 use crate::types::{IoResult, errno, errno_of};
 use base::failure::strerror;
@@ -70,6 +71,8 @@ pub struct Job {
     jobs: std::sync::Weak<super::Inner>,
     state: Mutex<State>,
     woken: Notify,
+    /// Of a cancelled job, until it has ended.
+    haste: Mutex<Option<Haste>>,
 }
 
 /// What `query-block-jobs` and `query-jobs` tell.
@@ -107,7 +110,7 @@ impl Job {
             slice: (Instant::now(), 0),
         };
         let jobs = Arc::downgrade(jobs);
-        Arc::new(Job { setup, jobs, state: Mutex::new(state), woken: Notify::new() })
+        Arc::new(Job { setup, jobs, state: Mutex::new(state), woken: Notify::new(), haste: Mutex::default() })
     }
 
     pub fn id(&self) -> &str {
@@ -254,10 +257,26 @@ impl Job {
         let ends_at_once = state.forced || !state.ready;
         drop(state);
         self.woken.notify_waiters();
-        if let (Some(jobs), true) = (self.jobs.upgrade(), ends_at_once) {
-            jobs.hasten(self.id());
+        if ends_at_once {
+            self.hasten();
         }
         Ok(())
+    }
+
+    /// Lets the requests of the cancelled job through all limits, until it has ended.
+    fn hasten(&self) {
+        let Some(graph) = self.jobs.upgrade().and_then(|jobs| jobs.graph.upgrade()) else { return };
+        let haste = graph.hasten_job(self.id());
+        let mut held = self.haste.lock();
+        if !matches!(self.status(), Status::Concluded | Status::Null) {
+            *held = Some(haste);
+        }
+    }
+
+    /// To be called when the job has concluded.
+    pub(super) fn end_haste(&self) {
+        let haste = self.haste.lock().take();
+        drop(haste);
     }
 
     pub fn complete(&self) -> Result<()> {

@@ -148,21 +148,6 @@ struct Inner {
     list: Mutex<Vec<Arc<Job>>>,
 }
 
-impl Inner {
-    /// Lets the requests of a cancelled job through all limits, until it has ended.
-    fn hasten(&self, id: &str) {
-        let found = self.list.lock().iter().find(|job| job.id() == id).cloned();
-        let (Some(job), Some(graph)) = (found, self.graph.upgrade()) else { return };
-        let haste = graph.hasten_job(id);
-        graph.main_thread().handle().spawn(async move {
-            while !matches!(job.status(), Status::Concluded | Status::Null) {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-            drop(haste);
-        });
-    }
-}
-
 /// The jobs of a graph.
 pub struct Jobs(Arc<Inner>);
 
@@ -217,6 +202,7 @@ impl Jobs {
             let (ending, error) = conduct(&running, body).await;
             graph.collect().await;
             conclude(&inner, &running, ending, error);
+            running.end_haste();
         });
         Ok(job)
     }
