@@ -48,8 +48,8 @@ pub struct ExportSetup {
     pub owns_backend: bool,
     /// Every write is on stable storage when it is answered.
     pub writethrough: bool,
-    /// Where the back end's requests run, kept for as long.
-    pub iothread: Option<Arc<crate::graph::IoThread>>,
+    /// Where the back end's requests run, kept until the export has gone.
+    pub iothread: base::Mutex<Option<Arc<crate::graph::IoThread>>>,
 }
 
 /// An exported disk.
@@ -267,6 +267,8 @@ impl Server {
         if export.setup.owns_backend {
             export.setup.backend.delete();
         }
+        // Sessions that are ending may have the export yet.
+        drop(export.setup.iothread.lock().take());
         if let Some(graph) = self.graph.upgrade() {
             graph.notices.send(Notice::ExportDeleted { id: export.setup.id.clone() });
         }

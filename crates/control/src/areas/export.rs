@@ -144,7 +144,7 @@ async fn nbd_server_add(call: Call, command: NbdServerAdd) -> Result<()> {
         depth: false,
         owns_backend,
         writethrough: false,
-        iothread: None,
+        iothread: Default::default(),
     };
     add(&server, setup)
 }
@@ -191,7 +191,7 @@ async fn block_export_add(call: Call, command: BlockExportAdd) -> Result<()> {
         depth: command.allocation_depth.unwrap_or(false),
         owns_backend: true,
         writethrough: command.writethrough.unwrap_or(false),
-        iothread,
+        iothread: base::Mutex::new(iothread),
     };
     add(&server, setup)
 }

@@ -37,7 +37,7 @@ pub(super) fn serve(
             depth: false,
             owns_backend: false,
             writethrough: false,
-            iothread: None,
+            iothread: Default::default(),
         };
         server.add(setup).unwrap();
         server
@@ -132,7 +132,7 @@ fn a_lost_server_is_an_error_or_waited_for() {
                 depth: false,
                 owns_backend: false,
                 writethrough: false,
-                iothread: None,
+                iothread: Default::default(),
             };
             server.add(setup).unwrap();
         });
