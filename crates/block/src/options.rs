@@ -138,7 +138,6 @@ impl Options {
         }
     }
 
-    /// One of a set of words.
     /// To be called when all known options are taken.
     pub fn finish(&self) -> Result<()> {
         match self.0.keys().next() {
@@ -147,6 +146,15 @@ impl Options {
         }
     }
 
+    /// [`Options::finish`] of the table that option `name` holds.
+    pub fn finish_in(&self, name: &str) -> Result<()> {
+        match self.0.keys().next() {
+            None => Ok(()),
+            Some(key) => bail!("Parameter '{name}.{key}' is unexpected"),
+        }
+    }
+
+    /// One of a set of words.
     pub fn take_word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Result<Option<T>> {
         let Some(word) = self.take_str(key)? else { return Ok(None) };
         match words.iter().find(|(name, _)| *name == word) {

@@ -204,9 +204,7 @@ impl Graph {
             return Err(Failure::device_not_found(device));
         }
         let node = self.lookup(Some(device), Some(device))?;
-        if !node.is_root() {
-            bail!("Need a root block node");
-        }
+        node.check_root()?;
         Ok(node)
     }
 

@@ -55,9 +55,7 @@ impl OldAes {
     /// allows that.
     pub fn open(given: &mut crate::Options, late: bool, vault: &dyn crate::Vault) -> Result<Self> {
         let key = given.take_str("key-secret")?;
-        if let Some(key) = given.0.keys().next() {
-            base::bail!("Parameter 'encrypt.{key}' is unexpected");
-        }
+        given.finish_in("encrypt")?;
         match key {
             Some(key) => Self::new(Some(&vault.secret(&key)?)),
             None if late => Self::new(None),

@@ -19,9 +19,6 @@ pub struct Volume {
     pub(super) place: (u64, u64),
 }
 
-/// What a password that opens nothing is told.
-pub(super) const WRONG: &str = "Invalid password, cannot unlock any keyslot";
-
 /// How a volume is made.
 pub struct Recipe {
     spec: Spec,
@@ -99,13 +96,9 @@ impl Volume {
         let unreadable = |error: std::io::Error| Failure::os("Unable to read LUKS header", &error);
         let head = file.read_vec(start, HEADER as u64, area).await.map_err(unreadable)?;
         let header = Header::parse(&head)?;
-        for index in (0..SLOTS).filter(|&index| header.slots[index].active) {
-            if let Some(key) = header.try_slot(file, (start, area), index, &password).await? {
-                let cipher = Cipher::new(&header.spec, &key)?;
-                return Ok(Volume { header: base::Mutex::new(header), cipher, place: (start, area) });
-            }
-        }
-        bail!("{WRONG}")
+        let key = header.unlock(file, (start, area), &password).await?;
+        let cipher = Cipher::new(&header.spec, &key)?;
+        Ok(Volume { header: base::Mutex::new(header), cipher, place: (start, area) })
     }
 
     pub fn header(&self) -> Header {
@@ -145,6 +138,16 @@ impl Volume {
 }
 
 impl Header {
+    /// The volume's key from the first key slot that `password` opens; see [`Header::try_slot`].
+    pub(super) async fn unlock(&self, file: &Child, place: (u64, u64), password: &[u8]) -> Result<Vec<u8>> {
+        for index in (0..SLOTS).filter(|&index| self.slots[index].active) {
+            if let Some(key) = self.try_slot(file, place, index, password).await? {
+                return Ok(key);
+            }
+        }
+        bail!("Invalid password, cannot unlock any keyslot")
+    }
+
     /// The volume's key, if `password` opens key slot `index` of the volume at `start` of a file,
     /// which takes at most `area` bytes.
     pub(super) async fn try_slot(

@@ -1,7 +1,7 @@
 //! Key slots of a LUKS volume in use, as `x-blockdev-amend` changes them.
 
 use super::SECTOR;
-use super::luks::{Header, Volume, WRONG, random, rounds_by, take_time};
+use super::luks::{Header, Volume, random, rounds_by, take_time};
 use super::luks_header::{SLOTS, STRIPES, slot_sectors};
 use crate::graph::Child;
 use crate::options::Options;
@@ -79,14 +79,7 @@ impl Volume {
                 .position(|slot| !slot.active)
                 .ok_or_else(|| fail!("Can't add a keyslot - all keyslots are in use"))?,
         };
-        let mut key = None;
-        for known in (0..SLOTS).filter(|&known| header.slots[known].active) {
-            key = header.try_slot(file, self.place, known, &old).await?;
-            if key.is_some() {
-                break;
-            }
-        }
-        let key = key.ok_or_else(|| fail!("{WRONG}"))?;
+        let key = header.unlock(file, self.place, &old).await?;
         let made = tokio::task::spawn_blocking(move || {
             let rounds = rounds_by(header.hash, header.spec.key_bytes())(time);
             let material = header.fill_slot(index, &key, &new, rounds)?;

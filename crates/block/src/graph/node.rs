@@ -209,9 +209,12 @@ impl Node {
         node
     }
 
-    /// Whether only back ends use it: no other node stands on it, no job has it.
-    pub fn is_root(&self) -> bool {
-        self.parents().iter().all(|edge| matches!(edge.parent(), super::Parent::Backend(_)))
+    /// Refuses unless only back ends use it: no other node stands on it, no job has it.
+    pub fn check_root(&self) -> base::Result<()> {
+        if self.parents().iter().all(|edge| matches!(edge.parent(), super::Parent::Backend(_))) {
+            return Ok(());
+        }
+        base::bail!("Need a root block node")
     }
 
     /// The edges that lead here.

@@ -291,9 +291,7 @@ pub(crate) fn take_settings(options: &mut Options, defaults: Settings) -> Result
         settings.cache.direct = cache.take_bool("direct")?.unwrap_or(settings.cache.direct);
         settings.cache.no_flush = cache.take_bool("no-flush")?.unwrap_or(settings.cache.no_flush);
         cache.take_bool("writeback")?;
-        if let Some(key) = cache.0.keys().next() {
-            bail!("Parameter 'cache.{key}' is unexpected");
-        }
+        cache.finish_in("cache")?;
     }
     let discard = [("ignore", false), ("off", false), ("unmap", true), ("on", true)];
     settings.discard = options.take_word("discard", &discard)?.unwrap_or(settings.discard);

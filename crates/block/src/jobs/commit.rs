@@ -1,6 +1,6 @@
 //! `block-commit` of images that are not active: writes them into their base.
 
-use super::copy::{CHUNK, Failed, Held, How, allocated_above, below, copy};
+use super::copy::{CHUNK, Failed, Held, How, allocated_above, below, chain, copy};
 use super::sweep::{Pass, Sweep};
 use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
@@ -84,8 +84,7 @@ impl Jobs {
 fn attach(held: &mut Held, spec: &CommitSpec, grows: bool) -> Result<()> {
     held.freeze(&spec.top, Some(&spec.base));
     held.attach("main node", &spec.active, Perm::empty(), Perm::all())?;
-    let chain = std::iter::successors(Some(spec.top.clone()), below);
-    for node in chain.take_while(|node| !Arc::ptr_eq(node, &spec.base)) {
+    for node in chain(Some(spec.top.clone()), Some(&spec.base)) {
         // What lies in it is wrong once the base is written.
         held.attach("intermediate node", &node, Perm::empty(), Perm::WRITE | Perm::WRITE_UNCHANGED)?;
     }

@@ -66,10 +66,7 @@ impl Held {
     /// Keeps users from changing what stands on what, from `top` down to `base` (`None`: to the
     /// end).
     pub fn freeze(&mut self, top: &Arc<Node>, base: Option<&Arc<Node>>) {
-        for node in std::iter::successors(Some(top.clone()), below) {
-            if base.is_some_and(|base| Arc::ptr_eq(base, &node)) {
-                break;
-            }
+        for node in chain(Some(top.clone()), base) {
             if let Some(link) = node.child(Role::BACKING) {
                 link.freeze();
                 self.frozen.push(link);
@@ -140,6 +137,13 @@ impl Drop for Held {
 /// The node below in a chain of images: what a filter shows, else the backing node.
 pub(super) fn below(node: &Arc<Node>) -> Option<Arc<Node>> {
     node.filtered().or_else(|| node.backing())
+}
+
+/// The nodes from `from` down to `base`, which is not among them (`None`: to the end).
+pub(super) fn chain(from: Option<Arc<Node>>, base: Option<&Arc<Node>>) -> impl Iterator<Item = Arc<Node>> {
+    let base = base.cloned();
+    std::iter::successors(from, below)
+        .take_while(move |node| !base.as_ref().is_some_and(|base| Arc::ptr_eq(base, node)))
 }
 
 /// Whether a range is allocated in `top` or a node above `base` (`None`: in any), and how

@@ -2,7 +2,7 @@
 //! copying what the guest changes, until told to switch over or to stop.
 
 use super::active::Active;
-use super::copy::{CHUNK, Failed, Held, How, allocated_above, below, copy};
+use super::copy::{CHUNK, Failed, Held, How, allocated_above, below, chain, copy};
 use super::crew::{Crew, Ended};
 use super::{Body, Job, Jobs, Kind, Setup, filter};
 use crate::backend::OnError;
@@ -154,14 +154,11 @@ async fn prepare(held: &mut Held, spec: &MirrorSpec, commits: bool) -> Result<()
     held.attach("main node", &filter, Perm::CONSISTENT_READ, still)?;
     held.attach("source", source, Perm::empty(), still)?;
     if commits {
-        let between = std::iter::successors(below(source), below);
-        for node in between.take_while(|node| !Arc::ptr_eq(node, target)) {
+        for node in chain(below(source), Some(target)) {
             held.block(&node);
             // What lies in it is wrong once the base is written.
             held.attach("intermediate node", &node, Perm::empty(), Perm::WRITE | Perm::WRITE_UNCHANGED)?;
         }
-    }
-    if commits {
         held.freeze(source, Some(target));
     }
     let grows = target.size() < source.size();

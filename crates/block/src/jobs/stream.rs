@@ -1,6 +1,6 @@
 //! `block-stream`: fills a node with what it so far takes from the nodes below it.
 
-use super::copy::{CHUNK, Failed, Held, allocated_above, below, known_zero};
+use super::copy::{CHUNK, Failed, Held, allocated_above, below, chain, known_zero};
 use super::sweep::{Pass, Sweep};
 use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
@@ -77,9 +77,7 @@ fn attach(held: &mut Held, spec: &StreamSpec, filter: &Arc<Node>) -> Result<()> 
     held.attach("main node", filter, Perm::empty(), Perm::all())?;
     held.attach_root(filter, Perm::CONSISTENT_READ, still)?;
     held.attach("active node", &spec.top, Perm::empty(), still)?;
-    let chain = std::iter::successors(below(&spec.top), below);
-    let is_base = |node: &Arc<Node>| spec.base.as_ref().is_some_and(|base| Arc::ptr_eq(base, node));
-    for node in chain.take_while(|node| !is_base(node)) {
+    for node in chain(below(&spec.top), spec.base.as_ref()) {
         held.attach("intermediate node", &node, Perm::empty(), Perm::GUEST_SHARED)?;
     }
     held.freeze(&spec.top, spec.base.as_ref());

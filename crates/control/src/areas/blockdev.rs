@@ -109,19 +109,18 @@ async fn blockdev_reopen(call: Call, command: BlockdevReopen) -> Result<()> {
     .await
 }
 
-/// The body of a `blockdev-create` job.
-struct Creation {
-    graph: Arc<block::Graph>,
-    options: Option<Options>,
+/// The body of a job that is one piece of work; its failure is told in words.
+struct Whole {
+    work: Option<Fut<'static, Result<()>>>,
     why: Option<Failure>,
 }
 
-impl jobs::Body for Creation {
+impl jobs::Body for Whole {
     fn run<'a>(&'a mut self, job: &'a jobs::Job) -> Fut<'a, std::io::Result<()>> {
         Box::pin(async move {
             job.set_len(1);
-            let Some(options) = self.options.take() else { return Ok(()) };
-            match self.graph.create(options).await {
+            let Some(work) = self.work.take() else { return Ok(()) };
+            match work.await {
                 Ok(()) => job.advance(1),
                 // Told by `commit`, which can say it in words.
                 Err(why) => self.why = Some(why),
@@ -136,6 +135,17 @@ impl jobs::Body for Creation {
     }
 }
 
+/// Starts a job that is one piece of work and stays until it is dismissed.
+fn start_whole(
+    graph: &Arc<block::Graph>,
+    kind: jobs::Kind,
+    id: String,
+    work: impl Future<Output = Result<()>> + Send + 'static,
+) -> Result<()> {
+    let setup = jobs::Setup { auto_dismiss: false, block_job: false, ..jobs::Setup::new(kind, id) };
+    graph.jobs.start(setup, Whole { work: Some(Box::pin(work)), why: None }).map(drop)
+}
+
 async fn blockdev_create(call: Call, command: BlockdevCreate) -> Result<()> {
     let graph = graph(&call);
     let options = Options(command.options);
@@ -146,41 +156,8 @@ async fn blockdev_create(call: Call, command: BlockdevCreate) -> Result<()> {
     if driver.create.is_none() {
         bail!("Driver does not support blockdev-create");
     }
-    let setup = jobs::Setup {
-        auto_dismiss: false,
-        block_job: false,
-        ..jobs::Setup::new(jobs::Kind::Create, command.job_id)
-    };
-    let body = Creation { graph: graph.clone(), options: Some(options), why: None };
-    graph.jobs.start(setup, body).map(drop)
-}
-
-/// The body of an `x-blockdev-amend` job.
-struct Amendment {
-    graph: Arc<block::Graph>,
-    node: Arc<block::Node>,
-    options: Options,
-    force: bool,
-    why: Option<Failure>,
-}
-
-impl jobs::Body for Amendment {
-    fn run<'a>(&'a mut self, job: &'a jobs::Job) -> Fut<'a, std::io::Result<()>> {
-        Box::pin(async move {
-            job.set_len(1);
-            let layer = self.node.layer();
-            match layer.amend(&mut self.options, self.graph.vault(), self.force).await {
-                Ok(()) => job.advance(1),
-                Err(why) => self.why = Some(why),
-            }
-            Ok(())
-        })
-    }
-
-    fn commit<'a>(&'a mut self, _job: &'a jobs::Job) -> Fut<'a, Result<()>> {
-        let result = self.why.take().map_or(Ok(()), Err);
-        Box::pin(std::future::ready(result))
-    }
+    let at = graph.clone();
+    start_whole(&graph, jobs::Kind::Create, command.job_id, async move { at.create(options).await })
 }
 
 async fn x_blockdev_amend(call: Call, command: XBlockdevAmend) -> Result<()> {
@@ -198,14 +175,9 @@ async fn x_blockdev_amend(call: Call, command: XBlockdevAmend) -> Result<()> {
     if node.is_read_only() {
         bail!("Block node is read-only");
     }
-    let setup = jobs::Setup {
-        auto_dismiss: false,
-        block_job: false,
-        ..jobs::Setup::new(jobs::Kind::Amend, command.job_id)
-    };
-    let force = command.force.unwrap_or(false);
-    let body = Amendment { graph: graph.clone(), node, options, force, why: None };
-    graph.jobs.start(setup, body).map(drop)
+    let (at, force) = (graph.clone(), command.force.unwrap_or(false));
+    let work = async move { node.layer().amend(&mut options, at.vault(), force).await };
+    start_whole(&graph, jobs::Kind::Amend, command.job_id, work)
 }
 
 async fn query_named_block_nodes(call: Call, command: QueryNamedBlockNodes) -> Result<Vec<BlockDeviceInfo>> {
@@ -230,9 +202,7 @@ async fn change_backing_file(call: Call, command: ChangeBackingFile) -> Result<(
         Some(_) => why,
         None => Failure::device_not_found(&device),
     })?;
-    if !root.is_root() {
-        bail!("Need a root block node");
-    }
+    root.check_root()?;
     let image = at.lookup(None, Some(&image_node_name))?;
     if image.backing().is_none() {
         bail!("not allowing backing file change on an image without a backing file");

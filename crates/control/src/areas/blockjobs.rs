@@ -65,9 +65,7 @@ pub(super) fn root(graph: &Graph, device: &str) -> Result<Arc<Node>> {
 /// As [`root`], of a node that only back ends use.
 pub(super) fn topmost(graph: &Graph, device: &str) -> Result<Arc<Node>> {
     let node = root(graph, device)?;
-    if !node.is_root() {
-        bail!("Need a root block node");
-    }
+    node.check_root()?;
     Ok(node)
 }
 
@@ -147,9 +145,7 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     let lookup = root(&graph, &command.device);
     let active = lookup
         .map_err(|_| Failure::of(Class::DeviceNotFound, format!("Device '{}' not found", command.device)))?;
-    if !active.is_root() {
-        bail!("Need a root block node");
-    }
+    active.check_root()?;
     if command.top_node.is_some() && command.top.is_some() {
         bail!("'top-node' and 'top' are mutually exclusive");
     }

@@ -92,9 +92,7 @@ pub(super) async fn unlock(
         return Ok(Some(Crypto::Aes(OldAes::open(&mut given, late, vault)?)));
     }
     let key = given.take_str("key-secret")?;
-    if let Some(key) = given.0.keys().next() {
-        bail!("Parameter 'encrypt.{key}' is unexpected");
-    }
+    given.finish_in("encrypt")?;
     let key = key.ok_or_else(|| fail!("Parameter 'encrypt.key-secret' is required for cipher"))?;
     let password = vault.secret(&key)?;
     let Some((offset, len)) = header.crypto else { bail!("CRYPTO header extension not found") };
@@ -118,10 +116,8 @@ pub(super) fn take_recipe(options: &mut Options) -> Result<Option<(Recipe, Strin
     }
     let key = encrypt.need_str("key-secret")?;
     let recipe = Recipe::take(&mut encrypt)?;
-    match encrypt.0.keys().next() {
-        Some(key) => bail!("Parameter 'encrypt.{key}' is unexpected"),
-        None => Ok(Some((recipe, key))),
-    }
+    encrypt.finish_in("encrypt")?;
+    Ok(Some((recipe, key)))
 }
 
 impl Qcow2 {
@@ -152,9 +148,7 @@ impl Qcow2 {
             bail!("Amend can't be used to change the qcow2 encryption format")
         };
         let change = Change::take(&mut encrypt, vault)?;
-        if let Some(key) = encrypt.0.keys().next() {
-            bail!("Parameter 'encrypt.{key}' is unexpected");
-        }
+        encrypt.finish_in("encrypt")?;
         volume.amend(&self.file, change, vault.secret(key), force).await
     }
 

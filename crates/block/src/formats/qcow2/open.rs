@@ -187,9 +187,7 @@ fn take_overlap_check(options: &mut Options) -> Result<()> {
             for area in areas {
                 flags.take_bool(area)?;
             }
-            if let Some(key) = flags.0.keys().next() {
-                bail!("Parameter 'overlap-check.{key}' is unexpected");
-            }
+            flags.finish_in("overlap-check")?;
         }
         Some(_) => bail!("Invalid parameter type for 'overlap-check'"),
     }

@@ -180,10 +180,8 @@ fn take_address(options: &mut Options) -> Result<Address> {
         }
         (None, None) => bail!("NBD server address missing"),
     };
-    match server.0.keys().next() {
-        Some(key) => bail!("Parameter 'server.{key}' is unexpected"),
-        None => Ok(address),
-    }
+    server.finish_in("server")?;
+    Ok(address)
 }
 
 impl Nbd {

@@ -68,9 +68,7 @@ fn create(create: &mut Create) -> Fut<'_, Result<()>> {
         let place = match create.options.take_table("location")? {
             Some(mut location) => {
                 let place = Place::take(&mut location)?;
-                if let Some(key) = location.0.keys().next() {
-                    bail!("Parameter 'location.{key}' is unexpected");
-                }
+                location.finish_in("location")?;
                 place
             }
             None => Place::take(&mut create.options)?,

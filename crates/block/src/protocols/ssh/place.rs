@@ -133,10 +133,8 @@ fn take_server(options: &mut Options) -> Result<(String, u16)> {
     let Some(host) = server.take_str("host")? else { bail!("No hostname was specified") };
     let port = server.take_str("port")?.unwrap_or_else(|| PORT.into());
     let number = port.parse().map_err(|_| fail!("Use only numeric port value, not '{port}'"))?;
-    match server.0.keys().next() {
-        Some(key) => bail!("Parameter 'server.{key}' is unexpected"),
-        None => Ok((host, number)),
-    }
+    server.finish_in("server")?;
+    Ok((host, number))
 }
 
 fn take_host_key(options: &mut Options) -> Result<HostKey> {
@@ -168,10 +166,8 @@ fn take_host_key(options: &mut Options) -> Result<HostKey> {
         }
         _ => bail!("Parameter 'mode' does not accept value '{mode}'"),
     };
-    match check.0.keys().next() {
-        Some(key) => bail!("Parameter 'host-key-check.{key}' is unexpected"),
-        None => Ok(host_key),
-    }
+    check.finish_in("host-key-check")?;
+    Ok(host_key)
 }
 
 fn fingerprint(hash: Hash, digits: &str) -> Result<HostKey> {
