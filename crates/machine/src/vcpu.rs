@@ -73,7 +73,8 @@ pub struct VcpuHandle {
     pub index: usize,
     pub apic_id: u32,
     pub link: Arc<Link>,
-    jobs: Mutex<VecDeque<Job>>,
+    /// `None` once the thread takes no more of them.
+    jobs: Mutex<Option<VecDeque<Job>>>,
     quit: AtomicBool,
     tid: AtomicI32,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -93,7 +94,7 @@ impl VcpuHandle {
             index,
             apic_id,
             link,
-            jobs: Mutex::new(VecDeque::new()),
+            jobs: Mutex::new(Some(VecDeque::new())),
             quit: AtomicBool::new(false),
             tid: AtomicI32::new(0),
             thread: Mutex::new(None),
@@ -136,9 +137,13 @@ impl VcpuHandle {
         job: impl FnOnce(&mut dyn Vcpu) -> R + Send + 'static,
     ) -> Result<R> {
         let (sender, result) = mpsc::channel();
-        self.jobs.lock().push_back(Box::new(move |vcpu| {
+        let job: Job = Box::new(move |vcpu| {
             let _ = sender.send(job(vcpu));
-        }));
+        });
+        match &mut *self.jobs.lock() {
+            Some(jobs) => jobs.push_back(job),
+            None => drop(job),
+        }
         self.link.post(Request::EXIT);
         result.recv().map_err(|_| fail!("CPU {} is gone", self.index))
     }
@@ -154,8 +159,13 @@ impl VcpuHandle {
     fn live(&self, mut vcpu: Box<dyn Vcpu>, gate: &Gate, owner: &dyn VcpuOwner) {
         let mut parked = false;
         // After a triple fault or a failure nothing runs until the machine has been stopped.
-        while !self.quit.load(Ordering::SeqCst) {
+        loop {
+            // First the request, then what it may have been posted for: the other way round a
+            // request that came in between would be lost.
             self.link.take(Request::EXIT);
+            if self.quit.load(Ordering::SeqCst) {
+                break;
+            }
             self.do_jobs(&mut *vcpu);
             if !gate.may_run() {
                 let closed = !gate.open.load(Ordering::SeqCst);
@@ -183,7 +193,7 @@ impl VcpuHandle {
             gate.count(1);
         }
         // Whoever still waits for a job learns that the vCPU is gone.
-        self.jobs.lock().clear();
+        *self.jobs.lock() = None;
     }
 
     fn do_jobs(&self, vcpu: &mut dyn Vcpu) {
@@ -193,6 +203,6 @@ impl VcpuHandle {
     }
 
     fn next_job(&self) -> Option<Job> {
-        self.jobs.lock().pop_front()
+        self.jobs.lock().as_mut()?.pop_front()
     }
 }
