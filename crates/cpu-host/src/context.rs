@@ -1,7 +1,7 @@
 //! The guest's vector and x87 state in the form thunks work on.
 
 use crate::fault::{self, DEFAULT_MXCSR};
-use cpu::state::FpuState;
+use cpu::state::{Avx512State, FpuState};
 use std::arch::asm;
 use std::mem::offset_of;
 
@@ -33,7 +33,7 @@ struct Image {
     rest: [u8; 352],
 }
 
-/// The guest's YMM, MXCSR, x87 and MMX state.
+/// The guest's vector, opmask, MXCSR, x87 and MMX state.
 ///
 /// The vector registers always stand in memory. The x87 and MMX registers move into the host
 /// thread's own with the first x87 or MMX instruction and stay there until
@@ -41,11 +41,17 @@ struct Image {
 /// host's MXCSR in the same way while its control bits are those that Rust code runs with.
 #[repr(C, align(64))]
 pub struct SimdContext {
-    /// YMM0..YMM15; XMM is the low half.
-    pub ymm: [[u64; 4]; 16],
+    /// ZMM0..ZMM31; YMM is the low half, XMM the low quarter.
+    pub zmm: [[u64; 8]; 32],
+    /// K0..K7.
+    pub opmask: [u64; 8],
+    /// AVX-512 state (opmasks, ZMM16 and up, bits 511:256 of the others) may be other than zero.
+    pub avx512: bool,
     image: Image,
     /// Thunks' canonical GPRs: RAX, RCX, RDX, R10, R11.
     pub(crate) gpr: [u64; 5],
+    /// Thunks' canonical opmasks: K1..K4.
+    pub(crate) masks: [u64; 4],
     pub(crate) flags: u64,
     mxcsr: u32,
     pub(crate) faulted: u8,
@@ -64,7 +70,8 @@ pub struct SimdContext {
 
 pub(crate) const IMAGE_SIZE: usize = size_of::<Image>();
 const _: () = assert!(IMAGE_SIZE == 512);
-pub(crate) const YMM_OFFSET: usize = offset_of!(SimdContext, ymm);
+pub(crate) const ZMM_OFFSET: usize = offset_of!(SimdContext, zmm);
+pub(crate) const MASKS_OFFSET: usize = offset_of!(SimdContext, masks);
 pub(crate) const GPR_OFFSET: usize = offset_of!(SimdContext, gpr);
 pub(crate) const FLAGS_OFFSET: usize = offset_of!(SimdContext, flags);
 pub(crate) const MXCSR_OFFSET: usize = offset_of!(SimdContext, mxcsr);
@@ -92,10 +99,23 @@ impl From<&FpuState> for SimdContext {
             st: state.st,
             rest: [0; 352],
         };
+        let (mut zmm, more) = ([[0; 8]; 32], &state.avx512);
+        for (n, register) in zmm.iter_mut().enumerate() {
+            match (state.ymm.get(n), more.zmm_hi256.get(n)) {
+                (Some(low), Some(high)) => {
+                    register[..4].copy_from_slice(low);
+                    register[4..].copy_from_slice(high);
+                }
+                _ => *register = more.hi16_zmm[n - 16],
+            }
+        }
         SimdContext {
-            ymm: state.ymm,
+            zmm,
+            opmask: more.opmask,
+            avx512: *more != Avx512State::default(),
             image,
             gpr: [0; 5],
+            masks: [0; 4],
             flags: 2,
             mxcsr: state.mxcsr & 0xffff,
             faulted: 0,
@@ -112,6 +132,10 @@ impl From<&FpuState> for SimdContext {
 }
 
 impl SimdContext {
+    /// Where registers stand, for code that moves them itself.
+    pub const ZMM: usize = ZMM_OFFSET;
+    pub const OPMASK: usize = offset_of!(SimdContext, opmask);
+
     /// Replaces everything. x87 state that is live on this thread is dropped.
     pub fn load(&mut self, state: &FpuState) {
         self.sync();
@@ -136,8 +160,18 @@ impl SimdContext {
             fcs: self.fcs,
             fds: self.fds,
             mxcsr: self.mxcsr(),
-            ymm: self.ymm,
+            ymm: std::array::from_fn(|n| self.ymm(n)),
+            avx512: Avx512State {
+                opmask: self.opmask,
+                zmm_hi256: std::array::from_fn(|n| half(&self.zmm[n], 4)),
+                hi16_zmm: std::array::from_fn(|n| self.zmm[16 + n]),
+            },
         }
+    }
+
+    /// YMM register `n`, 0 to 15.
+    pub fn ymm(&self, n: usize) -> [u64; 4] {
+        half(&self.zmm[n & 31], 0)
     }
 
     pub fn mxcsr(&self) -> u32 {
@@ -268,6 +302,11 @@ impl SimdContext {
         }
         self.fcw = word;
     }
+}
+
+/// Four words of a register from word `from` (0 or 4) on.
+fn half(register: &[u64; 8], from: usize) -> [u64; 4] {
+    std::array::from_fn(|k| register[from + k])
 }
 
 /// The x87 status word of the host thread.

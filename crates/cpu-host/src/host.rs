@@ -25,8 +25,21 @@ pub fn host_supports(feature: F) -> bool {
         F::F16C => has!("f16c"),
         F::VAES => has!("vaes"),
         F::VPCLMULQDQ => has!("vpclmulqdq"),
+        F::AVX512F | F::AVX512BW | F::AVX512CD | F::AVX512DQ | F::AVX512VL => has_avx512(),
+        F::AVX512_IFMA => has_avx512() && has!("avx512ifma"),
+        F::AVX512_VBMI => has_avx512() && has!("avx512vbmi"),
+        F::AVX512_VBMI2 => has_avx512() && has!("avx512vbmi2"),
+        F::AVX512_VNNI => has_avx512() && has!("avx512vnni"),
+        F::AVX512_BITALG => has_avx512() && has!("avx512bitalg"),
+        F::AVX512_VPOPCNTDQ => has_avx512() && has!("avx512vpopcntdq"),
+        F::AVX512_BF16 => has_avx512() && has!("avx512bf16"),
         _ => false,
     }
+}
+
+/// AVX-512 as all processors but the first (Xeon Phi) have it; less is not used.
+fn has_avx512() -> bool {
+    has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl")
 }
 
 fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {

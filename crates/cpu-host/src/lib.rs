@@ -22,6 +22,7 @@
 mod area;
 mod context;
 mod emit;
+mod evex;
 mod fault;
 mod gather;
 mod host;
@@ -30,6 +31,7 @@ mod shape;
 mod thunk;
 
 pub use context::{Operand, SimdContext};
+pub use evex::is_compact;
 pub use gather::Gather;
 pub use host::{host_features, host_identity, host_supports};
 pub use plan::{Class, Memory, Plan, SimdFault, Thunks, Touches};

@@ -2,6 +2,7 @@
 
 use crate::area::Area;
 use crate::context::{Operand, SimdContext};
+use crate::evex::{self, Spread};
 use crate::fault;
 use crate::gather::Gather;
 use crate::shape::{self, ARITHMETIC_FLAGS};
@@ -43,12 +44,14 @@ pub enum Class {
     /// #UD in real and virtual-8086 mode, if not CR4.OSXSAVE, or if XCR0 lacks SSE or AVX;
     /// #NM if CR0.TS.
     Avx,
+    /// As `Avx`, and XCR0 must have its three components as well.
+    Avx512,
 }
 
 /// The memory operand.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// Bytes, 1..=32.
+    /// Bytes, 1..=64.
     pub size: u8,
     pub read: bool,
     pub write: bool,
@@ -56,6 +59,10 @@ pub struct Memory {
     pub align: u8,
     /// Only the bytes of [`Plan::byte_mask`] are accessed.
     pub masked: bool,
+    /// All bytes must be accessible.
+    pub whole: bool,
+    /// Bytes of an element, the unit of masked stores.
+    pub element: u8,
 }
 
 /// Why an instruction did not complete.
@@ -89,6 +96,8 @@ enum Mask {
     Vector(u8, u8),
     /// MASKMOVQ: a thunk that leaves the byte mask in the context's R10 slot.
     Mmx(usize),
+    /// An opmask register; the destination's elements.
+    Opmask(u8, u8, Spread),
 }
 
 bitflags! {
@@ -104,6 +113,8 @@ bitflags! {
         const NON_WAITING = 32;
         /// May change FCW.
         const CONTROL_WORD = 64;
+        /// Opmasks are operands, the state counts as in use.
+        const AVX512 = 128;
     }
 }
 
@@ -115,6 +126,8 @@ pub struct Plan {
     vectors: [u8; 4],
     /// (canonical slot, guest GPR); slot 255 ends the list.
     gprs: [(u8, u8); 3],
+    /// Guest opmask registers by canonical slot, and whether they are written; 255 ends the list.
+    masks: [(u8, bool); 4],
     extra: Extra,
     kind: Kind,
     mask: Mask,
@@ -154,8 +167,8 @@ impl Plan {
     fn call(&self, context: &mut SimdContext, mem: &mut Operand) {
         let context: *mut SimdContext = context;
         let register = |slot: usize| {
-            // SAFETY: vector numbers are 0..16 (masked), so the pointer stays within `ymm`.
-            unsafe { (&raw mut (*context).ymm).cast::<u64>().add(usize::from(self.vectors[slot] & 15) * 4) }
+            // SAFETY: vector numbers are 0..32 (masked), so the pointer stays within `zmm`.
+            unsafe { (&raw mut (*context).zmm).cast::<u64>().add(usize::from(self.vectors[slot] & 31) * 8) }
         };
         let (p0, p1, p2, p3) = (register(0), register(1), register(2), register(3));
         // SAFETY: `entry` is a thunk of `Thunks`, which lives for ever and follows the sysv64
@@ -190,6 +203,12 @@ impl Plan {
         if self.extra.contains(Extra::FLAGS) {
             context.flags = *rflags;
         }
+        if self.extra.contains(Extra::AVX512) {
+            context.avx512 = true;
+            for (to, &(guest, _)) in context.masks.iter_mut().zip(&self.masks).take_while(|m| m.1.0 != 255) {
+                *to = context.opmask[usize::from(guest & 7)];
+            }
+        }
         if self.extra.contains(Extra::MXCSR) {
             self.call_with_mxcsr(context, mem)?;
         } else {
@@ -202,6 +221,11 @@ impl Plan {
         }
         if self.extra.contains(Extra::FLAGS) {
             *rflags = *rflags & !ARITHMETIC_FLAGS | context.flags & ARITHMETIC_FLAGS;
+        }
+        if self.extra.contains(Extra::AVX512) {
+            for (value, &(guest, _)) in context.masks.iter().zip(&self.masks).filter(|m| m.1.1) {
+                context.opmask[usize::from(guest & 7)] = *value;
+            }
         }
         if self.extra.contains(Extra::CONTROL_WORD) {
             context.reload_fcw();
@@ -232,10 +256,10 @@ impl Plan {
     fn run_special(&self, context: &mut SimdContext, mem: &mut Operand) -> Result<bool, SimdFault> {
         match self.kind {
             Kind::Native => self.call(context, mem),
-            Kind::ZeroUpper(n) => context.ymm[..usize::from(n)].iter_mut().for_each(|r| r[2..].fill(0)),
-            Kind::ZeroAll(n) => context.ymm[..usize::from(n)].fill([0; 4]),
+            Kind::ZeroUpper(n) => context.zmm[..usize::from(n)].iter_mut().for_each(|r| r[2..].fill(0)),
+            Kind::ZeroAll(n) => context.zmm[..usize::from(n)].fill([0; 8]),
             Kind::StoreRegister(register) => {
-                for (bytes, word) in mem.0.chunks_exact_mut(8).zip(context.ymm[usize::from(register)]) {
+                for (bytes, word) in mem.0.chunks_exact_mut(8).zip(context.zmm[usize::from(register)]) {
                     bytes.copy_from_slice(&word.to_le_bytes());
                 }
             }
@@ -250,7 +274,7 @@ impl Plan {
         match self.mask {
             Mask::None => Ok((1u64 << size.min(63)) - 1),
             Mask::Vector(register, element) => {
-                let words = context.ymm[usize::from(register)];
+                let words = context.zmm[usize::from(register)];
                 let top = |byte: u32| {
                     let last = byte / u32::from(element) * u32::from(element) + u32::from(element) - 1;
                     words[last as usize / 8 & 3] >> (last % 8 * 8 + 7) & 1
@@ -264,6 +288,10 @@ impl Plan {
                 context.enter_x87();
                 Plan { entry, ..*self }.call(context, &mut Operand::default());
                 Ok(context.gpr[3] & 0xff)
+            }
+            Mask::Opmask(register, count, spread) => {
+                let bits = context.opmask[usize::from(register)] & u64::MAX >> (64 - u32::from(count.max(1)));
+                Ok(spread.bytes(bits, size, u32::from(self.memory.map_or(1, |m| m.element))))
             }
         }
     }
@@ -332,6 +360,7 @@ impl Store {
             recovery,
             vectors: [0; 4],
             gprs: [(255, 0); 3],
+            masks: [(255, false); 4],
             extra: Extra::empty(),
             kind: Kind::Native,
             mask: Mask::None,
@@ -346,6 +375,13 @@ impl Store {
         plan.extra.set(Extra::FLAGS, touches.intersects(Touches::FLAGS_READ | Touches::FLAGS_WRITE));
         plan.extra.set(Extra::NON_WAITING, shape::is_non_waiting(mnemonic));
         plan.extra.set(Extra::CONTROL_WORD, matches!(mnemonic, Mnemonic::Fldcw | Mnemonic::Fninit));
+        plan.extra.set(Extra::AVX512, class == Class::Avx512);
+        if let Some(memory) = memory.filter(|m| m.masked)
+            && instruction.op_mask() != Register::None
+        {
+            let (count, spread) = evex::spread(instruction, memory);
+            plan.mask = Mask::Opmask(instruction.op_mask().number() as u8, count, spread);
+        }
         if self.special(instruction, &mut plan)? {
             plan.extra |= Extra::SPECIAL;
             return Some(plan);
@@ -356,6 +392,9 @@ impl Store {
         }
         for (to, from) in plan.gprs.iter_mut().zip(&canonical.gprs) {
             *to = (from.0, from.1);
+        }
+        for (to, from) in plan.masks.iter_mut().zip(&canonical.masks) {
+            *to = (from.0, thunk::writes(from.1));
         }
         plan.extra.set(Extra::GPR, !canonical.gprs.is_empty());
         plan.entry = self.entry(&canonical, class, touches)?;
@@ -406,7 +445,8 @@ impl Store {
                     plan.kind = Kind::StoreRegister(number(2));
                 }
                 let operand = plan.memory.as_mut()?;
-                *operand = Memory { read: !store, write: store, masked: true, ..*operand };
+                *operand =
+                    Memory { read: !store, write: store, masked: true, whole: false, element, ..*operand };
                 if !store {
                     plan.mask = Mask::Vector(number(1), element);
                     return Some(false);
@@ -419,7 +459,15 @@ impl Store {
             | M::Vpgatherqd
             | M::Vgatherqps
             | M::Vpgatherqq
-            | M::Vgatherqpd => plan.kind = Kind::Gather(Gather::new(instruction)?),
+            | M::Vgatherqpd
+            | M::Vpscatterdd
+            | M::Vscatterdps
+            | M::Vpscatterdq
+            | M::Vscatterdpd
+            | M::Vpscatterqd
+            | M::Vscatterqps
+            | M::Vpscatterqq
+            | M::Vscatterqpd => plan.kind = Kind::Gather(Gather::new(instruction)?),
             _ => return Some(false),
         }
         Some(true)

@@ -1,5 +1,6 @@
 //! What an instruction is, from iced's tables: its class, its memory operand, its quirks.
 
+use crate::evex;
 use crate::plan::{Class, Memory, Touches};
 use iced_x86::{
     CpuidFeature, EncodingKind, Instruction, InstructionInfo, Mnemonic, OpAccess, OpKind, Register,
@@ -61,6 +62,8 @@ pub fn class(instruction: &Instruction, info: &InstructionInfo) -> Option<Class>
         || matches!(mnemonic, Mnemonic::Vzeroupper | Mnemonic::Vzeroall)
         || uses_mxcsr(instruction);
     match instruction.code().encoding() {
+        EncodingKind::EVEX => Some(Class::Avx512),
+        EncodingKind::VEX if uses(Register::is_k) => Some(Class::Avx512),
         EncodingKind::VEX if vector => Some(Class::Avx),
         EncodingKind::Legacy if is_x87(instruction) => Some(Class::X87),
         EncodingKind::Legacy if vector => Some(Class::Sse),
@@ -71,15 +74,20 @@ pub fn class(instruction: &Instruction, info: &InstructionInfo) -> Option<Class>
 
 /// Whether the instruction obeys and updates MXCSR.
 pub fn uses_mxcsr(instruction: &Instruction) -> bool {
-    const STEMS: [&str; 27] = [
+    const STEMS: [&str; 35] = [
         "addp", "adds", "subp", "subs", "mulp", "muls", "divp", "divs", "sqrt", "min", "max", "cmpp", "cmps",
         "comis", "ucomis", "cvt", "round", "dpp", "hadd", "hsub", "fmadd", "fmsub", "fnmadd", "fnmsub",
-        "addsub", "rcp", "rsqrt",
+        "addsub", "rcp", "rsqrt", "fixupimm", "fpclass", "getexp", "getmant", "range", "reduce", "rndscale",
+        "scalef",
     ];
     use CpuidFeature as F;
     // CMPSB and others share a stem.
     let brings = |f: &F| {
-        matches!(f, F::SSE | F::SSE2 | F::SSE3 | F::SSE4_1 | F::SSE4A | F::AVX | F::AVX2 | F::FMA | F::F16C)
+        let before = matches!(
+            f,
+            F::SSE | F::SSE2 | F::SSE3 | F::SSE4_1 | F::SSE4A | F::AVX | F::AVX2 | F::FMA | F::F16C
+        );
+        before || matches!(f, F::AVX512F | F::AVX512DQ)
     };
     if !instruction.cpuid_features().iter().any(brings) {
         return false;
@@ -139,7 +147,7 @@ pub fn memory(instruction: &Instruction, info: &InstructionInfo, class: Class) -
     })?;
     let access = info.op_access(operand);
     let size = instruction.memory_size().size();
-    let masked = is_masked_move(instruction.mnemonic());
+    let masked = is_masked_move(instruction.mnemonic()) || evex::restricts(instruction);
     Some(Memory {
         size: u8::try_from(size).ok().filter(|&size| (1..=64).contains(&size))?,
         read: matches!(
@@ -152,6 +160,8 @@ pub fn memory(instruction: &Instruction, info: &InstructionInfo, class: Class) -
         ),
         align: alignment(instruction.mnemonic(), class, size),
         masked,
+        whole: !masked || evex::needs_all(instruction),
+        element: evex::element(instruction),
     })
 }
 
@@ -169,6 +179,11 @@ fn alignment(mnemonic: Mnemonic, class: Class, size: usize) -> u8 {
             M::Vmovaps | M::Vmovapd | M::Vmovdqa | M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => {
                 size as u8
             }
+            _ => 1,
+        },
+        Class::Avx512 => match mnemonic {
+            M::Vmovaps | M::Vmovapd | M::Vmovdqa32 | M::Vmovdqa64 => size as u8,
+            M::Vmovntps | M::Vmovntpd | M::Vmovntdq | M::Vmovntdqa => size as u8,
             _ => 1,
         },
         _ => 1,

@@ -32,19 +32,19 @@ impl Bench {
         self.plan(bytes).run(&mut self.context, &mut self.gpr, &mut self.rflags, &mut self.mem)
     }
     fn f64s(&self, register: usize) -> [f64; 2] {
-        [f64::from_bits(self.context.ymm[register][0]), f64::from_bits(self.context.ymm[register][1])]
+        [f64::from_bits(self.context.zmm[register][0]), f64::from_bits(self.context.zmm[register][1])]
     }
 }
 
 #[test]
 fn sse_arithmetic_keeps_the_upper_half() {
     let mut b = Bench::new();
-    b.context.ymm[9] = [1.5f64.to_bits(), 2.0f64.to_bits(), 7, 8];
-    b.context.ymm[12] = [0.25f64.to_bits(), 3.0f64.to_bits(), 9, 9];
+    b.context.zmm[9][..4].copy_from_slice(&[1.5f64.to_bits(), 2.0f64.to_bits(), 7, 8]);
+    b.context.zmm[12][..4].copy_from_slice(&[0.25f64.to_bits(), 3.0f64.to_bits(), 9, 9]);
     assert_eq!(b.run(&[0x66, 0x45, 0x0f, 0x58, 0xcc]), Ok(true)); // addpd xmm9, xmm12
     assert_eq!(b.f64s(9), [1.75, 5.0]);
-    assert_eq!(b.context.ymm[9][2..], [7, 8]);
-    assert_eq!(b.context.ymm[12], [0.25f64.to_bits(), 3.0f64.to_bits(), 9, 9]);
+    assert_eq!(b.context.ymm(9)[2..], [7, 8]);
+    assert_eq!(b.context.ymm(12), [0.25f64.to_bits(), 3.0f64.to_bits(), 9, 9]);
     assert_eq!(b.context.mxcsr(), 0x1f80);
 }
 
@@ -54,11 +54,12 @@ fn vex_zeroes_the_upper_half() {
         return;
     }
     let mut b = Bench::new();
-    b.context.ymm = [[5; 4]; 16];
+    b.context.zmm = [[5; 8]; 32];
     b.run(&[0xc5, 0xf1, 0xfe, 0xc2]).unwrap(); // vpaddd xmm0, xmm1, xmm2
-    assert_eq!(b.context.ymm[0], [10, 10, 0, 0]);
+    assert_eq!(b.context.zmm[0], [10, 10, 0, 0, 0, 0, 0, 0]);
     b.run(&[0xc5, 0xf8, 0x77]).unwrap(); // vzeroupper
-    assert!(b.context.ymm.iter().all(|r| r[2..] == [0, 0]));
+    assert!(b.context.zmm[..16].iter().all(|r| r[2..] == [0; 6]));
+    assert_eq!(b.context.zmm[16], [5; 8]);
     assert_eq!(b.plan(&[0xc5, 0xf8, 0x77]).class, Class::Avx);
 }
 
@@ -89,8 +90,8 @@ fn general_registers_and_flags() {
     b.gpr[0] = 16;
     b.gpr[2] = 16;
     b.gpr[1] = u64::MAX;
-    b.context.ymm[3] = [0x4141_4141_4141_4141, 0x4141_4142_4141_4141, 0, 0];
-    b.context.ymm[4] = [0x42, 0, 0, 0];
+    b.context.zmm[3][..4].copy_from_slice(&[0x4141_4141_4141_4141, 0x4141_4142_4141_4141, 0, 0]);
+    b.context.zmm[4][..4].copy_from_slice(&[0x42, 0, 0, 0]);
     b.gpr[0] = 1;
     b.run(&[0x66, 0x0f, 0x3a, 0x61, 0xe3, 0]).unwrap(); // pcmpestri xmm4, xmm3, 0
     assert_eq!(b.gpr[1], 12);
@@ -99,17 +100,17 @@ fn general_registers_and_flags() {
 #[test]
 fn simd_exceptions() {
     let mut b = Bench::new();
-    b.context.ymm[0][0] = 1.0f64.to_bits();
+    b.context.zmm[0][0] = 1.0f64.to_bits();
     b.run(&[0xf2, 0x0f, 0x5e, 0xc1]).unwrap(); // divsd xmm0, xmm1
     assert_eq!(b.f64s(0)[0], f64::INFINITY);
     assert_eq!(b.context.mxcsr(), 0x1f84);
-    b.context.ymm[0][0] = 1.0f64.to_bits();
+    b.context.zmm[0][0] = 1.0f64.to_bits();
     b.context.set_mxcsr(0x1d80);
     assert_eq!(b.run(&[0xf2, 0x0f, 0x5e, 0xc1]), Err(SimdFault::Xm));
     assert_eq!(b.f64s(0)[0], 1.0);
     assert_eq!(b.context.mxcsr(), 0x1d84);
     b.context.set_mxcsr(0x7f80); // round to zero
-    b.context.ymm[1][0] = 3.0f64.to_bits();
+    b.context.zmm[1][0] = 3.0f64.to_bits();
     b.run(&[0xf2, 0x0f, 0x5e, 0xc1]).unwrap();
     assert_eq!(b.f64s(0)[0].to_bits(), 0x3fd5_5555_5555_5555);
     assert_eq!(std::hint::black_box(2.0f64) / std::hint::black_box(3.0), 0.6666666666666666);
@@ -169,8 +170,8 @@ fn unmasked_invalid_suppresses_an_x87_store() {
 #[test]
 fn masked_moves_and_mmx() {
     let mut b = Bench::new();
-    b.context.ymm[1] = [0x8000_0000_0000_0080, 0x80, 0, 0];
-    b.context.ymm[0] = [11, 12, 0, 0];
+    b.context.zmm[1][..4].copy_from_slice(&[0x8000_0000_0000_0080, 0x80, 0, 0]);
+    b.context.zmm[0][..4].copy_from_slice(&[11, 12, 0, 0]);
     let plan = b.plan(&[0x66, 0x0f, 0xf7, 0xc1]); // maskmovdqu xmm0, xmm1
     assert!(plan.memory.unwrap().masked && plan.memory.unwrap().size == 16);
     assert_eq!(plan.byte_mask(&mut b.context), Ok(0x181));
@@ -186,12 +187,12 @@ fn masked_moves_and_mmx() {
     if !std::is_x86_feature_detected!("avx2") {
         return;
     }
-    b.context.ymm[1] = [0x8000_0000, 0, 0x8000_0000_0000_0000, 0];
+    b.context.zmm[1][..4].copy_from_slice(&[0x8000_0000, 0, 0x8000_0000_0000_0000, 0]);
     let plan = b.plan(&[0xc4, 0xe2, 0x75, 0x2c, 0x04, 0x24]); // vmaskmovps ymm0, ymm1, [rsp]
     assert_eq!(plan.byte_mask(&mut b.context), Ok(0xf0000f));
     b.mem.0 = [1; 64];
     b.run(&[0xc4, 0xe2, 0x75, 0x2c, 0x04, 0x24]).unwrap();
-    assert_eq!(b.context.ymm[0], [0x0101_0101, 0, 0x0101_0101_0000_0000, 0]);
+    assert_eq!(b.context.ymm(0), [0x0101_0101, 0, 0x0101_0101_0000_0000, 0]);
 }
 
 #[test]
@@ -203,17 +204,17 @@ fn gathers_are_described() {
     let plan = b.plan(&[0xc4, 0xe2, 0x71, 0x90, 0x04, 0x90]); // vpgatherdd xmm0, [rax+xmm2*4], xmm1
     let gather = *plan.gather().unwrap();
     assert_eq!((gather.count, gather.element_size, gather.index_size), (4, 4, 4));
-    b.context.ymm[1] = [0x8000_0000_0000_0000, 0x8000_0000, 1, 1];
-    b.context.ymm[2] = [0xffff_ffff_0000_0001, 5, 0, 0];
-    b.context.ymm[0] = [3; 4];
+    b.context.zmm[1][..4].copy_from_slice(&[0x8000_0000_0000_0000, 0x8000_0000, 1, 1]);
+    b.context.zmm[2][..4].copy_from_slice(&[0xffff_ffff_0000_0001, 5, 0, 0]);
+    b.context.zmm[0] = [3; 8];
     assert_eq!(gather.index(&b.context, 0), None);
     assert_eq!(gather.index(&b.context, 1), Some(-1));
     gather.set(&mut b.context, 1, 0x77);
     assert_eq!(gather.index(&b.context, 1), None);
     assert_eq!(gather.index(&b.context, 2), Some(5));
     gather.finish(&mut b.context);
-    assert_eq!(b.context.ymm[0], [0x77_0000_0003, 3, 0, 0]);
-    assert_eq!(b.context.ymm[1], [0; 4]);
+    assert_eq!(b.context.ymm(0), [0x77_0000_0003, 3, 0, 0]);
+    assert_eq!(b.context.ymm(1), [0; 4]);
 }
 
 /// `cargo test -p cpu-host --release -- --ignored --nocapture`: nanoseconds per instruction.

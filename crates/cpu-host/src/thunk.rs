@@ -1,7 +1,7 @@
 //! Building the host code of one instruction.
 
-use crate::context::{FAULTED_OFFSET, FLAGS_OFFSET, GPR_OFFSET, MXCSR_OFFSET, YMM_OFFSET};
-use crate::emit::{self, Reg};
+use crate::context::{FAULTED_OFFSET, FLAGS_OFFSET, GPR_OFFSET, MASKS_OFFSET, MXCSR_OFFSET, ZMM_OFFSET};
+use crate::emit::{self, Reg, Width};
 use crate::plan::{Class, Touches};
 use crate::shape;
 use iced_x86::{
@@ -11,8 +11,7 @@ use iced_x86::{
 /// Pointers to the guest's vector registers, by operand: RDI and RSI are taken, and the
 /// implicit GPRs (RAX, RCX, RDX) never meet a third vector operand.
 pub const POINTERS: [Reg; 4] = [Reg::R8, Reg::R9, Reg::Rdx, Reg::Rcx];
-const VECTORS: [Register; 4] = [Register::XMM1, Register::XMM2, Register::XMM3, Register::XMM4];
-const WIDE_VECTORS: [Register; 4] = [Register::YMM1, Register::YMM2, Register::YMM3, Register::YMM4];
+const MASKS: [Register; 4] = [Register::K1, Register::K2, Register::K3, Register::K4];
 
 /// Canonical GPRs in the order of `SimdContext::gpr`.
 const GPRS: [Reg; 5] = [Reg::Rax, Reg::Rcx, Reg::Rdx, Reg::R10, Reg::R11];
@@ -28,6 +27,8 @@ pub struct Canonical {
     zero: Option<OpAccess>,
     /// (canonical slot, guest register, access).
     pub gprs: Vec<(u8, u8, OpAccess)>,
+    /// Guest opmask register of each canonical one.
+    pub masks: Vec<(u8, OpAccess)>,
 }
 
 fn is_fixed(kind: OpCodeOperandKind) -> bool {
@@ -63,15 +64,26 @@ fn reads(access: OpAccess) -> bool {
     !matches!(access, OpAccess::Write | OpAccess::NoMemAccess)
 }
 
-fn writes(access: OpAccess) -> bool {
+pub fn writes(access: OpAccess) -> bool {
     !matches!(access, OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess)
 }
 
 /// Replaces registers and the memory operand; `None` if the operands do not fit the scheme.
 pub fn canonical(guest: &Instruction, factory: &mut InstructionInfoFactory) -> Option<Canonical> {
-    let mut c = Canonical { instruction: *guest, vectors: Vec::new(), zero: None, gprs: Vec::new() };
+    let mut c = Canonical {
+        instruction: *guest,
+        vectors: Vec::new(),
+        zero: None,
+        gprs: Vec::new(),
+        masks: Vec::new(),
+    };
     let opcode = guest.op_code();
     let mut places = Vec::new();
+    let masked = guest.op_mask() != Register::None;
+    if masked {
+        c.masks.push((guest.op_mask().number() as u8, OpAccess::Read));
+        c.instruction.set_op_mask(MASKS[0]);
+    }
     for i in 0..guest.op_count() {
         match guest.op_kind(i) {
             OpKind::Register if is_fixed(opcode.op_kind(i)) => {}
@@ -86,7 +98,10 @@ pub fn canonical(guest: &Instruction, factory: &mut InstructionInfoFactory) -> O
     for (operand, place) in places {
         let access = info.op_access(operand);
         match place {
+            // Elements that are masked out keep their value.
+            Place::Vector(slot) if masked && writes(access) => c.vectors[slot].1 = OpAccess::ReadWrite,
             Place::Vector(slot) => c.vectors[slot].1 = access,
+            Place::Mask(slot) => c.masks[slot].1 = access,
             Place::Gpr(slot) => c.gprs[slot].2 = access,
             Place::Own => {}
         }
@@ -99,6 +114,7 @@ pub fn canonical(guest: &Instruction, factory: &mut InstructionInfoFactory) -> O
 enum Place {
     Vector(usize),
     Gpr(usize),
+    Mask(usize),
     /// MMX and x87 registers stay what they are.
     Own,
 }
@@ -114,12 +130,22 @@ fn replace_memory(instruction: &mut Instruction) {
 
 fn replace_register(c: &mut Canonical, operand: u32) -> Option<Place> {
     let register = c.instruction.op_register(operand);
-    if register.is_xmm() || register.is_ymm() {
+    if register.is_vector_register() {
         let slot = c.vectors.len();
-        let name = if register.is_ymm() { *WIDE_VECTORS.get(slot)? } else { *VECTORS.get(slot)? };
+        let first = match register.size() {
+            16 => Register::XMM1,
+            32 => Register::YMM1,
+            _ => Register::ZMM1,
+        };
         c.vectors.push((register.number() as u8, OpAccess::ReadWrite));
-        c.instruction.set_op_register(operand, name);
-        return Some(Place::Vector(slot));
+        c.instruction.set_op_register(operand, first + slot as u32);
+        return (slot < POINTERS.len()).then_some(Place::Vector(slot));
+    }
+    if register.is_k() {
+        let slot = c.masks.len();
+        c.masks.push((register.number() as u8, OpAccess::ReadWrite));
+        c.instruction.set_op_register(operand, *MASKS.get(slot)?);
+        return Some(Place::Mask(slot));
     }
     if register.is_gpr() {
         let slot = c.gprs.len();
@@ -172,18 +198,25 @@ impl Canonical {
 
     /// The whole thunk around `core`, the encoded instruction.
     pub fn build(&self, core: &[u8], class: Class, touches: Touches) -> Vec<u8> {
-        let wide = class == Class::Avx;
+        let width = match class {
+            Class::Avx512 => Width::Zmm,
+            Class::Avx => Width::Ymm,
+            _ => Width::Xmm,
+        };
         let mut code = emit::Code::default();
         if touches.contains(Touches::FLAGS_READ) {
             code.load_flags(FLAGS_OFFSET);
         }
         for (slot, &(_, access)) in self.vectors.iter().enumerate() {
             if reads(access) {
-                code.move_vector(slot as u8 + 1, POINTERS[slot], wide, false);
+                code.move_vector(slot as u8 + 1, POINTERS[slot], width, false);
             }
         }
         if self.zero.is_some() {
-            code.move_vector_zero(YMM_OFFSET, wide, false);
+            code.move_vector_zero(ZMM_OFFSET, width, false);
+        }
+        for slot in 0..self.masks.len() {
+            code.move_mask(slot as u8 + 1, MASKS_OFFSET + 8 * slot, false);
         }
         for &(slot, _, _) in &self.gprs {
             code.load_gpr(GPRS[usize::from(slot)], GPR_OFFSET + 8 * usize::from(slot));
@@ -192,20 +225,28 @@ impl Canonical {
         if touches.contains(Touches::FLAGS_WRITE) {
             code.store_flags(FLAGS_OFFSET);
         }
+        if width == Width::Ymm {
+            code.clear_five();
+        }
         for (slot, &(_, access)) in self.vectors.iter().enumerate() {
             if writes(access) {
-                code.move_vector(slot as u8 + 1, POINTERS[slot], wide, true);
+                code.move_vector(slot as u8 + 1, POINTERS[slot], width, true);
             }
         }
         if self.zero.is_some_and(writes) {
-            code.move_vector_zero(YMM_OFFSET, wide, true);
+            code.move_vector_zero(ZMM_OFFSET, width, true);
+        }
+        for (slot, &(_, access)) in self.masks.iter().enumerate() {
+            if writes(access) {
+                code.move_mask(slot as u8 + 1, MASKS_OFFSET + 8 * slot, true);
+            }
         }
         for &(slot, _, access) in &self.gprs {
             if writes(access) {
                 code.store_gpr(GPRS[usize::from(slot)], GPR_OFFSET + 8 * usize::from(slot));
             }
         }
-        if wide {
+        if width != Width::Xmm {
             code.vzeroupper();
         }
         code.ret();
@@ -227,8 +268,7 @@ pub fn recovery() -> Vec<u8> {
 
 /// Whether `core` may run natively at all: never anything that leaves the thunk.
 pub fn is_plain(instruction: &Instruction) -> bool {
-    instruction.flow_control() == iced_x86::FlowControl::Next && !instruction.is_privileged() && {
-        let code = instruction.code();
-        code.encoding() != iced_x86::EncodingKind::EVEX && !shape::is_masked_store(instruction)
-    }
+    instruction.flow_control() == iced_x86::FlowControl::Next
+        && !instruction.is_privileged()
+        && !shape::is_masked_store(instruction)
 }

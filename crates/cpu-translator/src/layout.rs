@@ -31,10 +31,12 @@ pub struct State {
     pub site: u32,
     pub reason: u32,
     pub host_rsp: u64,
-    /// Address of the guest's YMM registers.
-    pub ymm: u64,
-    /// Not zero: an upper half of these may be other than zero.
+    /// Address of the guest's vector registers ([`cpu_host::SimdContext::zmm`]).
+    pub vectors: u64,
+    /// Not zero: an upper half of a YMM register may be other than zero.
     pub upper: u64,
+    /// Not zero: AVX-512 state is in the host's registers; its instructions may run.
+    pub avx512: u64,
     pub mxcsr: u32,
     pub host_mxcsr: u32,
     /// Host address of an instruction that faulted on the host.
@@ -58,7 +60,7 @@ pub struct State {
     /// What an indirect CALL wrote its return address over.
     pub overwritten: u64,
     /// Constants for PEXT; see [`MASK`].
-    pub masks: [u64; 10],
+    pub masks: [u64; 11],
     /// Look-ups that several accesses of a block share.
     pub shared: [u64; SHARED],
     /// PAUSEs since the last that the interpreter executed; 4096 are enough.
@@ -150,7 +152,8 @@ pub const SITE: i32 = offset_of!(State, site) as i32;
 pub const REASON: i32 = offset_of!(State, reason) as i32;
 pub const HOST_RSP: i32 = offset_of!(State, host_rsp) as i32;
 pub const UPPER: i32 = offset_of!(State, upper) as i32;
-pub const YMM: i32 = offset_of!(State, ymm) as i32;
+pub const AVX512: i32 = offset_of!(State, avx512) as i32;
+pub const VECTORS: i32 = offset_of!(State, vectors) as i32;
 pub const MXCSR: i32 = offset_of!(State, mxcsr) as i32;
 pub const HOST_MXCSR: i32 = offset_of!(State, host_mxcsr) as i32;
 pub const X87: i32 = offset_of!(State, x87) as i32;
@@ -175,16 +178,16 @@ pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
 pub const SHARED: usize = 64;
 
 /// What [`State::masks`] holds: a page's index, an offset in a page, the bit after it, and
-/// the low 1 to 5 bits, the sign, a page's slot in hashed tables.
-pub const MASK: [u64; 10] =
-    [0xffff_ffff_f000, 0xfff, 0x1000, 1, 3, 7, 15, 31, 1 << 63, (HASHED_SLOTS - 1) << 12];
+/// the low 1 to 6 bits, the sign, a page's slot in hashed tables.
+pub const MASK: [u64; 11] =
+    [0xffff_ffff_f000, 0xfff, 0x1000, 1, 3, 7, 15, 31, 63, 1 << 63, (HASHED_SLOTS - 1) << 12];
 pub const MASK_INDEX: i32 = MASKS;
 pub const MASK_OFFSET: i32 = MASKS + 8;
-pub const MASK_SIGN: i32 = MASKS + 8 * 8;
+pub const MASK_SIGN: i32 = MASKS + 8 * 9;
 pub const MASK_NEXT: i32 = MASKS + 16;
-pub const MASK_SLOT: i32 = MASKS + 8 * 9;
+pub const MASK_SLOT: i32 = MASKS + 8 * 10;
 
-/// The mask of the bits below `align` (2 to 32).
+/// The mask of the bits below `align` (2 to 64).
 pub fn mask_below(align: u32) -> i32 {
     MASKS + 8 * (2 + align.trailing_zeros() as i32)
 }

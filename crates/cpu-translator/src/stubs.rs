@@ -59,21 +59,43 @@ impl Stubs {
     }
 }
 
-/// `vmovups ymm, [rax + 32 * n]` or the reverse.
+/// Bytes between registers of [`cpu_host::SimdContext::zmm`].
+const STRIDE: i32 = 64;
+
+/// `vmovups ymm, [rax + 64 * n]` or the reverse.
 fn vector(code: &mut Code, n: u8, store: bool) {
     let opcode = if store { 0x11 } else { 0x10 };
     let rex = if n < 8 { 0xfc } else { 0x7c };
     code.raw(&[0xc5, rex, opcode, 0x80 | (n & 7) << 3]);
-    code.raw(&(32 * i32::from(n)).to_le_bytes());
+    code.raw(&(STRIDE * i32::from(n)).to_le_bytes());
 }
 
-/// `movups xmm, [rax + 32 * n]`.
+/// `vmovups zmm, [rax + 64 * n]` for all of them and `kmovq`, or the reverse.
+fn all_state(code: &mut Code, store: bool) {
+    let opcode = u8::from(store);
+    for n in 0..32u8 {
+        let (r, r2) = (!n >> 3 & 1, !n >> 4 & 1);
+        // EVEX.512.0F.W0 10 /r with a displacement of n times 64 bytes.
+        code.raw(&[0x62, 0x61 | r << 7 | r2 << 4, 0x7c, 0x48, 0x10 | opcode, 0x40 | (n & 7) << 3, n]);
+    }
+    for n in 0..8u8 {
+        code.raw(&[0xc4, 0xe1, 0xf8, 0x90 | opcode, 0x80 | n << 3]);
+        let at = cpu_host::SimdContext::OPMASK - cpu_host::SimdContext::ZMM + 8 * usize::from(n);
+        code.raw(&(at as i32).to_le_bytes());
+    }
+}
+
+fn has_avx512() -> bool {
+    cpu_host::host_supports(iced_x86::CpuidFeature::AVX512F)
+}
+
+/// `movups xmm, [rax + 64 * n]`.
 fn lower(code: &mut Code, n: u8) {
     if n >= 8 {
         code.raw(&[0x44]);
     }
     code.raw(&[0x0f, 0x10, 0x80 | (n & 7) << 3]);
-    code.raw(&(32 * i32::from(n)).to_le_bytes());
+    code.raw(&(STRIDE * i32::from(n)).to_le_bytes());
 }
 
 /// Notes whether an upper half is other than zero. (XGETBV would tell, but takes longer.)
@@ -111,7 +133,15 @@ fn enter(code: &mut Code) {
     // Upper halves that were written, if only with zeroes, make each SSE instruction depend on
     // its target's old value.
     let (narrow, loaded) = (code.label(), code.label());
-    code.load(RAX, YMM);
+    code.load(RAX, VECTORS);
+    if has_avx512() {
+        let less = code.label();
+        code.cmp32_gs(AVX512, 0);
+        code.jcc(4, less);
+        all_state(code, false);
+        code.jmp(loaded);
+        code.bind(less);
+    }
     code.cmp32_gs(UPPER, 0);
     code.jcc(4, narrow);
     for n in 0..16 {
@@ -150,11 +180,22 @@ fn leave(code: &mut Code) {
         code.store(GPR + 8 * i32::from(reg), reg);
     }
     code.store(S0, T0);
-    code.load(RAX, YMM);
+    code.load(RAX, VECTORS);
+    let stored = code.label();
+    if has_avx512() {
+        let less = code.label();
+        code.cmp32_gs(AVX512, 0);
+        code.jcc(4, less);
+        all_state(code, true);
+        code.store_imm32(UPPER, 1);
+        code.jmp(stored);
+        code.bind(less);
+    }
     for n in 0..16 {
         vector(code, n, true);
     }
     note_upper(code);
+    code.bind(stored);
     code.raw(&[0xc5, 0xf8, 0x77]); // vzeroupper
     mxcsr(code, 3, MXCSR);
     let plain = code.label();

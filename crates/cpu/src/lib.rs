@@ -19,6 +19,7 @@ pub mod link;
 pub mod models;
 pub mod paging;
 pub mod state;
+pub mod xsave;
 
 pub use apic::LocalApic;
 pub use engine::{CpuBus, Engine, Exit, Vcpu, VcpuConfig, Window};

@@ -66,7 +66,18 @@ pub struct TableRegister {
     pub limit: u16,
 }
 
-/// x87, SSE and AVX state.
+/// What AVX-512 adds to the AVX state, by its XSAVE components (SDM vol. 1 §13.5.5).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Avx512State {
+    /// Component 5: K0..K7.
+    pub opmask: [u64; 8],
+    /// Component 6: bits 511:256 of ZMM0..ZMM15.
+    pub zmm_hi256: [[u64; 4]; 16],
+    /// Component 7: ZMM16..ZMM31.
+    pub hi16_zmm: [[u64; 8]; 16],
+}
+
+/// x87, SSE, AVX and AVX-512 state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FpuState {
     /// ST(0)..ST(7) relative to TOP (as FXSAVE stores them): 80-bit values, low 10 bytes used.
@@ -83,6 +94,7 @@ pub struct FpuState {
     pub mxcsr: u32,
     /// YMM0..YMM15 as four little-endian quadwords; XMM is the low half.
     pub ymm: [[u64; 4]; 16],
+    pub avx512: Avx512State,
 }
 
 impl Default for FpuState {
@@ -99,6 +111,7 @@ impl Default for FpuState {
             fds: 0,
             mxcsr: 0x1f80,
             ymm: [[0; 4]; 16],
+            avx512: Avx512State::default(),
         }
     }
 }

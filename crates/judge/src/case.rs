@@ -39,7 +39,9 @@ pub struct Registers {
     pub gpr: [u64; 16],
     pub rip: u64,
     pub rflags: u64,
-    pub ymm: [[u64; 4]; 16],
+    pub zmm: [[u64; 8]; 32],
+    /// K0..K7.
+    pub opmask: [u64; 8],
     /// Relative to TOP.
     pub st: [[u8; 16]; 8],
     pub fcw: u16,
@@ -57,7 +59,8 @@ impl Default for Registers {
             gpr: [0; 16],
             rip: 0,
             rflags: 0x202,
-            ymm: [[0; 4]; 16],
+            zmm: [[0; 8]; 32],
+            opmask: [0; 8],
             st: [[0; 16]; 8],
             fcw: 0x37f,
             fsw: 0,

@@ -62,10 +62,13 @@ pub fn compare(case: &Case, silicon: &Outcome, engine: &Outcome) -> Vec<Differen
     check("fcw", a.fcw.into(), b.fcw.into());
     check("fsw", a.fsw.into(), b.fsw.into());
     check("ftw", a.ftw.into(), b.ftw.into());
-    for (i, (a, b)) in a.ymm.iter().zip(&b.ymm).enumerate() {
+    for (i, (a, b)) in a.opmask.iter().zip(&b.opmask).enumerate() {
+        check(&format!("k{i}"), *a, *b);
+    }
+    for (i, (a, b)) in a.zmm.iter().zip(&b.zmm).enumerate() {
         let (a, b) = (gather_mask(case, i, through, a), gather_mask(case, i, through, b));
         if a != b {
-            list.push((format!("ymm{i}"), hex(&a), hex(&b)));
+            list.push((format!("zmm{i}"), hex(&a), hex(&b)));
         }
     }
     for (i, (a, b)) in a.st.iter().zip(&b.st).enumerate() {
@@ -108,7 +111,7 @@ fn has_error_code(vector: u64) -> bool {
 }
 
 /// After a fault in a gather, clear mask elements that were passed may have been zeroed.
-fn gather_mask(case: &Case, register: usize, through: bool, value: &[u64; 4]) -> [u64; 4] {
+fn gather_mask(case: &Case, register: usize, through: bool, value: &[u64; 8]) -> [u64; 8] {
     if through || case.gather_mask & 0xff != register as u64 + 1 {
         return *value;
     }

@@ -29,6 +29,8 @@ struct Control {
     first: u64,
     go: i32,
     done: i32,
+    /// Where opmasks, ZMM0-15's upper halves and ZMM16-31 stand in a signal frame.
+    avx512: [u64; 3],
     /// Writable alias of the code pages.
     code_alias: u64,
     /// Code bytes to fill with INT3 again.
@@ -273,6 +275,8 @@ fn child_main(control_fd: RawFd, code_fd: RawFd, code_alias: u64) -> ! {
         fixed(layout::DATA as usize, layout::DATA_SIZE as usize, rw, -1, 0);
         let control = CONTROL as *mut Control;
         (*control).code_alias = code_alias;
+        (*control).avx512 =
+            [5, 6, 7].map(|component| u64::from(std::arch::x86_64::__cpuid_count(0xd, component).ebx));
         (*control).first = 1;
         (*control).dirty = 0;
         (*control).dirty_len = layout::CODE_SIZE;
@@ -383,7 +387,7 @@ extern "C" fn on_signal(_signal: libc::c_int, _info: *mut libc::siginfo_t, conte
         if std::mem::take(&mut control.first) != 0 {
             control.current = wait(control, false);
         } else {
-            record(context, &mut control.outcomes[control.current as usize % BATCH]);
+            record(context, control.avx512, &mut control.outcomes[control.current as usize % BATCH]);
             control.current += 1;
             if control.current >= control.count {
                 control.current = wait(control, true);
@@ -409,7 +413,7 @@ unsafe fn wait(control: &mut Control, reply: bool) -> u64 {
     }
 }
 
-unsafe fn record(context: &libc::mcontext_t, outcome: &mut Outcome) {
+unsafe fn record(context: &libc::mcontext_t, avx512: [u64; 3], outcome: &mut Outcome) {
     outcome.vector = context.gregs[libc::REG_TRAPNO as usize] as u64;
     outcome.error_code = context.gregs[libc::REG_ERR as usize] as u64;
     outcome.address = context.gregs[libc::REG_CR2 as usize] as u64;
@@ -423,7 +427,9 @@ unsafe fn record(context: &libc::mcontext_t, outcome: &mut Outcome) {
     // extension, whose header says which parts are in their initial state.
     unsafe {
         let fp = context.fpregs.cast::<u8>();
-        let present = if has_avx(fp) { fp.add(XSTATE_BV).cast::<u64>().read_unaligned() } else { 3 };
+        let has = features(fp);
+        let present = if has & 4 != 0 { fp.add(XSTATE_BV).cast::<u64>().read_unaligned() } else { 3 };
+        let [masks, upper, high] = avx512.map(|at| fp.add(at as usize));
         let word = |at: usize| fp.add(at).cast::<u16>().read_unaligned();
         if present & 1 != 0 {
             (r.fcw, r.fsw, r.ftw) = (word(0), word(2), word(4) & 0xff);
@@ -438,19 +444,32 @@ unsafe fn record(context: &libc::mcontext_t, outcome: &mut Outcome) {
             let high = fp.add(YMM_HIGH + 16 * i).cast::<[u64; 2]>();
             let low = if present & 2 != 0 { low } else { [0; 2] };
             let high = if present & 4 != 0 { high.read_unaligned() } else { [0; 2] };
-            r.ymm[i] = [low[0], low[1], high[0], high[1]];
+            r.zmm[i][..4].copy_from_slice(&[low[0], low[1], high[0], high[1]]);
         }
+        for i in 0..16 {
+            let words = upper.cast::<[u64; 4]>().add(i);
+            let words = if has & present & 0x40 != 0 { words.read_unaligned() } else { [0; 4] };
+            r.zmm[i][4..].copy_from_slice(&words);
+        }
+        for i in 0..16 {
+            let words = high.cast::<[u64; 8]>().add(i);
+            r.zmm[16 + i] = if has & present & 0x80 != 0 { words.read_unaligned() } else { [0; 8] };
+        }
+        let masks = masks.cast::<[u64; 8]>();
+        r.opmask = if has & present & 0x20 != 0 { masks.read_unaligned() } else { [0; 8] };
         outcome.memory = *(layout::DATA as *const [u8; layout::DATA_SIZE as usize]);
     }
 }
 
+/// XCR0's components that a signal frame has.
+///
 /// # Safety
 /// `fp` is the floating-point part of a signal frame.
-unsafe fn has_avx(fp: *const u8) -> bool {
+unsafe fn features(fp: *const u8) -> u64 {
     // SAFETY: `sw_reserved` (bytes 464..512) is part of the FXSAVE area: magic, size, features.
     unsafe {
-        fp.add(464).cast::<u32>().read_unaligned() == 0x4650_5853
-            && fp.add(472).cast::<u64>().read_unaligned() & 4 != 0
+        let extended = fp.add(464).cast::<u32>().read_unaligned() == 0x4650_5853;
+        if extended { fp.add(472).cast::<u64>().read_unaligned() } else { 3 }
     }
 }
 
@@ -474,16 +493,27 @@ unsafe fn install(control: &mut Control, index: usize, context: &mut libc::mcont
         fp.add(6).write_bytes(0, 18);
         fp.add(24).cast::<u32>().write_unaligned(r.mxcsr);
         fp.add(32).cast::<[[u8; 16]; 8]>().write_unaligned(r.st);
-        let avx = has_avx(fp);
+        let has = features(fp);
+        let avx = has & 4 != 0;
         for i in 0..16 {
-            let [a, b, c, d] = r.ymm[i];
+            let [a, b, c, d, ..] = r.zmm[i];
             fp.add(160 + 16 * i).cast::<[u64; 2]>().write_unaligned([a, b]);
             if avx {
                 fp.add(YMM_HIGH + 16 * i).cast::<[u64; 2]>().write_unaligned([c, d]);
             }
         }
+        let wide = has & 0xe0 == 0xe0;
+        if wide {
+            let [masks, upper, high] = control.avx512.map(|at| fp.add(at as usize));
+            masks.cast::<[u64; 8]>().write_unaligned(r.opmask);
+            for i in 0..16 {
+                let [.., a, b, c, d] = r.zmm[i];
+                upper.cast::<[u64; 4]>().add(i).write_unaligned([a, b, c, d]);
+                high.cast::<[u64; 8]>().add(i).write_unaligned(r.zmm[16 + i]);
+            }
+        }
         if avx {
-            fp.add(XSTATE_BV).cast::<u64>().write_unaligned(7);
+            fp.add(XSTATE_BV).cast::<u64>().write_unaligned(if wide { 0xe7 } else { 7 });
         }
         let data = &mut *(layout::DATA as *mut [u8; layout::DATA_SIZE as usize]);
         *data = control.template;

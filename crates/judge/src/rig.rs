@@ -3,7 +3,7 @@
 use crate::case::{Case, Outcome, Registers, layout};
 use base::clock::Clock;
 use base::{Result, bail};
-use cpu::state::{FpuState, Segment, TableRegister, seg};
+use cpu::state::{Avx512State, FpuState, Segment, TableRegister, seg};
 use cpu::{CpuBus, CpuState, Engine, Exit, Link, LocalApic, Vcpu, VcpuConfig};
 use memory::{AddressSpace, RamBlock, SpaceKind};
 use std::sync::Arc;
@@ -127,7 +127,12 @@ impl Rig {
             fsw: r.fsw,
             ftw: r.ftw as u8,
             mxcsr: r.mxcsr,
-            ymm: r.ymm,
+            ymm: std::array::from_fn(|n| std::array::from_fn(|k| r.zmm[n][k])),
+            avx512: Avx512State {
+                opmask: r.opmask,
+                zmm_hi256: std::array::from_fn(|n| std::array::from_fn(|k| r.zmm[n][4 + k])),
+                hi16_zmm: std::array::from_fn(|n| r.zmm[16 + n]),
+            },
             ..FpuState::default()
         };
         if case.bits == 32 {
@@ -189,7 +194,8 @@ impl Rig {
             gpr: state.gpr,
             rip,
             rflags,
-            ymm: fpu.ymm,
+            zmm: vectors(fpu),
+            opmask: fpu.avx512.opmask,
             st: fpu.st,
             fcw: fpu.fcw,
             fsw: fpu.fsw,
@@ -201,6 +207,14 @@ impl Rig {
         self.ram.read(physical::DATA, &mut outcome.memory);
         Ok(outcome)
     }
+}
+
+fn vectors(fpu: &FpuState) -> [[u64; 8]; 32] {
+    let low = |n: usize| {
+        let (ymm, high) = (&fpu.ymm[n], &fpu.avx512.zmm_hi256[n]);
+        std::array::from_fn(|k| if k < 4 { ymm[k] } else { high[k - 4] })
+    };
+    std::array::from_fn(|n| if n < 16 { low(n) } else { fpu.avx512.hi16_zmm[n - 16] })
 }
 
 fn put(ram: RamBlock, at: u64, value: u64) {
@@ -256,6 +270,10 @@ fn build(ram: RamBlock) {
     }
 }
 
+fn has_avx512() -> bool {
+    cpu_host::host_supports(iced_x86::CpuidFeature::AVX512F)
+}
+
 fn start_state() -> CpuState {
     let mut state = CpuState::reset(true, 0);
     let code = |selector, access| Segment { selector, base: 0, limit: 0xffff_ffff, access };
@@ -275,6 +293,6 @@ fn start_state() -> CpuState {
     state.cr4 = 0x20 | 0x80 | 0x200 | 0x400 | 0x1_0000 | 0x4_0000;
     // SCE LME LMA NXE.
     state.efer = 0xd01;
-    state.xcr0 = 7;
+    state.xcr0 = 7 | if has_avx512() { 0xe0 } else { 0 };
     state
 }

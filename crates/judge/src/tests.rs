@@ -25,13 +25,13 @@ fn the_child_reports_registers_and_memory() {
     c.registers.gpr[3] = 2;
     c.registers.gpr[7] = layout::DATA + 5;
     c.registers.gpr[4] = 0x1234;
-    c.registers.ymm[7] = [1, 2, 3, 4];
+    c.registers.zmm[7][..4].copy_from_slice(&[1, 2, 3, 4]);
     let o = one(&mut native, &c);
     assert_eq!((o.vector, o.registers.rip), (3, layout::CODE + 6));
     assert_eq!(o.registers.gpr[0], 0x8000_0000_0000_0001);
     assert_eq!(o.registers.gpr[4], 0x1234);
     assert_eq!(o.registers.rflags & 0x8d5, 0x890);
-    assert_eq!(o.registers.ymm[7], [1, 2, 3, 4]);
+    assert_eq!(o.registers.zmm[7][..4], [1, 2, 3, 4]);
     assert_eq!(o.memory[4..7], [0x11, 1, 0x11]);
 }
 

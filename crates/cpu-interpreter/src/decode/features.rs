@@ -2,6 +2,7 @@
 
 use cpu::cpuid::CpuidTable;
 use cpu::paging::*;
+use cpu::xsave;
 use iced_x86::{CpuidFeature, Instruction};
 
 #[derive(Clone, Copy, Debug)]
@@ -10,6 +11,7 @@ pub struct Features {
     edx1: u32,
     ebx7: u32,
     ecx7: u32,
+    eax71: u32,
     ecx81: u32,
     edx81: u32,
     eaxd1: u32,
@@ -25,6 +27,7 @@ impl Features {
                 edx1: u32::MAX,
                 ebx7: u32::MAX,
                 ecx7: u32::MAX,
+                eax71: u32::MAX,
                 ecx81: u32::MAX,
                 edx81: u32::MAX,
                 eaxd1: u32::MAX,
@@ -38,6 +41,7 @@ impl Features {
             edx1: of(1, 0).edx,
             ebx7: of(7, 0).ebx,
             ecx7: of(7, 0).ecx,
+            eax71: of(7, 1).eax,
             ecx81: of(0x8000_0001, 0).ecx,
             edx81: of(0x8000_0001, 0).edx,
             eaxd1: of(0xd, 1).eax,
@@ -107,6 +111,18 @@ impl Features {
             SHA => bit(self.ebx7, 29),
             PREFETCHWT1 => bit(self.ecx7, 0),
             RDPID => bit(self.ecx7, 22),
+            AVX512F => bit(self.ebx7, 16),
+            AVX512DQ => bit(self.ebx7, 17),
+            AVX512_IFMA => bit(self.ebx7, 21),
+            AVX512CD => bit(self.ebx7, 28),
+            AVX512BW => bit(self.ebx7, 30),
+            AVX512VL => bit(self.ebx7, 31),
+            AVX512_VBMI => bit(self.ecx7, 1),
+            AVX512_VBMI2 => bit(self.ecx7, 6),
+            AVX512_VNNI => bit(self.ecx7, 11),
+            AVX512_BITALG => bit(self.ecx7, 12),
+            AVX512_VPOPCNTDQ => bit(self.ecx7, 14),
+            AVX512_BF16 => bit(self.eax71, 5),
             VAES => bit(self.ecx7, 9),
             VPCLMULQDQ => bit(self.ecx7, 10),
             GFNI => bit(self.ecx7, 8),
@@ -128,7 +144,9 @@ impl Features {
 
     /// XCR0 bits that may be set.
     pub fn xcr0(&self) -> u64 {
-        if self.ecx1 >> 28 & 1 != 0 { 7 } else { 3 }
+        let avx = if self.ecx1 >> 28 & 1 != 0 { xsave::AVX } else { 0 };
+        let avx512 = if self.ebx7 >> 16 & 1 != 0 { xsave::AVX512 } else { 0 };
+        xsave::X87 | xsave::SSE | avx | avx512
     }
 
     /// EFER bits that may be set.

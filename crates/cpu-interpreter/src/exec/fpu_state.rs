@@ -1,4 +1,4 @@
-//! FXSAVE, XSAVE and their kin; x87 environments; MXCSR (SDM vol. 1 ch. 8, 10 and 13).
+//! FXSAVE and FXRSTOR, x87 environments, MXCSR (SDM vol. 1 ch. 8 and 10).
 
 use super::{Done, Flow};
 use crate::core::Core;
@@ -9,41 +9,16 @@ use cpu::paging::*;
 use cpu::state::FpuState;
 use iced_x86::{Code, Instruction, Mnemonic};
 
-const X87: u64 = 1;
-const SSE: u64 = 2;
-const AVX: u64 = 4;
-const MXCSR_MASK: u32 = 0xffff;
+pub(super) const MXCSR_MASK: u32 = 0xffff;
 
 impl Core {
-    /// State components that are not in their initial configuration.
-    pub(super) fn in_use(&mut self) -> u64 {
-        let fpu = self.fpu();
-        let mut used = 0;
-        let fresh = FpuState::default();
-        if fpu.fcw != fresh.fcw
-            || fpu.fsw != 0
-            || fpu.ftw != 0
-            || fpu.st != fresh.st
-            || (fpu.fip, fpu.fdp, fpu.fop) != (0, 0, 0)
-        {
-            used |= X87;
-        }
-        if fpu.ymm.iter().any(|y| y[0] | y[1] != 0) || fpu.mxcsr != fresh.mxcsr {
-            used |= SSE;
-        }
-        if fpu.ymm.iter().any(|y| y[2] | y[3] != 0) {
-            used |= AVX;
-        }
-        used
-    }
-
     /// A copy of the x87 and vector state.
     pub fn fpu(&mut self) -> FpuState {
         self.simd.sync();
         self.simd.state()
     }
 
-    fn set_fpu(&mut self, fpu: &FpuState) {
+    pub(super) fn set_fpu(&mut self, fpu: &FpuState) {
         self.simd.load(fpu);
     }
 
@@ -87,7 +62,7 @@ impl Core {
     }
 
     /// The 160 bytes of legacy x87/MXCSR state at the start of an FXSAVE or XSAVE image.
-    fn legacy_image(&self, fpu: &FpuState, wide: bool) -> [u8; 160] {
+    pub(super) fn legacy_image(&self, fpu: &FpuState, wide: bool) -> [u8; 160] {
         let mut image = [0; 160];
         image[0..2].copy_from_slice(&fpu.fcw.to_le_bytes());
         image[2..4].copy_from_slice(&fpu.fsw.to_le_bytes());
@@ -110,7 +85,7 @@ impl Core {
         image
     }
 
-    fn parse_legacy(fpu: &mut FpuState, image: &[u8], wide: bool) {
+    pub(super) fn parse_legacy(fpu: &mut FpuState, image: &[u8], wide: bool) {
         let u16_at = |k: usize| u16::from_le_bytes([image[k], image[k + 1]]);
         let u32_at = |k: usize| u32::from(u16_at(k)) | u32::from(u16_at(k + 2)) << 16;
         let u64_at = |k: usize| u64::from(u32_at(k)) | u64::from(u32_at(k + 4)) << 32;
@@ -133,7 +108,7 @@ impl Core {
         }
     }
 
-    fn xmm_count(&self) -> usize {
+    pub(super) fn xmm_count(&self) -> usize {
         if self.is_64bit() { 16 } else { 8 }
     }
 
@@ -151,7 +126,7 @@ impl Core {
         image[..160].copy_from_slice(&legacy);
         let count = self.xmm_count();
         for (k, y) in fpu.ymm.iter().take(count).enumerate() {
-            put_xmm(&mut image[160 + 16 * k..176 + 16 * k], &y[..2]);
+            put_words(&mut image[160 + 16 * k..176 + 16 * k], &y[..2]);
         }
         let len = if count == 16 { 416 } else { 288 };
         self.write_bytes(linear, &image[..len])?;
@@ -175,138 +150,7 @@ impl Core {
         fpu.mxcsr = mxcsr;
         let count = self.xmm_count();
         for (k, y) in fpu.ymm.iter_mut().take(count).enumerate() {
-            get_xmm(&image[160 + 16 * k..176 + 16 * k], &mut y[..2]);
-        }
-        self.set_fpu(&fpu);
-        Ok(Flow::Next)
-    }
-
-    fn requested(&self) -> u64 {
-        self.reg(0, 4) | self.reg(2, 4) << 32
-    }
-
-    fn check_xsave(&self) -> Result<(), Fault> {
-        if self.st.cr4 & CR4_OSXSAVE == 0 {
-            return Err(Fault::UD);
-        }
-        if self.st.cr0 & CR0_TS != 0 { Err(Fault::NM) } else { Ok(()) }
-    }
-
-    fn xsave(&mut self, i: &Instruction, op: &Op) -> Done {
-        use Mnemonic::*;
-        self.check_xsave()?;
-        let m = i.mnemonic();
-        let supervisor = matches!(m, Xsaves | Xsaves64);
-        if supervisor && self.cpl != 0 {
-            return Err(Fault::GP0);
-        }
-        let compact = supervisor || matches!(m, Xsavec | Xsavec64);
-        let optimised = compact || matches!(m, Xsaveopt | Xsaveopt64);
-        let wide = matches!(m, Xsave64 | Xsaveopt64 | Xsavec64 | Xsaves64);
-        let wanted = self.requested() & self.st.xcr0;
-        let linear = self.operand(op, 576, true)?;
-        if linear & 63 != 0 {
-            return Err(Fault::GP0);
-        }
-        let used = self.in_use();
-        let fpu = self.fpu();
-        let stored = if optimised { wanted & used } else { wanted };
-        let area = 576 + if wanted & AVX != 0 { 256 } else { 0 };
-        let mut image = vec![0u8; area];
-        // What is not stored keeps its bytes.
-        self.probe_write(linear, 1)?;
-        self.read_bytes(linear, &mut image)?;
-        let legacy = self.legacy_image(&fpu, wide);
-        if stored & X87 != 0 {
-            image[..24].copy_from_slice(&legacy[..24]);
-            image[32..160].copy_from_slice(&legacy[32..160]);
-        }
-        if wanted & (SSE | AVX) != 0 && (!compact || stored & SSE != 0 || !optimised) {
-            image[24..32].copy_from_slice(&legacy[24..32]);
-        }
-        let count = self.xmm_count();
-        if stored & SSE != 0 {
-            for (k, y) in fpu.ymm.iter().take(count).enumerate() {
-                put_xmm(&mut image[160 + 16 * k..176 + 16 * k], &y[..2]);
-            }
-        }
-        if stored & AVX != 0 {
-            for (k, y) in fpu.ymm.iter().take(count).enumerate() {
-                put_xmm(&mut image[576 + 16 * k..592 + 16 * k], &y[2..]);
-            }
-        }
-        let old = u64_of(&image[512..520]);
-        let new = if compact { wanted & used } else { old & !wanted | wanted & used };
-        image[512..520].copy_from_slice(&new.to_le_bytes());
-        if compact {
-            image[520..528].copy_from_slice(&(wanted | 1 << 63).to_le_bytes());
-        }
-        self.write_bytes(linear, &image)?;
-        Ok(Flow::Next)
-    }
-
-    fn xrstor(&mut self, i: &Instruction, op: &Op) -> Done {
-        use Mnemonic::*;
-        self.check_xsave()?;
-        let supervisor = matches!(i.mnemonic(), Xrstors | Xrstors64);
-        if supervisor && self.cpl != 0 {
-            return Err(Fault::GP0);
-        }
-        let wide = matches!(i.mnemonic(), Xrstor64 | Xrstors64);
-        let linear = self.operand(op, 576, false)?;
-        if linear & 63 != 0 {
-            return Err(Fault::GP0);
-        }
-        let mut image = [0u8; 832];
-        self.read_bytes(linear, &mut image[..576])?;
-        let (present, layout) = (u64_of(&image[512..520]), u64_of(&image[520..528]));
-        let compact = layout >> 63 != 0;
-        let components = layout & !(1 << 63);
-        let bad_header = if compact {
-            components & !self.st.xcr0 != 0 || present & !components != 0
-        } else {
-            supervisor || layout != 0 || present & !self.st.xcr0 != 0 || u64_of(&image[528..536]) != 0
-        };
-        if bad_header || image[536..576].iter().any(|&b| b != 0) && compact {
-            return Err(Fault::GP0);
-        }
-        let wanted = self.requested() & self.st.xcr0;
-        let load = wanted & present;
-        if load & AVX != 0 {
-            let at = self.wrap(linear.wrapping_add(576));
-            self.read_bytes(at, &mut image[576..])?;
-        }
-        let mxcsr = u32::from_le_bytes([image[24], image[25], image[26], image[27]]);
-        let takes_mxcsr = if compact { load & SSE != 0 } else { wanted & (SSE | AVX) != 0 };
-        if takes_mxcsr && mxcsr & !MXCSR_MASK != 0 {
-            return Err(Fault::GP0);
-        }
-        let mut fpu = self.fpu();
-        let fresh = FpuState::default();
-        if wanted & X87 != 0 {
-            if load & X87 != 0 {
-                Core::parse_legacy(&mut fpu, &image[..160], wide);
-            } else {
-                fpu = FpuState { mxcsr: fpu.mxcsr, ymm: fpu.ymm, ..fresh.clone() };
-            }
-        }
-        if takes_mxcsr {
-            fpu.mxcsr = mxcsr;
-        } else if compact && wanted & SSE != 0 {
-            fpu.mxcsr = fresh.mxcsr;
-        }
-        let count = self.xmm_count();
-        for (k, y) in fpu.ymm.iter_mut().take(count).enumerate() {
-            if load & SSE != 0 {
-                get_xmm(&image[160 + 16 * k..176 + 16 * k], &mut y[..2]);
-            } else if wanted & SSE != 0 {
-                y[..2].fill(0);
-            }
-            if load & AVX != 0 {
-                get_xmm(&image[576 + 16 * k..592 + 16 * k], &mut y[2..]);
-            } else if wanted & AVX != 0 {
-                y[2..].fill(0);
-            }
+            get_words(&image[160 + 16 * k..176 + 16 * k], &mut y[..2]);
         }
         self.set_fpu(&fpu);
         Ok(Flow::Next)
@@ -341,7 +185,7 @@ impl Core {
             // TOP becomes 0, the (empty) registers stay where they are.
             let top = usize::from(fpu.fsw >> 11 & 7);
             let st = std::array::from_fn(|p| fpu.st[(p + 8 - top) & 7]);
-            fpu = FpuState { mxcsr: fpu.mxcsr, ymm: fpu.ymm, st, ..FpuState::default() };
+            fpu = FpuState { mxcsr: fpu.mxcsr, ymm: fpu.ymm, avx512: fpu.avx512, st, ..FpuState::default() };
         } else {
             fpu.fcw |= 0x3f;
             fpu.fsw &= !0x8080;
@@ -436,18 +280,20 @@ fn tag_of(register: &[u8; 16]) -> u32 {
     }
 }
 
-fn u64_of(bytes: &[u8]) -> u64 {
+pub(super) fn u64_of(bytes: &[u8]) -> u64 {
     let mut all = [0; 8];
     all.copy_from_slice(&bytes[..8]);
     u64::from_le_bytes(all)
 }
 
-fn put_xmm(to: &mut [u8], words: &[u64]) {
-    to[..8].copy_from_slice(&words[0].to_le_bytes());
-    to[8..16].copy_from_slice(&words[1].to_le_bytes());
+pub(super) fn put_words(to: &mut [u8], words: &[u64]) {
+    for (to, word) in to.chunks_exact_mut(8).zip(words) {
+        to.copy_from_slice(&word.to_le_bytes());
+    }
 }
 
-fn get_xmm(from: &[u8], words: &mut [u64]) {
-    words[0] = u64_of(&from[..8]);
-    words[1] = u64_of(&from[8..16]);
+pub(super) fn get_words(from: &[u8], words: &mut [u64]) {
+    for (from, word) in from.chunks_exact(8).zip(words) {
+        *word = u64_of(from);
+    }
 }

@@ -11,6 +11,7 @@ mod msr;
 mod simd;
 mod strings;
 mod system;
+mod xsave;
 
 pub use bits::shift;
 pub use control::branch_size;

@@ -20,6 +20,7 @@ impl Core {
             Class::Mmx => cr0 & CR0_EM != 0,
             Class::Sse => cr0 & CR0_EM != 0 || cr4 & CR4_OSFXSR == 0,
             Class::Avx => cr4 & CR4_OSXSAVE == 0 || self.st.xcr0 & 6 != 6 || !self.protected(),
+            Class::Avx512 => cr4 & CR4_OSXSAVE == 0 || self.st.xcr0 & 0xe6 != 0xe6 || !self.protected(),
         };
         if undefined {
             return Err(Fault::UD);
@@ -66,28 +67,26 @@ impl Core {
             } else {
                 (op.seg, self.offset(op))
             };
-            let linear = if memory.masked {
-                // What is masked out is not checked either.
+            if memory.masked {
                 byte_mask = plan.byte_mask(&mut self.simd).map_err(|f| self.simd_fault(f))?;
+            }
+            let base = self.sc[usize::from(segment & 7)].base;
+            if byte_mask != 0 && base.wrapping_add(offset) & (u64::from(memory.align) - 1) != 0 {
+                return Err(Fault::GP0);
+            }
+            // What is masked out is not checked either.
+            let linear = if !memory.whole {
                 // But for MASKMOV's segment: #GP and #SS come whatever the mask (SDM, MASKMOVQ).
                 if by_rdi {
                     self.linear(segment, offset, size, memory.write)?;
                 }
-                self.wrap(self.sc[usize::from(segment & 7)].base.wrapping_add(offset))
+                self.wrap(base.wrapping_add(offset))
             } else {
-                let base = self.sc[usize::from(segment & 7)].base;
-                if base.wrapping_add(offset) & (u64::from(memory.align) - 1) != 0 {
-                    return Err(Fault::GP0);
-                }
                 self.linear(segment, offset, size, memory.write)?
             };
-            if memory.masked {
-                for k in (0..size).filter(|k| byte_mask >> k & 1 != 0) {
-                    let at = self.linear(segment, offset.wrapping_add(k as u64), 1, memory.write)?;
-                    if memory.write {
-                        self.probe_write(at, 1)?;
-                    }
-                    operand.0[k] = self.read(at, 1)? as u8;
+            if !memory.whole {
+                if memory.write || !self.load_whole(linear, size, &mut operand) {
+                    self.load_masked((segment, offset), (size, memory.write), byte_mask, &mut operand)?;
                 }
             } else {
                 if memory.write {
@@ -98,7 +97,7 @@ impl Core {
                 }
             }
             if memory.write {
-                target = Some((linear, size, memory.masked));
+                target = Some((linear, size, memory.masked.then_some(memory.element)));
             }
         }
         let uses_flags = cpu_host::Touches::FLAGS_READ | cpu_host::Touches::FLAGS_WRITE;
@@ -115,9 +114,41 @@ impl Core {
         if let Some((linear, size, masked)) = target
             && store
         {
-            self.store_operand(linear, size, &operand, if masked { byte_mask } else { u64::MAX })?;
+            match masked {
+                Some(element) => self.store_masked(linear, size, &operand, byte_mask, element)?,
+                None => self.store_operand(linear, size, &operand)?,
+            }
         }
         Ok(Flow::Next)
+    }
+
+    /// Checks and reads the bytes of a masked operand that are accessed.
+    fn load_masked(
+        &mut self,
+        (segment, offset): (u8, u64),
+        (size, write): (usize, bool),
+        byte_mask: u64,
+        operand: &mut Operand,
+    ) -> Result<(), Fault> {
+        for k in (0..size).filter(|k| byte_mask >> k & 1 != 0) {
+            let at = self.linear(segment, offset.wrapping_add(k as u64), 1, write)?;
+            if write {
+                self.probe_write(at, 1)?;
+            }
+            operand.0[k] = self.read(at, 1)? as u8;
+        }
+        Ok(())
+    }
+
+    /// Reads an operand that lies in one page of RAM known to the TLB; otherwise `false`.
+    fn load_whole(&self, linear: u64, size: usize, operand: &mut Operand) -> bool {
+        let entry = &self.tlb.read[crate::tlb::data_index(linear)];
+        let offset = linear.wrapping_sub(entry.tag);
+        let hit = self.is_64bit() && offset <= 4096 - size as u64;
+        if hit {
+            entry.page.read(offset as usize, &mut operand.0[..size]);
+        }
+        hit
     }
 
     fn load_operand(&mut self, linear: u64, size: usize, operand: &mut Operand) -> Result<(), Fault> {
@@ -136,20 +167,26 @@ impl Core {
         self.read_bytes(linear, &mut operand.0[..size])
     }
 
-    fn store_operand(
+    /// Stores the elements of `element` bytes whose bytes are in the mask.
+    fn store_masked(
         &mut self,
         linear: u64,
         size: usize,
         operand: &Operand,
         byte_mask: u64,
+        element: u8,
     ) -> Result<(), Fault> {
-        if byte_mask != u64::MAX {
-            for k in (0..size).filter(|k| byte_mask >> k & 1 != 0) {
-                let at = self.wrap(linear.wrapping_add(k as u64));
-                self.write(at, 1, u64::from(operand.0[k]))?;
-            }
-            return Ok(());
+        let element = usize::from(element);
+        for k in (0..size).step_by(element).filter(|k| byte_mask >> k & 1 != 0) {
+            let mut bytes = [0; 8];
+            bytes[..element].copy_from_slice(&operand.0[k..k + element]);
+            let at = self.wrap(linear.wrapping_add(k as u64));
+            self.write(at, element, u64::from_le_bytes(bytes))?;
         }
+        Ok(())
+    }
+
+    fn store_operand(&mut self, linear: u64, size: usize, operand: &Operand) -> Result<(), Fault> {
         if matches!(size, 1 | 2 | 4 | 8) {
             let mut bytes = [0; 8];
             bytes[..size].copy_from_slice(&operand.0[..size]);
@@ -178,20 +215,39 @@ impl Core {
         }
     }
 
+    /// A gather or a scatter.
     fn gather(&mut self, i: &Instruction, op: &Op, gather: &cpu_host::Gather) -> Done {
-        let size = usize::from(gather.element_size);
-        let scale = i.memory_index_scale() as i64;
+        self.simd.avx512 |= gather.is_evex();
         for k in 0..gather.count {
             if let Some(index) = gather.index(&self.simd, k) {
-                let base = self.r[usize::from(op.base)].wrapping_add(op.disp);
-                let sum = base.wrapping_add(index.wrapping_mul(scale) as u64);
-                let offset = sum << (op.cut & 63) >> (op.cut & 63);
-                let linear = self.linear(op.seg, offset, size, false)?;
-                let value = self.read(linear, size)?;
-                gather.set(&mut self.simd, k, value);
+                self.gather_element(i, op, gather, k, index)?;
             }
         }
         gather.finish(&mut self.simd);
         Ok(Flow::Next)
+    }
+
+    fn gather_element(
+        &mut self,
+        i: &Instruction,
+        op: &Op,
+        gather: &cpu_host::Gather,
+        k: u8,
+        index: i64,
+    ) -> Result<(), Fault> {
+        let size = usize::from(gather.element_size);
+        let base = self.r[usize::from(op.base)].wrapping_add(op.disp);
+        let sum = base.wrapping_add(index.wrapping_mul(i.memory_index_scale() as i64) as u64);
+        let offset = sum << (op.cut & 63) >> (op.cut & 63);
+        let linear = self.linear(op.seg, offset, size, gather.scatter)?;
+        if gather.scatter {
+            let value = gather.get(&self.simd, k);
+            self.write(linear, size, value)?;
+            gather.done(&mut self.simd, k);
+        } else {
+            let value = self.read(linear, size)?;
+            gather.set(&mut self.simd, k, value);
+        }
+        Ok(())
     }
 }

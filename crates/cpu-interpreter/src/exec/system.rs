@@ -8,6 +8,7 @@ use cpu::Fault;
 use cpu::fault::vector;
 use cpu::paging::*;
 use cpu::state::{TableRegister, seg};
+use cpu::xsave;
 use iced_x86::{Instruction, Mnemonic, OpKind, Register};
 
 impl Core {
@@ -428,10 +429,9 @@ impl Core {
                 let apic = self.bus.apic.base_msr() & 0x800 != 0;
                 out.edx = out.edx & !(1 << 9) | if apic { out.edx & 1 << 9 } else { 0 };
             }
-            0xd if sub == 0 => out.ebx = if self.st.xcr0 & 4 != 0 { 832 } else { 576 },
+            0xd if sub == 0 => out.ebx = xsave::standard_size(self.st.xcr0) as u32,
             0xd if sub == 1 => {
-                let wide = (self.st.xcr0 | self.st.msr.xss) & 4 != 0;
-                out.ebx = if wide { 832 } else { 576 };
+                out.ebx = xsave::compacted_size(self.st.xcr0 | self.st.msr.xss) as u32;
             }
             _ => {}
         }
@@ -458,8 +458,7 @@ impl Core {
         }
         self.privileged()?;
         let value = self.reg(0, 4) | self.r[2] << 32;
-        let allowed = self.features.xcr0();
-        if index != 0 || value & 1 == 0 || value & !allowed != 0 || value & 6 == 4 {
+        if index != 0 || !xsave::is_valid(value, self.features.xcr0()) {
             return Err(Fault::GP0);
         }
         self.st.xcr0 = value;

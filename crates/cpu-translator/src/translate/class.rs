@@ -277,7 +277,7 @@ fn is_native(source: &Source, i: &Instruction) -> bool {
         match i.op_kind(n) {
             OpKind::Register => {
                 let r = i.op_register(n);
-                if r.is_xmm() || r.is_ymm() {
+                if r.is_vector_register() || r.is_k() {
                     vector = true;
                 } else if !r.is_gpr() && !r.is_st() && !r.is_mm() {
                     return false;
@@ -366,6 +366,7 @@ fn is_vector(source: &Source, i: &Instruction) -> bool {
     use Mnemonic::*;
     let on = match i.encoding() {
         EncodingKind::Legacy => key::SSE,
+        _ if is_avx512(i) => key::AVX512,
         EncodingKind::VEX => key::AVX,
         _ => return false,
     };
@@ -384,15 +385,22 @@ fn is_vector(source: &Source, i: &Instruction) -> bool {
             | Extrq
             | Insertq
     );
-    !excluded && i.cpuid_features().iter().all(|&f| cpu_host::host_supports(f))
+    // How much of memory they access depends on their mask.
+    let compact = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory) && cpu_host::is_compact(i);
+    !excluded && !compact && i.cpuid_features().iter().all(|&f| cpu_host::host_supports(f))
+}
+
+/// EVEX, or an instruction on opmasks.
+pub fn is_avx512(i: &Instruction) -> bool {
+    let opmask = |n: u32| i.op_kind(n) == OpKind::Register && i.op_register(n).is_k();
+    i.encoding() == EncodingKind::EVEX || (0..i.op_count()).any(opmask)
 }
 
 /// Bytes of which a vector's memory operand must be a multiple; 1: any address.
 pub fn alignment(i: &Instruction, size: u32) -> u32 {
     use Mnemonic::*;
-    let vector = (0..i.op_count()).any(|n| {
-        i.op_kind(n) == OpKind::Register && (i.op_register(n).is_xmm() || i.op_register(n).is_ymm())
-    });
+    let vector =
+        (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_vector_register());
     if i.mnemonic() == Cmpxchg16b {
         return 16;
     }
@@ -401,6 +409,7 @@ pub fn alignment(i: &Instruction, size: u32) -> u32 {
     }
     match i.mnemonic() {
         Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa => size,
+        Vmovdqa32 | Vmovdqa64 => size,
         Movups | Movupd | Movdqu | Lddqu | Pcmpistri | Pcmpistrm | Pcmpestri | Pcmpestrm => 1,
         _ if i.encoding() == EncodingKind::Legacy => size,
         _ => 1,

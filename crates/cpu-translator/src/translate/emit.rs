@@ -85,7 +85,7 @@ impl Builder {
     /// Leaves for the interpreter at this instruction.
     pub(super) fn interpret(&mut self, goes_on: bool) {
         self.t1 = None;
-        self.x87_ready = false;
+        self.forget_state();
         self.want_flags(true);
         let site = self.site(Kind::Interpret);
         let label = self.code.label();
@@ -101,7 +101,7 @@ impl Builder {
         if i.mnemonic() == Mnemonic::Lea {
             return self.lea(source, i);
         }
-        let entered = self.x87_enter(i);
+        let entered = self.x87_enter(i).or_else(|| self.avx512_enter(source, i));
         if memory {
             self.with_memory(source, i);
         } else {
@@ -152,7 +152,7 @@ impl Builder {
 
     fn is_vector_arithmetic(&self, i: &Instruction) -> bool {
         // MXCSR with unmasked exceptions: any vector instruction may raise one.
-        (0..i.op_count()).map(|n| i.op_register(n)).any(|r| r.is_xmm() || r.is_ymm() || r.is_mm())
+        (0..i.op_count()).map(|n| i.op_register(n)).any(|r| r.is_vector_register() || r.is_mm())
     }
 
     /// The guest's bytes as they are.
@@ -241,7 +241,7 @@ impl Builder {
         let used = self.scratch_registers(i);
         let both = used[0].is_some() && used[1].is_some();
         let segmented = matches!(i.memory_segment(), Register::FS | Register::GS) && super::class::is_x87(i);
-        if size == 0 || size > 32 || both || segmented {
+        if size == 0 || size > 64 || both || segmented {
             return self.interpret(true);
         }
         let write = self.writes_memory(i);

@@ -301,7 +301,7 @@ impl Builder {
             Class::Native if i.mnemonic() != Mnemonic::Lea => {
                 let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
                 let size = i.memory_size().size() as u32;
-                if !memory || size == 0 || size > 32 || super::class::alignment(i, size) > 1 {
+                if !memory || size == 0 || size > 64 || super::class::alignment(i, size) > 1 {
                     return None;
                 }
                 let write = self.writes_memory(i);

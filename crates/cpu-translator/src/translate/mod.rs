@@ -37,6 +37,8 @@ pub mod key {
     pub const SSE: u32 = 1 << 16;
     /// AVX instructions execute.
     pub const AVX: u32 = 1 << 17;
+    /// AVX-512 instructions execute.
+    pub const AVX512: u32 = 1 << 19;
     /// x87 and MMX instructions execute.
     pub const X87: u32 = 1 << 18;
     /// 32-bit code: FS (GS) has no limit and is readable and writable.
@@ -144,6 +146,8 @@ pub struct Builder {
     k: usize,
     /// The x87 state was found in the host's registers.
     x87_ready: bool,
+    /// AVX-512 state is known to be in the host's registers.
+    avx512_ready: bool,
     /// [`key::COUNTED`].
     counted: bool,
     form: Form,
@@ -169,6 +173,7 @@ impl Builder {
             block: 0,
             k: 0,
             x87_ready: false,
+            avx512_ready: false,
             counted: false,
             form,
         }
@@ -226,7 +231,7 @@ impl Builder {
         self.sites.clear();
         self.faults.clear();
         self.flags = FlagsAt::Host;
-        self.x87_ready = false;
+        self.forget_state();
         self.groups.clear();
         self.early.clear();
         self.t1 = None;

@@ -82,7 +82,7 @@ impl Builder {
     pub(super) fn system(&mut self, source: &Source, i: &Instruction) {
         use Mnemonic::*;
         self.t1 = None;
-        self.x87_ready = false;
+        self.forget_state();
         match i.mnemonic() {
             Rdtsc | Rdtscp => self.counter(i.mnemonic() == Rdtscp),
             Cpuid => self.identify(),

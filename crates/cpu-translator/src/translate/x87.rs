@@ -1,7 +1,8 @@
-//! x87 and MMX instructions: they run in the host's registers once the guest's state is there.
+//! x87, MMX and AVX-512 instructions: they run in the host's registers once the guest's state is
+//! there.
 
-use super::class::{is_x87, uses_x87};
-use super::{Builder, Cold, Source};
+use super::class::{is_avx512, is_x87, uses_x87};
+use super::{Builder, Cold, Source, key};
 use crate::asm::{T0, T1};
 use crate::cache::Kind;
 use crate::layout::*;
@@ -16,14 +17,35 @@ impl Builder {
             return None;
         }
         self.x87_ready = true;
+        Some(self.unless_zero(X87, Kind::X87))
+    }
+
+    /// The same before the first AVX-512 instruction of a block: the state moves between memory
+    /// and the host only for guests that use it.
+    pub(super) fn avx512_enter(&mut self, source: &Source, i: &Instruction) -> Option<u32> {
+        if self.avx512_ready || source.key & key::AVX512 == 0 || !is_avx512(i) {
+            return None;
+        }
+        self.avx512_ready = true;
+        Some(self.unless_zero(AVX512, Kind::Interpret))
+    }
+
+    /// Leaves the present instruction to the interpreter if this word of the state is zero.
+    fn unless_zero(&mut self, word: i32, kind: Kind) -> u32 {
         self.spare_flags();
         let restore = self.restores();
-        let site = self.site(Kind::X87);
+        let site = self.site(kind);
         let label = self.code.label();
-        self.code.cmp32_gs(X87, 0);
+        self.code.cmp32_gs(word, 0);
         self.code.jcc(4, label);
         self.cold.push(Cold::Leave { label, site, reason: reason::SLOW, restore });
-        Some(site)
+        site
+    }
+
+    /// The interpreter may have run: it is not known what state the host has.
+    pub(super) fn forget_state(&mut self) {
+        self.x87_ready = false;
+        self.avx512_ready = false;
     }
 
     /// After an x87 instruction: the pointers to it, unless the next one sets them anyway.

@@ -21,6 +21,7 @@ use crate::translate::{Builder, LARGEST, Source, TAIL, crosses, key};
 use base::Result;
 use cpu::engine::DebugPlan;
 use cpu::paging::{CR0_EM, CR0_TS, CR4_FSGSBASE, CR4_OSFXSR, CR4_OSXSAVE};
+use cpu::xsave::AVX512;
 use cpu::{CpuState, Exit, Vcpu, VcpuConfig, Window};
 use cpu_interpreter::{Core, Flush, InterpreterVcpu, Ran, mode};
 use iced_x86::{Instruction, Mnemonic};
@@ -174,6 +175,9 @@ impl TranslatorVcpu {
             }
             if st.cr4 & CR4_OSXSAVE != 0 && st.xcr0 & 6 == 6 {
                 bits |= key::AVX;
+                if st.xcr0 & AVX512 == AVX512 {
+                    bits |= key::AVX512;
+                }
             }
         }
         if core.cpl == 0 {
@@ -294,9 +298,10 @@ impl TranslatorVcpu {
         let arith = core.rflags();
         state.flags = (arith & CF_TO_SF) << 8 | (arith >> 11 & 1);
         state.seg_base = [core.sc[4].base, core.sc[5].base];
-        state.ymm = core.simd.ymm.as_ptr() as u64;
-        state.upper = core.simd.ymm.iter().fold(0, |all, r| all | r[2] | r[3]);
+        state.vectors = core.simd.zmm.as_ptr() as u64;
+        state.upper = core.simd.zmm[..16].iter().fold(0, |all, r| all | r[2] | r[3]);
         state.upper = u64::from(state.upper != 0);
+        state.avx512 = u64::from(core.simd.avx512);
         state.mxcsr = core.simd.mxcsr();
         state.x87 = u32::from(core.simd.is_live() && core.simd.fcw() & 0x3f == 0x3f);
         state.fip = core.simd.fip;

@@ -4,6 +4,7 @@
 use super::feature::{Features, INFO, Word};
 use super::{CpuModel, Identity};
 use crate::cpuid::{CpuidTable, Leaf};
+use crate::xsave;
 
 /// How a machine's vCPUs are arranged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,8 +58,6 @@ const CACHES: [(u32, u32, u32, u32); 4] = [(1, 1, 32, 8), (2, 1, 32, 8), (3, 2, 
 const LINE: u32 = 64;
 
 /// Bytes of the XSAVE area with x87, SSE and AVX state.
-const XSAVE_LEGACY: u32 = 576;
-const XSAVE_AVX: u32 = 256;
 
 struct Builder<'a> {
     model: &'a CpuModel,
@@ -195,14 +194,20 @@ impl Builder<'_> {
     }
 
     fn xsave(&mut self) {
-        let avx = self.has("avx");
-        let components = if avx { 7 } else { 3 };
-        let full = XSAVE_LEGACY + if avx { XSAVE_AVX } else { 0 };
-        self.add(0xd, Some(0), [components, full, full, 0]);
-        let compact = if self.has("xsavec") { full } else { 0 };
+        let mut components = xsave::X87 | xsave::SSE;
+        if self.has("avx") {
+            components |= xsave::AVX;
+        }
+        if self.has("avx512f") {
+            components |= xsave::AVX512;
+        }
+        let full = xsave::standard_size(components) as u32;
+        self.add(0xd, Some(0), [components as u32, full, full, 0]);
+        let compact = if self.has("xsavec") { xsave::compacted_size(components) as u32 } else { 0 };
         self.add(0xd, Some(1), [self.word(Word::Xsave), compact, 0, 0]);
-        if avx {
-            self.add(0xd, Some(2), [XSAVE_AVX, XSAVE_LEGACY, 0, 0]);
+        for component in xsave::COMPONENTS.iter().filter(|c| components & c.mask() != 0) {
+            let (size, offset) = (component.size as u32, component.offset as u32);
+            self.add(0xd, Some(component.number), [size, offset, 0, 0]);
         }
     }
 

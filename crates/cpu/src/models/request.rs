@@ -321,9 +321,15 @@ fn implied(offer: &Offer) -> Features {
 
 /// Takes out features whose foundation is missing (AVX needs XSAVE, and so on).
 fn drop_dependent(features: &mut Features) {
-    const NEEDS: [(&str, &str); 7] = [
+    const NEEDS: [(&str, &str); 9] = [
         ("xsave", "avx xsaveopt xsavec xgetbv1 xsaves pku"),
-        ("avx", "avx2 fma f16c vaes vpclmulqdq avx-vnni xop fma4"),
+        ("avx", "avx2 fma f16c vaes vpclmulqdq avx-vnni xop fma4 avx512f"),
+        ("avx2", "avx512f"),
+        (
+            "avx512f",
+            "avx512bw avx512cd avx512dq avx512vl avx512ifma avx512vbmi avx512vbmi2 avx512vnni avx512bitalg \
+             avx512-vpopcntdq avx512-bf16 avx512-fp16 avx512-vp2intersect avx512-4vnniw avx512-4fmaps avx512pf avx512er",
+        ),
         ("lm", "pcid invpcid"),
         ("pcid", "invpcid"),
         (

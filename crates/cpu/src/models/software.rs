@@ -9,7 +9,7 @@ const INTEGER: &str = "fpu vme de pse tsc msr pae mce cx8 apic sep mtrr pge mca 
     umip rdpid fsrm syscall nx fxsr-opt pdpe1gb rdtscp lm lahf-lm cmp-legacy abm 3dnowprefetch \
     xsaveopt xsavec xgetbv1 arat invtsc wbnoinvd xsaveerptr topoext";
 
-const SIMD: [(F, &str); 19] = [
+const SIMD: [(F, &str); 31] = [
     (F::MMX, "mmx"),
     (F::SSE, "sse"),
     (F::SSE, "mmxext"),
@@ -29,6 +29,18 @@ const SIMD: [(F, &str); 19] = [
     (F::GFNI, "gfni"),
     (F::VAES, "vaes"),
     (F::VPCLMULQDQ, "vpclmulqdq"),
+    (F::AVX512F, "avx512f"),
+    (F::AVX512BW, "avx512bw"),
+    (F::AVX512CD, "avx512cd"),
+    (F::AVX512DQ, "avx512dq"),
+    (F::AVX512VL, "avx512vl"),
+    (F::AVX512_IFMA, "avx512ifma"),
+    (F::AVX512_VBMI, "avx512vbmi"),
+    (F::AVX512_VBMI2, "avx512vbmi2"),
+    (F::AVX512_VNNI, "avx512vnni"),
+    (F::AVX512_BITALG, "avx512bitalg"),
+    (F::AVX512_VPOPCNTDQ, "avx512-vpopcntdq"),
+    (F::AVX512_BF16, "avx512-bf16"),
 ];
 
 /// The software engines' features on a host whose vector unit offers `host` (ask

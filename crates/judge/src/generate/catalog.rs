@@ -2,7 +2,7 @@
 
 use cpu::cpuid::CpuidTable;
 use cpu::models::{Offer, Request, Topology, provides, software_features};
-use iced_x86::{Code, EncodingKind, FlowControl, Mnemonic, OpCodeOperandKind};
+use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Mnemonic, OpCodeOperandKind};
 use std::sync::OnceLock;
 
 /// A family of encodings.
@@ -15,11 +15,13 @@ pub enum Family {
     Sse,
     /// VEX: AVX, AVX2, FMA, BMI and the rest.
     Vex,
+    /// AVX-512, opmask instructions included.
+    Evex,
 }
 
 impl Family {
-    pub const ALL: [Family; 6] =
-        [Family::Integer, Family::String, Family::X87, Family::Mmx, Family::Sse, Family::Vex];
+    pub const ALL: [Family; 7] =
+        [Family::Integer, Family::String, Family::X87, Family::Mmx, Family::Sse, Family::Vex, Family::Evex];
 
     fn of(code: Code) -> Family {
         let opcode = code.op_code();
@@ -34,7 +36,10 @@ impl Family {
                 OpCodeOperandKind::xmm_reg | OpCodeOperandKind::xmm_rm | OpCodeOperandKind::xmm_or_mem
             )
         };
-        if code.encoding() == EncodingKind::VEX {
+        let avx512 = |f: &CpuidFeature| format!("{f:?}").starts_with("AVX512");
+        if code.encoding() == EncodingKind::EVEX || code.cpuid_features().iter().any(avx512) {
+            Family::Evex
+        } else if code.encoding() == EncodingKind::VEX {
             Family::Vex
         } else if kinds().any(string) {
             Family::String
@@ -136,7 +141,7 @@ pub fn usable(code: Code, bits: u32) -> bool {
     {
         return false;
     }
-    if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+    if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX | EncodingKind::EVEX) {
         return false;
     }
     // Vendors differ: how long UD0 and UD1 are, and what 66 does to near branches.
@@ -157,7 +162,6 @@ pub fn usable(code: Code, bits: u32) -> bool {
                 | K::mem_mpx
                 | K::mem_mib
                 | K::sibmem
-                | K::k_reg
                 | K::bnd_reg
                 | K::br16_1
                 | K::br16_2
@@ -194,6 +198,11 @@ pub fn usable(code: Code, bits: u32) -> bool {
         _ => return false,
     }
     code.cpuid_features().iter().all(|&f| provides(table(), f))
+}
+
+/// Whether host and engines have AVX-512.
+pub fn has_avx512() -> bool {
+    provides(table(), CpuidFeature::AVX512F)
 }
 
 pub fn codes(families: &[Family], bits: u32) -> Vec<Code> {

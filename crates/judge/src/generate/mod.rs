@@ -17,6 +17,8 @@ pub struct Generator {
     rng: Rng,
     codes: Vec<Code>,
     bits: u32,
+    /// Cases have AVX-512 state.
+    wide: bool,
 }
 
 /// REX, size, segment and repeat prefixes to put in front of finished instructions.
@@ -24,17 +26,22 @@ const PREFIXES: [u8; 12] = [0x66, 0x67, 0xf2, 0xf3, 0x2e, 0x36, 0x3e, 0x26, 0x65
 
 impl Generator {
     pub fn new(seed: u64, families: &[Family]) -> Generator {
-        Generator { rng: Rng::new(seed), codes: catalog::codes(families, 64), bits: 64 }
+        Generator::of(seed, families, 64)
     }
 
     /// For 32-bit code (in compatibility mode).
     pub fn compatibility(seed: u64, families: &[Family]) -> Generator {
-        Generator { rng: Rng::new(seed), codes: catalog::codes(families, 32), bits: 32 }
+        Generator::of(seed, families, 32)
+    }
+
+    fn of(seed: u64, families: &[Family], bits: u32) -> Generator {
+        let wide = families.contains(&Family::Evex) && catalog::has_avx512();
+        Generator { rng: Rng::new(seed), codes: catalog::codes(families, bits), bits, wide }
     }
 
     fn start(&mut self) -> Case {
         let mut case = Case { bits: self.bits.into(), ..Case::default() };
-        state::randomize(&mut case, &mut self.rng);
+        state::randomize(&mut case, &mut self.rng, self.wide);
         case
     }
 

@@ -4,8 +4,8 @@ use super::state;
 use crate::case::{Case, Registers, layout};
 use crate::rng::Rng;
 use iced_x86::{
-    Code, CpuidFeature, Instruction, MemorySize, Mnemonic, OpCodeOperandKind as K, OpKind, Register,
-    RflagsBits,
+    Code, CpuidFeature, EncodingKind, Instruction, MemorySize, Mnemonic, OpCodeInfo, OpCodeOperandKind as K,
+    OpKind, Register, RflagsBits, RoundingControl,
 };
 
 /// Builds instructions for one case, whose registers it sets as addresses need them.
@@ -79,6 +79,12 @@ impl<'a> Build<'a> {
         self.rng.below(if self.long { 16 } else { 8 }) as usize
     }
 
+    /// The number of a vector register.
+    fn vector(&mut self, i: &Instruction) -> u32 {
+        let high = self.long && i.encoding() == EncodingKind::EVEX && self.rng.one_in(2);
+        self.any() as u32 + if high { 16 } else { 0 }
+    }
+
     fn pick(&mut self, from: &[usize]) -> usize {
         loop {
             let number = self.rng.pick(from);
@@ -93,9 +99,13 @@ impl<'a> Build<'a> {
         let opcode = code.op_code();
         let mut i = Instruction::new();
         i.set_code(code);
+        let evex = code.encoding() == EncodingKind::EVEX;
         let mut memory = None;
         for operand in 0..opcode.op_count() {
             self.operand(&mut i, operand, opcode.op_kind(operand), rip, &mut memory)?;
+        }
+        if evex {
+            self.decorate(&mut i, opcode, memory.is_some());
         }
         if let Some(vsib) = memory {
             self.memory(&mut i, vsib, rip)?;
@@ -109,6 +119,28 @@ impl<'a> Build<'a> {
             i.set_has_repne_prefix(true);
         }
         Some(i)
+    }
+
+    /// Masks, zeroing, broadcasts and rounding of an EVEX encoding.
+    fn decorate(&mut self, i: &mut Instruction, opcode: &OpCodeInfo, memory: bool) {
+        if opcode.can_use_op_mask_register() && (opcode.require_op_mask_register() || !self.rng.one_in(4)) {
+            i.set_op_mask(Register::K1 + self.rng.below(7) as u32);
+            let register = i.op0_kind() == OpKind::Register;
+            i.set_zeroing_masking(opcode.can_use_zeroing_masking() && register && self.rng.one_in(2));
+        }
+        if memory {
+            i.set_is_broadcast(opcode.can_broadcast() && self.rng.one_in(2));
+        } else if opcode.can_use_rounding_control() && self.rng.one_in(3) {
+            let modes = [
+                RoundingControl::RoundToNearest,
+                RoundingControl::RoundDown,
+                RoundingControl::RoundUp,
+                RoundingControl::RoundTowardZero,
+            ];
+            i.set_rounding_control(self.rng.pick(&modes));
+        } else if opcode.can_suppress_all_exceptions() && self.rng.one_in(3) {
+            i.set_suppress_all_exceptions(true);
+        }
     }
 
     fn operand(
@@ -127,6 +159,8 @@ impl<'a> Build<'a> {
             | K::mm_or_mem
             | K::xmm_or_mem
             | K::ymm_or_mem
+            | K::zmm_or_mem
+            | K::k_or_mem
                 if self.rng.below(5) < 3 =>
             {
                 i.set_op_kind(operand, OpKind::Memory);
@@ -139,6 +173,8 @@ impl<'a> Build<'a> {
             | K::mem_vsib64x
             | K::mem_vsib32y
             | K::mem_vsib64y
+            | K::mem_vsib32z
+            | K::mem_vsib64z
             | K::seg_rBX_al => {
                 i.set_op_kind(operand, OpKind::Memory);
                 *memory = Some(kind);
@@ -163,11 +199,13 @@ impl<'a> Build<'a> {
             }
             K::mm_reg | K::mm_rm | K::mm_or_mem => Register::MM0 + self.rng.below(8) as u32,
             K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_or_mem => {
-                Register::XMM0 + self.any() as u32
+                Register::XMM0 + self.vector(i)
             }
             K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_or_mem => {
-                Register::YMM0 + self.any() as u32
+                Register::YMM0 + self.vector(i)
             }
+            K::zmm_reg | K::zmm_rm | K::zmm_vvvv | K::zmm_or_mem => Register::ZMM0 + self.vector(i),
+            K::k_reg | K::k_rm | K::k_vvvv | K::k_or_mem => Register::K0 + self.rng.below(8) as u32,
             K::seg_reg => Register::ES + self.rng.below(6) as u32,
             K::cr_reg => {
                 // In 32-bit code CR8 has only AMD's encoding.
@@ -275,7 +313,12 @@ impl<'a> Build<'a> {
                 self.set(3, target.wrapping_sub(self.case.registers.gpr[0] & 0xff));
                 return Some(());
             }
-            K::mem_vsib32x | K::mem_vsib64x | K::mem_vsib32y | K::mem_vsib64y => {
+            K::mem_vsib32x
+            | K::mem_vsib64x
+            | K::mem_vsib32y
+            | K::mem_vsib64y
+            | K::mem_vsib32z
+            | K::mem_vsib64z => {
                 return self.vector_memory(i, kind);
             }
             _ => {}
@@ -365,24 +408,28 @@ impl<'a> Build<'a> {
     /// Gathers: elements around a base inside the data pages, now and then one outside.
     fn vector_memory(&mut self, i: &mut Instruction, kind: K) -> Option<()> {
         let base = self.any();
-        let index = self.any();
+        let index = self.vector(i) as usize;
         let scale = 1u64 << self.rng.below(4);
         let middle = layout::DATA + 4096 + self.rng.below(64);
         self.set(base, middle);
         let wild = self.rng.one_in(4);
-        for word in &mut self.case.registers.ymm[index] {
+        let words = if i.encoding() == EncodingKind::EVEX { 8 } else { 4 };
+        for word in &mut self.case.registers.zmm[index][..words] {
             let mut near = || {
                 let reach = if wild { 9000 } else { 4000 };
                 (self.rng.below(2 * reach) as i64 - reach as i64) / scale as i64
             };
-            *word = if matches!(kind, K::mem_vsib64x | K::mem_vsib64y) {
+            *word = if matches!(kind, K::mem_vsib64x | K::mem_vsib64y | K::mem_vsib64z) {
                 near() as u64
             } else {
                 near() as u64 & 0xffff_ffff | (near() as u64) << 32
             };
         }
-        let wide = matches!(kind, K::mem_vsib32y | K::mem_vsib64y);
-        let first = if wide { Register::YMM0 } else { Register::XMM0 };
+        let first = match kind {
+            K::mem_vsib32x | K::mem_vsib64x => Register::XMM0,
+            K::mem_vsib32y | K::mem_vsib64y => Register::YMM0,
+            _ => Register::ZMM0,
+        };
         i.set_memory_base(gpr(base, if self.long { 8 } else { 4 }));
         i.set_memory_index(first + index as u32);
         i.set_memory_index_scale(scale as u32);
@@ -402,7 +449,7 @@ fn access_size(i: &Instruction) -> u64 {
 /// An address to hit with an access of `size` bytes.
 pub fn target(rng: &mut Rng, size: u64) -> u64 {
     use layout::{CODE, DATA, DATA_END, DATA_SIZE, PAGE, READ_ONLY};
-    let align = size.next_power_of_two().min(32);
+    let align = size.next_power_of_two().min(64);
     let inside = DATA + rng.below(DATA_SIZE - size);
     let before = |rng: &mut Rng, edge: u64| edge - 1 - rng.below(size.max(2) - 1);
     match rng.below(100) {
@@ -626,6 +673,7 @@ pub fn tolerate(case: &mut Case, i: &Instruction) {
         | M::Vpmaskmovq => {
             case.address_mask = !0xfff;
         }
+        _ if i.op_mask() != Register::None => case.address_mask = !0xfff,
         M::Vpgatherdd | M::Vgatherdps | M::Vpgatherqd | M::Vgatherqps => {
             case.gather_mask = 32 << 8 | (i.op2_register().number() as u64 + 1);
         }

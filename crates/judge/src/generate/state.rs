@@ -4,7 +4,8 @@ use crate::case::{Case, PATCH, layout};
 use crate::rng::Rng;
 
 /// Registers and flags that an instruction may meet.
-pub fn randomize(case: &mut Case, rng: &mut Rng) {
+/// `wide`: AVX-512 state as well, mostly; otherwise it stays zero.
+pub fn randomize(case: &mut Case, rng: &mut Rng, wide: bool) {
     let r = &mut case.registers;
     for value in &mut r.gpr {
         *value = rng.value();
@@ -16,11 +17,20 @@ pub fn randomize(case: &mut Case, rng: &mut Rng) {
     }
     r.gpr[4] = layout::DATA + 512 + 8 * rng.below(900);
     r.rflags = 0x202 | rng.word() & 0x8d5 | if rng.one_in(8) { 0x400 } else { 0 };
-    for register in &mut r.ymm {
+    let wide = wide && !rng.one_in(8);
+    let (registers, words) = if wide { (32, 8) } else { (16, 4) };
+    for register in &mut r.zmm[..registers] {
         let floats = !rng.one_in(3);
-        for word in register {
+        for word in &mut register[..words] {
             *word = if floats { rng.float() } else { rng.value() };
         }
+    }
+    for mask in r.opmask.iter_mut().filter(|_| wide) {
+        *mask = match rng.below(4) {
+            0 => rng.value(),
+            1 => rng.word() & rng.word() & rng.word(),
+            _ => rng.word(),
+        };
     }
     r.mxcsr = match rng.below(20) {
         0..12 => 0x1f80,
