@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 use testkit::disk::{self, Content};
-use testkit::linux::{BOOT, SOON, complains};
+use testkit::linux::{BOOT, Linux, SOON, complains};
 use testkit::{Vm, foreign, guests};
 
 /// Removes a file when the test ends.
@@ -68,6 +68,27 @@ fn i386_kernel_with_pae() {
     let log = vm.expect("Run /init as init process", BOOT).unwrap();
     assert!(log.contains("686-pae"), "{log}");
     up_and_off(&mut vm);
+}
+
+/// Linux finds AVX-512, and its programs keep their registers whatever comes between.
+#[test]
+fn programs_use_avx512() {
+    if !std::arch::is_x86_feature_detected!("avx512vl") {
+        eprintln!("skipped: the host has no AVX-512");
+        return;
+    }
+    let flags = ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"];
+    let program = guests::c_program("vectors", &flags).unwrap();
+    let files: [(&str, &[u8]); 1] = [("bin/vectors", &program)];
+    let args = ["-m", "256", "-cpu", "max", "-smp", "2"];
+    let mut guest = Linux::boot_holding("linux-image-cloud-amd64", &args, "", &[], &files).unwrap();
+    assert_eq!(guest.shell("grep -c avx512vl /proc/cpuinfo").unwrap().trim(), "2");
+    let said = guest.shell("vectors 3").unwrap();
+    assert!(said.contains("VECTORS PASS"), "{said}");
+    let registers = guest.vm.qmp.hmp("info registers").unwrap();
+    assert!(registers.contains("Opmask00=") && registers.contains("ZMM31="), "{registers}");
+    assert_eq!(guest.complaints().unwrap(), Vec::<String>::new());
+    guest.power_off().unwrap();
 }
 
 #[test]

@@ -110,6 +110,18 @@ pub(crate) fn find(dir: &Path, prefix: &str) -> Option<PathBuf> {
         .find(|path| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(prefix)))
 }
 
+/// The guest program `guest/NAME.c`, built without shared libraries by the host's C compiler
+/// (which Rust needs as its linker anyway), with further flags.
+pub fn c_program(name: &str, flags: &[&str]) -> Result<Vec<u8>> {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("guest/{name}.c"));
+    fs::create_dir_all(cache()).map_err(|e| e.to_string())?;
+    let path = cache().join(format!("{name}-{}", std::process::id()));
+    run(Command::new("cc").args(["-O2", "-static", "-o"]).arg(&path).args(flags).arg(source))?;
+    let bytes = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+    let _ = fs::remove_file(&path);
+    Ok(bytes)
+}
+
 /// What the busybox guest does after it has come up.
 pub const SHELL: &str = "exec setsid sh -c 'exec sh </dev/ttyS0 >/dev/ttyS0 2>&1'";
 

@@ -12,6 +12,8 @@ pub(super) struct Version {
     /// Empty: as before.
     pub model_id: &'static str,
     pub stepping: Option<u32>,
+    /// The model number, where it became another.
+    pub number_of_model: Option<u32>,
 }
 
 pub(super) struct Model {
@@ -44,6 +46,9 @@ const IVY: &str = "f16c rdrand fsgsbase smep erms";
 const HASWELL: &str = "fma movbe pcid abm bmi1 avx2 bmi2 invpcid hle rtm";
 const BROADWELL: &str = "rdseed adx smap 3dnowprefetch";
 const SKYLAKE: &str = "xsavec xgetbv1";
+const SKYLAKE_SERVER: &str = "pdpe1gb clflushopt clwb pku avx512f avx512dq avx512cd avx512bw avx512vl";
+const ICELAKE_SERVER: &str = "avx512vnni avx512vbmi avx512vbmi2 avx512bitalg avx512-vpopcntdq gfni vaes vpclmulqdq \
+    umip la57 wbnoinvd spec-ctrl ssbd";
 const BULLDOZER: &str = "avx xsave aes popcnt sse4.2 sse4.1 cx16 ssse3 pclmulqdq pni pdpe1gb rdtscp fma4 xop \
     3dnowprefetch misalignsse sse4a abm svm lahf-lm npt nrip-save";
 const ZEN: &str = "rdrand f16c avx xsave aes popcnt movbe sse4.2 sse4.1 cx16 fma ssse3 monitor pclmulqdq pni rdtscp \
@@ -60,7 +65,7 @@ const fn version(
     remove: &'static str,
     model_id: &'static str,
 ) -> Version {
-    Version { number, alias, add, remove, model_id, stepping: None }
+    Version { number, alias, add, remove, model_id, stepping: None, number_of_model: None }
 }
 
 macro_rules! models {
@@ -132,6 +137,20 @@ models! {
         [version(2, "Skylake-Client-IBRS", "spec-ctrl", "", "Intel Core Processor (Skylake, IBRS)"),
          version(3, "Skylake-Client-noTSX-IBRS", "", "hle rtm", "Intel Core Processor (Skylake, IBRS, no TSX)"),
          version(4, "", "xsaves", "", "")];
+    "Skylake-Server" 0xd 0x80000008 INTEL (6, 85, 4) "Intel Xeon Processor (Skylake)",
+        [BASE64, LONG, NEHALEM, SANDY, IVY, HASWELL, BROADWELL, SKYLAKE, SKYLAKE_SERVER],
+        [version(2, "Skylake-Server-IBRS", "spec-ctrl", "clflushopt", "Intel Xeon Processor (Skylake, IBRS)"),
+         version(3, "Skylake-Server-noTSX-IBRS", "", "hle rtm", "Intel Xeon Processor (Skylake, IBRS, no TSX)"),
+         version(4, "", "", "", ""), version(5, "", "xsaves", "", "")];
+    "Cascadelake-Server" 0xd 0x80000008 INTEL (6, 85, 6) "Intel Xeon Processor (Cascadelake)",
+        [BASE64, LONG, NEHALEM, SANDY, IVY, HASWELL, BROADWELL, SKYLAKE, SKYLAKE_SERVER, "avx512vnni spec-ctrl ssbd"],
+        [version(2, "", "arch-capabilities", "", ""), version(3, "Cascadelake-Server-noTSX", "", "hle rtm", ""),
+         version(4, "", "", "", ""), version(5, "", "xsaves", "", "")];
+    "Icelake-Server" 0xd 0x80000008 INTEL (6, 134, 0) "Intel Xeon Processor (Icelake)",
+        [BASE64, LONG, NEHALEM, SANDY, IVY, HASWELL, BROADWELL, SKYLAKE, SKYLAKE_SERVER, ICELAKE_SERVER],
+        [version(2, "Icelake-Server-noTSX", "", "hle rtm", ""), version(3, "", "arch-capabilities", "", ""),
+         Version { number_of_model: Some(106), ..version(4, "", "avx512ifma fsrm rdpid sha-ni", "", "") },
+         version(5, "", "xsaves", "", ""), version(6, "", "", "", "")];
     "Opteron_G1" 5 0x80000008 AMD (15, 6, 1) "AMD Opteron 240 (Gen 1 Class Opteron)", [BASE64, LONG, "pni"], [];
     "Opteron_G2" 5 0x80000008 AMD (15, 6, 1) "AMD Opteron 22xx (Gen 2 Class Opteron)",
         [BASE64, LONG, "cx16 pni svm lahf-lm"], [];
@@ -154,7 +173,8 @@ pub(super) struct Chosen {
     pub model: &'static Model,
     pub features: Features,
     pub model_id: &'static str,
-    pub stepping: u32,
+    /// Family, model, stepping.
+    pub signature: (u32, u32, u32),
 }
 
 impl Model {
@@ -162,14 +182,15 @@ impl Model {
         let base =
             self.features.iter().fold(Features::default(), |all, names| all.union(&Features::named(names)));
         let start =
-            Chosen { model: self, features: base, model_id: self.model_id, stepping: self.signature.2 };
+            Chosen { model: self, features: base, model_id: self.model_id, signature: self.signature };
         self.versions.iter().filter(|v| v.number <= number).fold(start, |mut chosen, v| {
             chosen.features =
                 chosen.features.union(&Features::named(v.add)).without(&Features::named(v.remove));
             if !v.model_id.is_empty() {
                 chosen.model_id = v.model_id;
             }
-            chosen.stepping = v.stepping.unwrap_or(chosen.stepping);
+            let (family, model, stepping) = chosen.signature;
+            chosen.signature = (family, v.number_of_model.unwrap_or(model), v.stepping.unwrap_or(stepping));
             chosen
         })
     }

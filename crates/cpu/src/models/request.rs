@@ -242,8 +242,7 @@ impl Request {
             name => {
                 let chosen = catalog::find(name).ok_or_else(unknown)?;
                 let m = chosen.model;
-                let (family, model, _) = m.signature;
-                let id = identity(m.vendor, (family, model, chosen.stepping), chosen.model_id);
+                let id = identity(m.vendor, chosen.signature, chosen.model_id);
                 // The virtual extensions of these two models are not for machines without them.
                 let quiet = if m.name == "qemu64" || m.name == "phenom" { "svm npt lbrv" } else { "" };
                 let absent = Features::named(quiet).without(&offer.features);

@@ -112,8 +112,8 @@ fn wishes_are_honoured() {
 
 #[test]
 fn what_cannot_be_had_is_said() {
-    let model = resolve("qemu64,+avx512f,+vmx");
-    assert_eq!(model.unavailable, ["vmx", "avx512f"]);
+    let model = resolve("qemu64,+amx-tile,+vmx");
+    assert_eq!(model.unavailable, ["vmx", "amx-tile"]);
     assert_eq!(model.warnings[0], "interpreter doesn't support requested feature: CPUID.01H:ECX.vmx [bit 5]");
     let fail = |text: &str| Request::parse(text).and_then(|r| r.resolve(&offer())).unwrap_err().text;
     assert_eq!(fail("qemu64,+vmx,enforce"), "interpreter doesn't support requested features");
@@ -166,5 +166,15 @@ fn xsave_leaf_has_the_architected_sizes() {
     assert_eq!((table.query(0xd, 2).eax, table.query(0xd, 2).ebx), (256, 576));
     assert!(provides(&table, iced_x86::CpuidFeature::AVX2));
     assert!(!provides(&table, iced_x86::CpuidFeature::AVX512F));
+    let table = resolve("Icelake-Server-v4,-pku,-la57").table(&Topology::default(), 0);
+    assert_eq!(table.signature(), 0x606a0);
+    assert_eq!((table.query(0xd, 0).eax, table.query(0xd, 0).ecx), (0xe7, 2688));
+    assert_eq!((table.query(0xd, 6).eax, table.query(0xd, 6).ebx), (512, 1152));
+    assert_eq!(table.query(0xd, 1).ebx, 2432);
+    assert!(provides(&table, iced_x86::CpuidFeature::AVX512_BITALG));
+    assert!(!provides(&table, iced_x86::CpuidFeature::AVX512_BF16));
+    let table = resolve("Icelake-Server,-avx2").table(&Topology::default(), 0);
+    assert_eq!(table.query(0xd, 0).eax, 7);
+    assert!(!provides(&table, iced_x86::CpuidFeature::AVX512BW), "AVX-512 needs AVX2");
     assert!(!provides(&resolve("qemu64").table(&Topology::default(), 0), iced_x86::CpuidFeature::SSE4_1));
 }

@@ -2,7 +2,8 @@ use crate::Session;
 use crate::parse::Args;
 use base::{Result, bail, fail};
 use cpu::CpuState;
-use cpu::state::{Activity, Segment, gpr, seg};
+use cpu::state::{Activity, FpuState, Segment, gpr, seg};
+use cpu::xsave;
 use std::fmt::Write;
 use std::sync::atomic::Ordering;
 
@@ -246,6 +247,9 @@ fn fpu(out: &mut String, s: &CpuState, wide: bool) {
         let _ = write!(out, "FPR{physical}={mantissa:016x} {exponent:04x}{end}");
     }
     let count = if wide { 16 } else { 8 };
+    if s.xcr0 & xsave::AVX512 != 0 {
+        return avx512(out, f, count);
+    }
     for (at, ymm) in f.ymm.iter().take(count).enumerate() {
         if s.xcr0 & 4 != 0 {
             let _ =
@@ -254,5 +258,20 @@ fn fpu(out: &mut String, s: &CpuState, wide: bool) {
             let end = if at % 2 == 1 { '\n' } else { ' ' };
             let _ = write!(out, "XMM{at:02}={:016x} {:016x}{end}", ymm[1], ymm[0]);
         }
+    }
+}
+
+/// Opmasks and ZMM registers; outside of 64-bit mode only the lower eight.
+fn avx512(out: &mut String, f: &FpuState, low: usize) {
+    let more = &f.avx512;
+    for (at, mask) in more.opmask.iter().enumerate() {
+        let end = if at % 4 == 3 { '\n' } else { ' ' };
+        let _ = write!(out, "Opmask{at:02}={mask:016x}{end}");
+    }
+    let lower = f.ymm.iter().zip(&more.zmm_hi256).take(low).map(|(ymm, high)| [*ymm, *high].concat());
+    let upper = more.hi16_zmm.iter().filter(|_| low == 16).map(|words| words.to_vec());
+    for (at, words) in lower.chain(upper).enumerate() {
+        let text: Vec<String> = words.iter().rev().map(|word| format!("{word:016x}")).collect();
+        let _ = writeln!(out, "ZMM{at:02}={}", text.join(" "));
     }
 }
