@@ -85,20 +85,6 @@ impl Default for SimdContext {
 
 impl From<&FpuState> for SimdContext {
     fn from(state: &FpuState) -> Self {
-        let image = Image {
-            fcw: state.fcw,
-            // ES and B say whether an unmasked exception is pending, whatever was loaded.
-            fsw: state.fsw & !0x8080 | if state.fsw & !state.fcw & 0x3f != 0 { 0x8080 } else { 0 },
-            ftw: state.ftw,
-            reserved: 0,
-            fop: 0,
-            fip: 0,
-            fdp: 0,
-            mxcsr: DEFAULT_MXCSR,
-            mxcsr_mask: 0,
-            st: state.st,
-            rest: [0; 352],
-        };
         let (mut zmm, more) = ([[0; 8]; 32], &state.avx512);
         for (n, register) in zmm.iter_mut().enumerate() {
             match (state.ymm.get(n), more.zmm_hi256.get(n)) {
@@ -109,7 +95,20 @@ impl From<&FpuState> for SimdContext {
                 _ => *register = more.hi16_zmm[n - 16],
             }
         }
-        SimdContext {
+        let image = Image {
+            fcw: 0,
+            fsw: 0,
+            ftw: 0,
+            reserved: 0,
+            fop: 0,
+            fip: 0,
+            fdp: 0,
+            mxcsr: DEFAULT_MXCSR,
+            mxcsr_mask: 0,
+            st: [[0; 16]; 8],
+            rest: [0; 352],
+        };
+        let mut context = SimdContext {
             zmm,
             opmask: more.opmask,
             avx512: *more != Avx512State::default(),
@@ -117,17 +116,19 @@ impl From<&FpuState> for SimdContext {
             gpr: [0; 5],
             masks: [0; 4],
             flags: 2,
-            mxcsr: state.mxcsr & 0xffff,
+            mxcsr: 0,
             faulted: 0,
             live: false,
             mxcsr_live: false,
-            fcw: state.fcw,
-            fop: state.fop,
-            fcs: state.fcs,
-            fds: state.fds,
-            fip: state.fip,
-            fdp: state.fdp,
-        }
+            fcw: 0,
+            fop: 0,
+            fcs: 0,
+            fds: 0,
+            fip: 0,
+            fdp: 0,
+        };
+        context.set_x87(state);
+        context
     }
 }
 
@@ -142,8 +143,8 @@ impl SimdContext {
         *self = SimdContext::from(state);
     }
 
-    /// The state in its exchange form. The context must be synced.
-    pub fn state(&self) -> FpuState {
+    /// The x87 state and MXCSR, vector registers left out (zero). The context must be synced.
+    pub fn x87(&self) -> FpuState {
         debug_assert!(!self.live, "x87 state is still in the host's registers");
         let mut st = self.image.st;
         for register in &mut st {
@@ -160,12 +161,36 @@ impl SimdContext {
             fcs: self.fcs,
             fds: self.fds,
             mxcsr: self.mxcsr(),
+            ..FpuState::default()
+        }
+    }
+
+    /// Replaces the x87 state and MXCSR and leaves the vector registers alone. x87 state that is
+    /// live on this thread is dropped.
+    pub fn set_x87(&mut self, state: &FpuState) {
+        self.sync();
+        self.image.fcw = state.fcw;
+        // ES and B say whether an unmasked exception is pending, whatever was loaded.
+        let pending = if state.fsw & !state.fcw & 0x3f != 0 { 0x8080 } else { 0 };
+        self.image.fsw = state.fsw & !0x8080 | pending;
+        self.image.ftw = state.ftw;
+        self.image.st = state.st;
+        self.mxcsr = state.mxcsr & 0xffff;
+        self.fcw = state.fcw;
+        (self.fop, self.fip, self.fdp) = (state.fop, state.fip, state.fdp);
+        (self.fcs, self.fds) = (state.fcs, state.fds);
+    }
+
+    /// The state in its exchange form. The context must be synced.
+    pub fn state(&self) -> FpuState {
+        FpuState {
             ymm: std::array::from_fn(|n| self.ymm(n)),
             avx512: Avx512State {
                 opmask: self.opmask,
                 zmm_hi256: std::array::from_fn(|n| half(&self.zmm[n], 4)),
                 hi16_zmm: std::array::from_fn(|n| self.zmm[16 + n]),
             },
+            ..self.x87()
         }
     }
 

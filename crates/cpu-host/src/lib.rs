@@ -20,6 +20,7 @@
 //! FIP, FDP and FOP are the caller's: [`Plan::sets_x87_pointers`] and [`x87_opcode`] help.
 
 mod area;
+mod components;
 mod context;
 mod emit;
 mod evex;

@@ -44,7 +44,6 @@ const READ: u32 = 0;
 const WRITE: u32 = 1 << 16;
 const CODE: u32 = 2 << 16;
 const KINDS: u32 = 3 << 16;
-const GLOBAL: u32 = 1 << 20;
 
 /// Where pieces of large pages are known: 2 MiB regions by a hash, so that it may be said of
 /// some others too.
@@ -90,7 +89,9 @@ pub struct TlbSet {
     pub read: Box<[ReadEntry; DATA_ENTRIES]>,
     pub write: Box<[WriteEntry; DATA_ENTRIES]>,
     pub code: Box<[CodeEntry; CODE_ENTRIES]>,
-    log: Vec<u32>,
+    /// What was entered since it was last dropped: local pages, global pages. An entry that took
+    /// the place of one of the other kind may be in both.
+    logs: [Vec<u32>; 2],
     large: Regions,
 }
 
@@ -125,7 +126,7 @@ impl TlbSet {
             read: Box::new(read),
             write: Box::new(write),
             code: Box::new(code),
-            log: Vec::new(),
+            logs: [Vec::new(), Vec::new()],
             large: Regions::default(),
         }
     }
@@ -150,16 +151,13 @@ impl TlbSet {
     }
 
     fn note(&mut self, kind: u32, index: usize, global: bool) {
-        if self.log.len() >= 8 * DATA_ENTRIES {
-            self.compact();
+        let log = &mut self.logs[usize::from(global)];
+        if log.len() >= 8 * DATA_ENTRIES {
+            // Each entry once.
+            log.sort_unstable();
+            log.dedup();
         }
-        self.log.push(kind | index as u32 | if global { GLOBAL } else { 0 });
-    }
-
-    /// Keeps each entry once in the log.
-    fn compact(&mut self) {
-        self.log.sort_unstable_by_key(|item| (item & !GLOBAL, item & GLOBAL));
-        self.log.dedup_by_key(|item| *item & !GLOBAL);
+        log.push(kind | index as u32);
     }
 
     fn drop_entry(&mut self, item: u32) {
@@ -176,14 +174,11 @@ impl TlbSet {
 
     /// Drops everything, or everything but global pages.
     pub fn flush(&mut self, globals_too: bool) {
-        let log = std::mem::take(&mut self.log);
-        for &item in &log {
-            if globals_too || item & GLOBAL == 0 {
-                self.drop_entry(item);
-            }
+        for kind in 0..=usize::from(globals_too) {
+            let mut log = std::mem::take(&mut self.logs[kind]);
+            log.drain(..).for_each(|item| self.drop_entry(item));
+            self.logs[kind] = log;
         }
-        self.log = log;
-        self.log.retain(|item| !globals_too && item & GLOBAL != 0);
         if globals_too {
             self.large.clear();
         }

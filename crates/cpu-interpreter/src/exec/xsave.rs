@@ -1,6 +1,6 @@
 //! XSAVE, XSAVEOPT, XSAVEC, XSAVES and their restores (SDM vol. 1 §13.7 to §13.12).
 
-use super::fpu_state::{MXCSR_MASK, get_words, put_words, u64_of};
+use super::fpu_state::{MXCSR_MASK, u64_of};
 use super::{Done, Flow};
 use crate::core::Core;
 use crate::op::Op;
@@ -10,15 +10,18 @@ use cpu::state::FpuState;
 use cpu::xsave::{self, AVX, COMPONENTS, Component, LEGACY, SSE, X87};
 use iced_x86::{Instruction, Mnemonic};
 
-/// Words of the largest component.
-const LARGEST: usize = 128;
+/// Bytes of the largest component.
+const LARGEST: usize = 1024;
+/// Bytes of all components of the extended region.
+const EXTENDED: usize = 1856;
 /// Where the header stands.
 const HEADER: usize = 512;
 
 impl Core {
     /// State components that are not in their initial configuration.
     pub(super) fn in_use(&mut self) -> u64 {
-        let fpu = self.fpu();
+        self.simd.sync();
+        let fpu = self.simd.x87();
         let mut used = 0;
         if fpu.fcw != 0x37f
             || fpu.fsw != 0
@@ -28,18 +31,12 @@ impl Core {
         {
             used |= X87;
         }
-        if fpu.ymm.iter().any(|y| y[0] | y[1] != 0) || fpu.mxcsr != 0x1f80 {
+        if fpu.mxcsr != 0x1f80 || self.simd.uses_component(1) {
             used |= SSE;
         }
-        if fpu.ymm.iter().any(|y| y[2] | y[3] != 0) {
-            used |= AVX;
-        }
-        if self.simd.avx512 {
-            let zero = |words: &[u64]| words.iter().all(|&word| word == 0);
-            let more = COMPONENTS[1..].iter().filter(|c| !zero(&words(&fpu, c)[..c.size / 8]));
-            used |= more.fold(0, |used, c| used | c.mask());
-        }
-        used
+        let known = if self.simd.avx512 { COMPONENTS.len() } else { 1 };
+        let more = COMPONENTS[..known].iter().filter(|c| self.simd.uses_component(c.number));
+        more.fold(used, |used, c| used | c.mask())
     }
 
     fn requested(&self) -> u64 {
@@ -82,11 +79,10 @@ impl Core {
             let at = self.wrap(linear.wrapping_add(*at as u64));
             self.probe_write(at, component.size)?;
         }
-        let fpu = self.fpu();
         let mut image = [0u8; LEGACY];
         // What is not stored keeps its bytes.
         self.read_bytes(linear, &mut image)?;
-        let legacy = self.legacy_image(&fpu, wide);
+        let legacy = self.legacy_image(&self.simd.x87(), wide);
         if stored & X87 != 0 {
             image[..24].copy_from_slice(&legacy[..24]);
             image[32..160].copy_from_slice(&legacy[32..160]);
@@ -94,11 +90,8 @@ impl Core {
         if wanted & (SSE | AVX) != 0 && (!compact || stored & SSE != 0 || !optimised) {
             image[24..32].copy_from_slice(&legacy[24..32]);
         }
-        let count = self.xmm_count();
         if stored & SSE != 0 {
-            for (k, y) in fpu.ymm.iter().take(count).enumerate() {
-                put_words(&mut image[160 + 16 * k..176 + 16 * k], &y[..2]);
-            }
+            self.simd.save_component(1, &mut image[160..160 + 16 * self.xmm_count()]);
         }
         let old = u64_of(&image[HEADER..HEADER + 8]);
         let new = if compact { wanted & used } else { old & !wanted | wanted & used };
@@ -109,18 +102,12 @@ impl Core {
         self.write_bytes(linear, &image)?;
         for (component, at) in places.iter().filter(|(c, _)| stored & c.mask() != 0) {
             let at = self.wrap(linear.wrapping_add(*at as u64));
-            self.save_component(&fpu, component, at)?;
+            let mut bytes = [0u8; LARGEST];
+            let len = self.component_len(component);
+            self.simd.save_component(component.number, &mut bytes[..len]);
+            self.write_bytes(at, &bytes[..len])?;
         }
         Ok(Flow::Next)
-    }
-
-    /// Writes a component of the extended region. Outside of 64-bit mode, registers that do not
-    /// exist keep their bytes.
-    fn save_component(&mut self, fpu: &FpuState, component: &Component, linear: u64) -> Result<(), Fault> {
-        let mut bytes = [0u8; 8 * LARGEST];
-        let len = self.component_len(component);
-        put_words(&mut bytes[..len], &words(fpu, component));
-        self.write_bytes(linear, &bytes[..len])
     }
 
     /// Bytes of a component that the present mode accesses.
@@ -161,94 +148,67 @@ impl Core {
         let load = wanted & present;
         let mxcsr = u32::from_le_bytes([image[24], image[25], image[26], image[27]]);
         let takes_mxcsr = if compact { load & SSE != 0 } else { wanted & (SSE | AVX) != 0 };
-        let mut fpu = self.fpu();
+        if takes_mxcsr && mxcsr & !MXCSR_MASK != 0 {
+            return Err(Fault::GP0);
+        }
         let places: Vec<_> = if compact {
             xsave::compacted(components).collect()
         } else {
             COMPONENTS.into_iter().map(|c| (c, c.offset)).collect()
         };
+        // Nothing is loaded unless all can be.
+        let mut bytes = [0u8; EXTENDED];
+        let mut next = 0;
         for (component, at) in places.iter().filter(|(c, _)| load & c.mask() != 0) {
             let at = self.wrap(linear.wrapping_add(*at as u64));
-            self.restore_component(&mut fpu, component, at)?;
+            let len = self.component_len(component);
+            self.read_bytes(at, &mut bytes[next..next + len])?;
+            next += len;
         }
-        for component in COMPONENTS.iter().filter(|c| wanted & !load & c.mask() != 0) {
-            let len = self.component_len(component) / 8;
-            set_words(&mut fpu, component, &[0; LARGEST][..len]);
+        self.restore_legacy(&image, (wanted, load), wide, takes_mxcsr.then_some(mxcsr), compact);
+        let mut from = &bytes[..next];
+        for component in COMPONENTS.iter().filter(|c| wanted & c.mask() != 0) {
+            let len = self.component_len(component);
+            if load & component.mask() != 0 {
+                self.simd.load_component(component.number, &from[..len]);
+                from = &from[len..];
+            } else if component.number < 5 || self.simd.avx512 {
+                self.simd.load_component(component.number, &[0; LARGEST][..len]);
+            }
         }
-        if takes_mxcsr && mxcsr & !MXCSR_MASK != 0 {
-            return Err(Fault::GP0);
-        }
-        let fresh = FpuState::default();
+        self.simd.settle_avx512();
+        Ok(Flow::Next)
+    }
+
+    /// x87, MXCSR and XMM registers from the legacy region, or their initial state.
+    fn restore_legacy(
+        &mut self,
+        image: &[u8; LEGACY],
+        (wanted, load): (u64, u64),
+        wide: bool,
+        mxcsr: Option<u32>,
+        compact: bool,
+    ) {
+        self.simd.sync();
+        let mut fpu = self.simd.x87();
         if wanted & X87 != 0 {
             if load & X87 != 0 {
                 Core::parse_legacy(&mut fpu, &image[..160], wide);
             } else {
-                fpu = FpuState { mxcsr: fpu.mxcsr, ymm: fpu.ymm, avx512: fpu.avx512, ..fresh.clone() };
+                fpu = FpuState { mxcsr: fpu.mxcsr, ..FpuState::default() };
             }
         }
-        if takes_mxcsr {
-            fpu.mxcsr = mxcsr;
-        } else if compact && wanted & SSE != 0 {
-            fpu.mxcsr = fresh.mxcsr;
+        match mxcsr {
+            Some(mxcsr) => fpu.mxcsr = mxcsr,
+            None if compact && wanted & SSE != 0 => fpu.mxcsr = FpuState::default().mxcsr,
+            None => {}
         }
-        let count = self.xmm_count();
-        for (k, y) in fpu.ymm.iter_mut().take(count).enumerate() {
-            if load & SSE != 0 {
-                get_words(&image[160 + 16 * k..176 + 16 * k], &mut y[..2]);
-            } else if wanted & SSE != 0 {
-                y[..2].fill(0);
-            }
+        self.simd.set_x87(&fpu);
+        let len = 16 * self.xmm_count();
+        if load & SSE != 0 {
+            self.simd.load_component(1, &image[160..160 + len]);
+        } else if wanted & SSE != 0 {
+            self.simd.load_component(1, &[0; 256][..len]);
         }
-        self.set_fpu(&fpu);
-        Ok(Flow::Next)
     }
-
-    fn restore_component(
-        &mut self,
-        fpu: &mut FpuState,
-        component: &Component,
-        linear: u64,
-    ) -> Result<(), Fault> {
-        let mut bytes = [0u8; 8 * LARGEST];
-        let len = self.component_len(component);
-        self.read_bytes(linear, &mut bytes[..len])?;
-        let mut words = [0; LARGEST];
-        get_words(&bytes[..len], &mut words);
-        set_words(fpu, component, &words[..len / 8]);
-        Ok(())
-    }
-}
-
-/// The words of a component of the extended region, in the order of the area; zeroes follow.
-fn words(fpu: &FpuState, component: &Component) -> [u64; LARGEST] {
-    let mut words = [0; LARGEST];
-    let from = match component.number {
-        2 => {
-            for (to, y) in words.chunks_exact_mut(2).zip(&fpu.ymm) {
-                to.copy_from_slice(&y[2..]);
-            }
-            return words;
-        }
-        5 => &fpu.avx512.opmask[..],
-        6 => fpu.avx512.zmm_hi256.as_flattened(),
-        _ => fpu.avx512.hi16_zmm.as_flattened(),
-    };
-    words[..from.len()].copy_from_slice(from);
-    words
-}
-
-/// Sets the first words of a component of the extended region.
-fn set_words(fpu: &mut FpuState, component: &Component, words: &[u64]) {
-    let to = match component.number {
-        2 => {
-            for (y, from) in fpu.ymm.iter_mut().zip(words.chunks_exact(2)) {
-                y[2..].copy_from_slice(from);
-            }
-            return;
-        }
-        5 => &mut fpu.avx512.opmask[..],
-        6 => fpu.avx512.zmm_hi256.as_flattened_mut(),
-        _ => fpu.avx512.hi16_zmm.as_flattened_mut(),
-    };
-    to[..words.len()].copy_from_slice(words);
 }
