@@ -187,7 +187,7 @@ impl Open {
     /// A file name from the image header, seen from the directory the image lies in.
     pub fn beside(&self, name: &str) -> Result<String> {
         let image = self.children.iter().find(|child| child.role().contains(Role::PRIMARY));
-        let image = image.map(|child| child.node().filename().to_string()).unwrap_or_default();
+        let image = image.map(|child| child.node().place()).unwrap_or_default();
         crate::graph::filename::combine(&image, name)
     }
 
@@ -352,6 +352,14 @@ pub trait Siblings: Send + Sync {
     fn take(&self, child: &Child) -> Result<()>;
 }
 
+/// Discards that went well, and their bytes; those that failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Discards {
+    pub done: u64,
+    pub bytes: u64,
+    pub failed: u64,
+}
+
 /// An opened format, protocol or filter.
 ///
 /// Methods are called from many tasks at once. The graph makes requests fit
@@ -472,6 +480,16 @@ pub trait Layer: Send + Sync + 'static {
     /// The backing child was put in, replaced or taken away.
     fn set_backing(&self, _backing: Option<Child>) -> Result<()> {
         bail!("this feature or command is not currently supported")
+    }
+
+    /// How discards of a file of the host went, since it was opened.
+    fn discards(&self) -> Option<Discards> {
+        None
+    }
+
+    /// The backing file as the image's header names it.
+    fn header_backing(&self) -> Option<String> {
+        self.info().backing_filename
     }
 
     /// New images are known to read as zeroes.

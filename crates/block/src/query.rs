@@ -103,6 +103,8 @@ impl ImageInfo {
 pub struct NodeStats {
     pub node_name: Option<String>,
     pub highest_offset: u64,
+    pub driver: &'static str,
+    pub discards: Option<crate::driver::Discards>,
     /// The protocol node (`parent` on the wire).
     pub file: Option<Box<NodeStats>>,
     pub backing: Option<Box<NodeStats>>,
@@ -210,11 +212,11 @@ pub async fn describe(node: &Arc<Node>, backend: Option<&Backend>, flat: bool) -
     let group = backend.and_then(Backend::throttle_group);
     let image = image(node, !flat).await;
     NodeInfo {
-        file: node.filename().to_string(),
+        file: node.filename(),
         node_name: node.name().to_string(),
         read_only: backend.map_or(node.is_read_only(), Backend::is_read_only),
         driver: node.driver().name,
-        backing_file: node.backing().map(|below| below.filename().to_string()),
+        backing_file: node.backing().map(|below| below.filename()),
         backing_depth: image.depth(),
         encrypted: node.layer().info().encrypted,
         key_missing: node.key_missing(),
@@ -268,9 +270,9 @@ async fn one_image(node: &Arc<Node>) -> ImageInfo {
         (info.cluster_size, info.dirty) = (below.cluster_size, below.dirty);
     }
     let full = info.backing_filename.as_deref();
-    let full = full.and_then(|name| crate::graph::filename::combine(node.filename(), name).ok());
+    let full = full.and_then(|name| crate::graph::filename::combine(&node.place(), name).ok());
     ImageInfo {
-        filename: node.filename().to_string(),
+        filename: node.filename(),
         format: node.driver().name,
         virtual_size: node.size().next_multiple_of(SECTOR),
         actual_size: allocated(node).await,
@@ -320,6 +322,8 @@ fn node_stats(node: &Arc<Node>) -> NodeStats {
     NodeStats {
         node_name: Some(node.name().to_string()),
         highest_offset: node.highest_written(),
+        driver: node.driver().name,
+        discards: node.layer().discards(),
         file: child(Role::PRIMARY),
         backing: child(Role::BACKING),
     }

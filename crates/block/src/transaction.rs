@@ -130,7 +130,10 @@ impl Graph {
             Action::Internal { device, snapshot } => self.internal(&device, snapshot).await.map(Some),
             Action::Backup(make) => {
                 // The job drains by itself; users are held already.
-                let job = self.jobs.backup(&self.arc(), make().await?).await?;
+                let mut spec = make().await?;
+                // It is set up now and runs when all actions have been done.
+                spec.setup.deferred = true;
+                let job = self.jobs.backup(&self.arc(), spec).await?;
                 Ok(Some(Done::Job(job)))
             }
             Action::Abort => bail!("Transaction aborted using Abort action"),
@@ -157,7 +160,7 @@ impl Graph {
         if !spec.existing {
             let mut options = Options::new();
             options.set("size", old.size());
-            options.set("backing_file", absolute(old.filename()));
+            options.set("backing_file", crate::graph::filename::absolute(&old.filename()));
             options.set("backing_fmt", old.driver().name);
             self.create_image_told(&spec.file, &format, options).await?;
         }
@@ -387,6 +390,7 @@ impl Graph {
                     eprintln!("block: bitmap '{name}' of node '{}' stays in the image: {why}", node.name());
                 }
             }
+            Done::Job(job) => job.begin(),
             _ => {}
         }
     }
@@ -435,14 +439,4 @@ pub(crate) fn usable(bitmap: &DirtyBitmap, any: bool) -> Result<()> {
         bail!("Bitmap '{name}' is readonly and cannot be modified");
     }
     Ok(())
-}
-
-fn absolute(name: &str) -> String {
-    if name.starts_with('/') || crate::graph::filename::scheme(name).is_some() {
-        return name.to_string();
-    }
-    match std::env::current_dir() {
-        Ok(dir) => dir.join(name).display().to_string(),
-        Err(_) => name.to_string(),
-    }
 }

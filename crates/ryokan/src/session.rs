@@ -60,6 +60,8 @@ pub async fn run(
     // Bounded: a job may wait for a server that is gone.
     let _ = tokio::time::timeout(FAREWELL, host.graph.jobs.cancel_all()).await;
     host.graph.shutdown().await;
+    // Their last events.
+    control.events().pump();
     machine.tear_down();
     control.drain(Duration::from_millis(500)).await;
     drop(monitors);

@@ -217,7 +217,8 @@ fn drives_are_added_and_removed_by_hand() {
     assert_eq!((&left["device"], &left["qdev"], left["inserted"].is_null()), (&json!(""), &front, true));
     assert_eq!(say(&mut bench, "drive_add -n 0 driver=null-co,node-name=n,size=65536"), "");
     assert_eq!(bench.node("n")["drv"], json!("null-co"));
-    assert_eq!(say(&mut bench, "info block -n n").lines().next().unwrap(), "n: null-co:// (null-co)");
+    let named = r#"n: json:{"driver": "null-co", "size": "65536"} (null-co)"#;
+    assert_eq!(say(&mut bench, "info block -n n").lines().next().unwrap(), named);
     assert_eq!(say(&mut bench, "drive_del n"), "");
     assert!(bench.node("n").is_null());
     bench.quit();
@@ -329,4 +330,24 @@ fn streaming_by_hand() {
     let images = bench.quit();
     images.remove("base.qcow2");
     images.io("top.qcow2", &["read -P 1 0 512k", "read -P 2 512k 512k"]);
+}
+
+#[test]
+fn discards_of_a_file_are_counted() {
+    let images = Images::new();
+    images.create("a.raw", "4M", &[]);
+    let mut bench = Bench::start(images, &[]);
+    bench.open("a", "a.raw", json!({"discard": "unmap"}));
+    bench.io("a", "write 0 1M");
+    bench.io("a", "discard 0 512k");
+    bench.io("a", "discard 512k 64k");
+    let all = bench.run("query-blockstats", json!({"query-nodes": true}));
+    let of =
+        |name: &str| all.as_array().unwrap().iter().find(|one| one["node-name"] == name).unwrap().clone();
+    let told =
+        json!({"driver": "file", "discard-nb-ok": 2, "discard-nb-failed": 0, "discard-bytes-ok": 576 << 10});
+    assert_eq!(of("a-file")["driver-specific"], told);
+    assert_eq!(of("a")["driver-specific"], Value::Null);
+    assert_eq!(of("a")["parent"]["driver-specific"], told);
+    bench.quit();
 }

@@ -214,3 +214,97 @@ fn the_name_of_a_job_is_free_with_its_last_event() {
     bench.run("blockdev-del", json!({"node-name": "copy"}));
     bench.quit();
 }
+
+/// Names as QEMU 10 gives them for the same nodes.
+#[test]
+fn names_tell_what_opens_the_same_nodes_again() {
+    let images = Images::new();
+    images.create("base.qcow2", "1M", &[]);
+    images.io("base.qcow2", &["write -P 1 0 64k"]);
+    images.overlay("mid.qcow2", "base.qcow2");
+    images.overlay("top.qcow2", "mid.qcow2");
+    for name in ["a.raw", "b.raw", "cfg.raw"] {
+        images.create(name, "1M", &[]);
+    }
+    std::fs::write(images.path("cfg.raw"), "").unwrap();
+    let path = |name: &str| images.path(name);
+    let dir = path("");
+    let file = |name: &str| json!({"driver": "file", "filename": path(name), "locking": "off"});
+    let zero = json!({"driver": "null-co"});
+    let sized = json!({"driver": "null-co", "size": 1 << 20, "read-zeroes": true, "latency-ns": 1});
+    let image = |driver: &str, name: &str, more: Value| {
+        let mut all = json!({"driver": driver, "read-only": true, "file": file(name)});
+        more.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+        all
+    };
+    let rules = json!([{"event": "read_aio", "errno": 7, "once": true}]);
+    let blkdebug = |mut more: Value| {
+        more["driver"] = "blkdebug".into();
+        more["image"] = file("a.raw");
+        json!({"driver": "raw", "read-only": true, "file": more})
+    };
+    let nodes = [
+        (zero.clone(), "null-co://"),
+        (sized.clone(), r#"json:{"read-zeroes": true, "driver": "null-co", "size": 1048576}"#),
+        (
+            json!({"driver": "throttle", "throttle-group": "tg", "file": zero}),
+            r#"json:{"throttle-group": "tg", "driver": "throttle", "file": {"driver": "null-co"}}"#,
+        ),
+        (
+            image("raw", "a.raw", json!({"offset": 512, "size": 1024})),
+            r#"json:{"offset": 512, "driver": "raw", "size": 1024, "file": {"driver": "file", "filename": "@a.raw"}}"#,
+        ),
+        (
+            json!({"driver": "raw", "read-only": true, "file": image("qcow2", "base.qcow2", json!({}))}),
+            r#"json:{"driver": "raw", "file": {"driver": "qcow2", "file": {"driver": "file", "filename": "@base.qcow2"}}}"#,
+        ),
+        (blkdebug(json!({"config": path("cfg.raw")})), "blkdebug:@cfg.raw:@a.raw"),
+        (blkdebug(json!({})), "blkdebug::@a.raw"),
+        (
+            blkdebug(json!({"inject-error": rules})),
+            r#"json:{"driver": "raw", "file": {"inject-error.0.once": true, "image": {"driver": "file", "filename": "@a.raw"}, "driver": "blkdebug", "inject-error.0.errno": 7, "inject-error.0.event": "read_aio"}}"#,
+        ),
+        (
+            json!({"driver": "blkverify", "test": image("raw", "a.raw", json!({})), "raw": file("b.raw")}),
+            "blkverify:@b.raw:@a.raw",
+        ),
+        (
+            json!({"driver": "quorum", "vote-threshold": 1, "rewrite-corrupted": false, "read-pattern": "fifo",
+                "read-only": true, "children": [file("a.raw"), image("raw", "b.raw", json!({}))]}),
+            r#"json:{"read-pattern": "fifo", "children": [{"driver": "file", "filename": "@a.raw"}, {"driver": "raw", "file": {"driver": "file", "filename": "@b.raw"}}], "driver": "quorum", "rewrite-corrupted": false, "vote-threshold": 1}"#,
+        ),
+        (image("qcow2", "top.qcow2", json!({})), "@top.qcow2"),
+        (
+            image("qcow2", "mid.qcow2", json!({"backing": null})),
+            r#"json:{"backing": null, "driver": "qcow2", "file": {"driver": "file", "filename": "@mid.qcow2"}}"#,
+        ),
+        (
+            image("qcow2", "mid.qcow2", json!({"backing": sized})),
+            r#"json:{"backing": {"read-zeroes": true, "driver": "null-co", "size": 1048576}, "driver": "qcow2", "file": {"driver": "file", "filename": "@mid.qcow2"}}"#,
+        ),
+        (
+            image(
+                "qcow2",
+                "top.qcow2",
+                json!({"backing": image("qcow2", "mid.qcow2", json!({"backing": null}))}),
+            ),
+            r#"json:{"backing": {"backing": null, "driver": "qcow2", "file": {"driver": "file", "filename": "@mid.qcow2"}}, "driver": "qcow2", "file": {"driver": "file", "filename": "@top.qcow2"}}"#,
+        ),
+    ];
+    let mut bench = Bench::start(images, &["-object", "throttle-group,id=tg,x-iops-total=1000"]);
+    for (at, (mut options, name)) in nodes.into_iter().enumerate() {
+        let node = format!("n{at}");
+        options["node-name"] = node.as_str().into();
+        bench.run("blockdev-add", options);
+        assert_eq!(bench.node(&node)["file"], name.replace('@', &dir));
+    }
+    // Another tool opens the same chain by the name, and so does a snapshot of it.
+    let name = bench.node("n13")["file"].as_str().unwrap().to_string();
+    let over = bench.images.path("over.qcow2");
+    let snapshot = json!({"node-name": "n13", "snapshot-node-name": "over", "snapshot-file": over});
+    bench.run("blockdev-snapshot-sync", snapshot);
+    let images = bench.quit();
+    assert_eq!(images.info("over.qcow2")["backing-filename"], name);
+    images.io("top.qcow2", &["read -P 1 0 64k"]);
+    images.io("over.qcow2", &["read -P 0 0 64k"]);
+}

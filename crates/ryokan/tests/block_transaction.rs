@@ -155,7 +155,7 @@ fn the_first_failure_takes_everything_back() {
         actions.push(action("blockdev-snapshot", json!({"node": "a", "overlay": "over"})));
         let refused = bench.refused("transaction", json!({"actions": actions}));
         assert!(refused.ends_with(text), "{refused}");
-        assert!(bench.story("k", "null").contains(&"CANCELLED".to_string()));
+        assert_eq!(bench.story("k", "null"), ["created", "aborting", "concluded", "null"]);
         assert_eq!(state(&mut bench), before, "after {kind}");
         assert_eq!(bench.run("query-jobs", Value::Null), json!([]));
     }
@@ -224,7 +224,8 @@ fn reopening_changes_all_or_nothing() {
     bench.io("top", "read -P 8 0 1M");
     bench.run("blockdev-reopen", reopen(vec![top(json!({"backing": null}))]));
     bench.io("top", "read -P 0 0 1M");
-    bench.run("blockdev-reopen", reopen(vec![top(json!({"backing": "base", "read-only": true}))]));
+    // As it was first called.
+    bench.run("x-blockdev-reopen", top(json!({"backing": "base", "read-only": true})));
     assert_eq!(bench.node("top")["ro"], true);
     bench.io("top", "read -P 7 0 1M");
     let before = state(&mut bench);
@@ -261,4 +262,34 @@ fn reopening_changes_all_or_nothing() {
     let images = bench.quit();
     images.check("top.qcow2");
     images.io("top.qcow2", &["read -P 9 0 64k"]);
+}
+
+#[test]
+fn jobs_run_when_all_is_prepared() {
+    let mut bench = bench();
+    let copy = |bench: &Bench, device: &str, job: &str| {
+        let target = bench.images.path(&format!("{job}.qcow2"));
+        action("drive-backup", json!({"device": device, "job-id": job, "target": target, "sync": "full"}))
+    };
+    let (one, two) = (copy(&bench, "d", "j"), copy(&bench, "e", "k"));
+    let wrong = bench.refused("transaction", json!({"actions": [&one, &two, action("abort", json!({}))]}));
+    assert_eq!(wrong, "GenericError: Transaction aborted using Abort action");
+    for job in ["j", "k"] {
+        assert_eq!(bench.story(job, "null"), ["created", "aborting", "concluded", "null"]);
+    }
+    assert_eq!(bench.run("query-jobs", Value::Null), json!([]));
+    bench.run("transaction", json!({"actions": [one, two]}));
+    let begins =
+        |event: &Value| ["created", "running"].iter().any(|status| event["data"]["status"] == *status);
+    let last = |event: &Value| event["data"] == json!({"id": "k", "status": "running"});
+    let events = bench.vm.qmp.events_until(begins, last, SOON).unwrap();
+    let story: Vec<String> =
+        events.iter().map(|one| format!("{} {}", one["data"]["id"], one["data"]["status"])).collect();
+    assert_eq!(story[..2], [r#""j" "created""#, r#""k" "created""#], "{story:?}");
+    assert_eq!(story[2..], [r#""j" "running""#, r#""k" "running""#], "{story:?}");
+    bench.done("j");
+    bench.done("k");
+    let images = bench.quit();
+    images.same("a.qcow2", "j.qcow2");
+    images.same("b.qcow2", "k.qcow2");
 }

@@ -170,9 +170,20 @@ pub struct BlockStats {
     pub qdev: Option<String>,
     pub node_name: Option<String>,
     pub stats: BlockDeviceStats,
+    /// of files and devices of the host
+    pub driver_specific: Option<BlockStatsSpecific>,
     /// the protocol node below a format
     pub parent: Option<Box<BlockStats>>,
     pub backing: Option<Box<BlockStats>>,
+}
+
+/// How discards of a host file or device (`file`, `host_device`) went.
+#[derive(Describe, Debug, Clone, Default, PartialEq)]
+pub struct BlockStatsSpecific {
+    pub driver: String,
+    pub discard_nb_ok: u64,
+    pub discard_nb_failed: u64,
+    pub discard_bytes_ok: u64,
 }
 
 /// Counts since the start, as the guest asked for them.

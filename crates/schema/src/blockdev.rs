@@ -9,6 +9,7 @@ commands![
     BlockdevAdd,
     BlockdevDel,
     BlockdevReopen,
+    XBlockdevReopen,
     BlockdevCreate,
     XBlockdevAmend,
     QueryNamedBlockNodes,
@@ -40,6 +41,15 @@ pub struct BlockdevDel {
 #[command(preconfig)]
 pub struct BlockdevReopen {
     pub options: Vec<Map>,
+}
+
+/// Gives one open node other options, which stand beside `driver`: the first form of
+/// `blockdev-reopen`.
+#[derive(Command, Debug, Clone)]
+#[command(name = "x-blockdev-reopen", preconfig)]
+pub struct XBlockdevReopen {
+    #[qapi(rest)]
+    pub options: Map,
 }
 
 /// Starts a job that makes an image.

@@ -322,6 +322,8 @@ pub struct BlockJobInfo {
     pub speed: i64,
     pub io_status: crate::block::BlockDeviceIoStatus,
     pub ready: bool,
+    /// of a mirror: source and target are the same, and writes go to both before they are answered
+    pub actively_synced: Option<bool>,
     pub status: String,
     pub auto_finalize: bool,
     pub auto_dismiss: bool,

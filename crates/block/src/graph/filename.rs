@@ -1,11 +1,11 @@
 //! File names: protocol prefixes, `json:`, names relative to an image.
 
-use super::node::Parts;
+use super::Node;
 use crate::driver::Kind;
 use crate::options::Options;
 use crate::types::Role;
 use base::{Result, bail, fail};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 /// The protocol prefix of a file name ("nbd" of "nbd:host:port"), if it has one.
 pub fn scheme(name: &str) -> Option<&str> {
@@ -37,50 +37,212 @@ pub fn parse_json(name: &str) -> Result<Option<Options>> {
     }
 }
 
-/// What a node calls itself: the plain name where that is enough to open it again.
-pub(super) fn of(parts: &Parts) -> String {
-    if let Some(name) = parts.layer.filename() {
-        return name;
-    }
-    let primary = parts.children.iter().find(|child| child.role().contains(Role::PRIMARY));
-    let plain = parts.driver.kind == Kind::Format
-        && !["offset", "size", "data-file"].iter().any(|key| parts.options.contains(key));
+/// Options that change what a node shows, so that its file name alone does not say what it is:
+/// by driver.
+const TELLING: &[(&str, &[&str])] = &[
+    ("raw", &["offset", "size"]),
+    ("qcow", &["encrypt"]),
+    ("qcow2", &["encrypt", "data-file"]),
+    ("luks", &["key-secret"]),
+    ("null-co", &["size", "read-zeroes"]),
+    ("null-aio", &["size", "read-zeroes"]),
+    ("throttle", &["throttle-group"]),
+    ("quorum", &["vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern"]),
+    (
+        "blkdebug",
+        &[
+            "config",
+            "align",
+            "max-transfer",
+            "opt-write-zero",
+            "max-write-zero",
+            "opt-discard",
+            "max-discard",
+            "inject-error",
+            "set-state",
+        ],
+    ),
+];
+
+/// What a node calls itself: the plain name where that is enough to open the same nodes again,
+/// otherwise `json:` and the options that are.
+pub(super) fn of(node: &Node) -> String {
+    plain(node).unwrap_or_else(|| {
+        let mut text = "json:".to_string();
+        write_json(&mut text, &Value::Object(describe(node)));
+        text
+    })
+}
+
+/// The name of the file that a node's own data lies in, or what comes nearest: names in its
+/// header are relative to this one.
+pub(super) fn place_of(node: &Node) -> String {
+    let primary = node.children().into_iter().find(|child| child.role().contains(Role::PRIMARY));
     match primary {
-        Some(child) if plain && !child.node().filename().starts_with("json:") => {
-            child.node().filename().to_string()
-        }
-        _ => {
-            let mut options = parts.options.clone();
-            for key in ["node-name", "backing"] {
-                options.take(key);
-            }
-            for child in &parts.children {
-                if !child.role().contains(Role::BACKING) {
-                    let below = describe(&child.node());
-                    options.set(child.name(), below);
-                }
-            }
-            options.set("driver", parts.driver.name);
-            format!("json:{}", Value::Object(options.0))
-        }
+        Some(child) if node.driver().kind == Kind::Format => place_of(&child.node()),
+        _ => of(node),
     }
 }
 
-fn describe(node: &super::Node) -> Value {
+fn plain(node: &Node) -> Option<String> {
+    let own = telling(node);
     if let Some(name) = node.layer().filename() {
-        return serde_json::json!({"driver": node.driver().name, "filename": name});
+        return own.is_empty().then_some(name);
     }
-    if let Ok(Some(options)) = parse_json(node.filename()) {
-        return Value::Object(options.0);
-    }
-    let mut options = Options::new();
-    options.set("driver", node.driver().name);
-    for child in node.children() {
-        if !child.role().contains(Role::BACKING) {
-            options.set(child.name(), describe(&child.node()));
+    let child = |name: &str| {
+        let child = node.children().into_iter().find(|child| child.name() == name)?;
+        plain(&child.node()).filter(|name| !name.starts_with("json:"))
+    };
+    match node.driver().name {
+        "blkdebug" if own.keys().all(|key| key == "config") => {
+            let config = own.get("config").and_then(Value::as_str).unwrap_or_default();
+            Some(format!("blkdebug:{config}:{}", child("image")?))
         }
+        "blkverify" => Some(format!("blkverify:{}:{}", child("raw")?, child("test")?)),
+        "copy-before-write" | "snapshot-access" => child("file"),
+        _ if node.driver().kind == Kind::Format && own.is_empty() && !stands_elsewhere(node) => {
+            let file = node.children().into_iter().find(|child| child.role().contains(Role::PRIMARY))?;
+            let below = file.node().skip_implicit();
+            let opened_by_name = below.driver().kind == Kind::Protocol
+                || matches!(below.driver().name, "blkdebug" | "blkverify");
+            child(file.name()).filter(|_| opened_by_name)
+        }
+        _ => None,
     }
-    Value::Object(options.0)
+}
+
+/// What was given of [`TELLING`], with flat keys.
+fn telling(node: &Node) -> Map<String, Value> {
+    let mut own = Map::new();
+    // A protocol without a name is told of by all that it was given.
+    let nameless = node.driver().kind == Kind::Protocol && node.layer().filename().is_none();
+    let known = TELLING.iter().find(|(driver, _)| *driver == node.driver().name);
+    let tells = |key: &str| known.map_or(nameless, |(_, keys)| keys.contains(&key));
+    for (key, value) in node.given().0.iter().filter(|(key, _)| tells(key)) {
+        flatten(&mut own, key, value);
+    }
+    if node.driver().name == "blkdebug"
+        && let Some(rest) = node.given().get_str("filename").and_then(|name| name.strip_prefix("blkdebug:"))
+        && let Some((config, _)) = rest.split_once(':').filter(|(config, _)| !config.is_empty())
+    {
+        own.insert("config".into(), config.into());
+    }
+    own
+}
+
+fn flatten(into: &mut Map<String, Value>, key: &str, value: &Value) {
+    match value {
+        Value::Object(map) => {
+            map.iter().for_each(|(word, value)| flatten(into, &format!("{key}.{word}"), value))
+        }
+        Value::Array(list) => {
+            list.iter().enumerate().for_each(|(at, value)| flatten(into, &format!("{key}.{at}"), value));
+        }
+        _ => drop(into.insert(key.to_string(), value.clone())),
+    }
+}
+
+/// Whether a node, or one that it is based on, is based on another image than its header says.
+fn stands_elsewhere(node: &Node) -> bool {
+    if !node.driver().backing {
+        return false;
+    }
+    match (node.layer().header_backing(), node.backing().map(|below| below.skip_implicit())) {
+        (None, None) => false,
+        (Some(name), Some(below)) => {
+            let place = place_of(&below);
+            let from_header = combine(&place_of(node), &name).unwrap_or_default();
+            match name == place || absolute(&from_header) == absolute(&place) {
+                true => stands_elsewhere(&below),
+                false => name != of(&below),
+            }
+        }
+        _ => true,
+    }
+}
+
+/// A file name that does not depend on the working directory.
+pub(crate) fn absolute(name: &str) -> String {
+    if name.starts_with('/') || scheme(name).is_some() {
+        return name.to_string();
+    }
+    match std::env::current_dir() {
+        Ok(dir) => dir.join(name).display().to_string(),
+        Err(_) => name.to_string(),
+    }
+}
+
+/// The options that open the same nodes again.
+fn describe(node: &Node) -> Map<String, Value> {
+    let own = telling(node);
+    let children = node.children();
+    if let Some(name) = node.layer().filename() {
+        match (node.driver().kind, parse_json(&name)) {
+            // The filter of a job: gone when the node is opened again.
+            (Kind::Filter, _) => return children.first().map_or(Map::new(), |child| describe(&child.node())),
+            (_, Ok(Some(options))) => return options.0,
+            _ => {}
+        }
+        let mut map = own;
+        map.insert("driver".into(), node.driver().name.into());
+        if !matches!(node.driver().name, "null-co" | "null-aio") {
+            map.insert("filename".into(), name.into());
+        }
+        return map;
+    }
+    let mut map = own;
+    map.insert("driver".into(), node.driver().name.into());
+    if node.driver().name == "quorum" {
+        let list = children.iter().map(|child| Value::Object(describe(&child.node()))).collect();
+        map.insert("children".into(), Value::Array(list));
+        return map;
+    }
+    let elsewhere = stands_elsewhere(node);
+    for child in children.iter().filter(|child| elsewhere || !child.role().contains(Role::BACKING)) {
+        map.insert(child.name().into(), Value::Object(describe(&child.node())));
+    }
+    if elsewhere && node.backing().is_none() {
+        map.insert("backing".into(), Value::Null);
+    }
+    map
+}
+
+/// JSON as QEMU writes it into file names, which test suites compare: blanks after colons and
+/// commas, keys in the order of its hash table.
+fn write_json(text: &mut String, value: &Value) {
+    match value {
+        Value::Object(map) => {
+            let mut keys: Vec<&String> = map.keys().collect();
+            keys.sort_by_key(|key| (bucket(key), *key));
+            text.push('{');
+            for (at, key) in keys.into_iter().enumerate() {
+                text.push_str(if at > 0 { ", " } else { "" });
+                text.push_str(&Value::from(key.as_str()).to_string());
+                text.push_str(": ");
+                write_json(text, &map[key]);
+            }
+            text.push('}');
+        }
+        Value::Array(list) => {
+            text.push('[');
+            for (at, value) in list.iter().enumerate() {
+                text.push_str(if at > 0 { ", " } else { "" });
+                write_json(text, value);
+            }
+            text.push(']');
+        }
+        _ => text.push_str(&value.to_string()),
+    }
+}
+
+/// Where a key comes in that table: the hash of the database TDB, for 512 places.
+fn bucket(key: &str) -> u32 {
+    let start = 0x238F_13AFu32.wrapping_mul(key.len() as u32);
+    let hash = key
+        .bytes()
+        .enumerate()
+        .fold(start, |hash, (at, byte)| hash.wrapping_add(u32::from(byte) << (at * 5 % 24)));
+    hash.wrapping_mul(1_103_515_243).wrapping_add(12345) % 512
 }
 
 #[cfg(test)]

@@ -45,7 +45,8 @@ pub struct Node {
     name: String,
     driver: &'static Driver,
     layer: Arc<dyn Layer>,
-    filename: String,
+    /// What it was opened with, but for what says who and what it is.
+    given: Options,
     settings: Mutex<Settings>,
     read_only: AtomicBool,
     no_flush: AtomicBool,
@@ -73,12 +74,11 @@ pub(super) struct Parts {
 
 impl Node {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
-        let filename = super::filename::of(&parts);
         Arc::new(Node {
             name: parts.context.node_name.clone(),
             driver: parts.driver,
             layer: parts.layer,
-            filename,
+            given: parts.options,
             settings: Mutex::new(parts.settings),
             read_only: AtomicBool::new(parts.settings.read_only),
             no_flush: AtomicBool::new(parts.settings.cache.no_flush),
@@ -112,9 +112,18 @@ impl Node {
         &*self.layer
     }
 
-    /// A plain file name, or `json:{...}`.
-    pub fn filename(&self) -> &str {
-        &self.filename
+    /// A plain file name, or `json:{...}`: what opens the same nodes again.
+    pub fn filename(&self) -> String {
+        super::filename::of(self)
+    }
+
+    /// The name of the file that its data lies in.
+    pub fn place(&self) -> String {
+        super::filename::place_of(self)
+    }
+
+    pub(super) fn given(&self) -> &Options {
+        &self.given
     }
 
     pub fn settings(&self) -> Settings {

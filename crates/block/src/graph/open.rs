@@ -207,7 +207,8 @@ impl Graph {
         let mut head = vec![0; PROBE.min(size) as usize];
         let read = node.read(0, &mut head).await;
         read.map_err(|why| Failure::os("Could not read image for determining its format", &why))?;
-        let probe = Probe { head: &head, filename: node.filename(), size };
+        let filename = node.filename();
+        let probe = Probe { head: &head, filename: &filename, size };
         let score = |driver: &&'static Driver| driver.probe.map_or(0, |probe_fn| probe_fn(&probe));
         let best = crate::formats::all().filter(|driver| score(driver) > 0).max_by_key(score);
         open.options.set("file", node.name());

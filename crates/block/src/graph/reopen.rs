@@ -184,7 +184,7 @@ impl Graph {
             };
         }
         match given {
-            None if node.backing().is_some() || node.layer().info().backing_filename.is_some() => {
+            None if node.backing().is_some() || node.layer().header_backing().is_some() => {
                 bail!("backing is missing for '{}'", node.name())
             }
             None => Ok(None),

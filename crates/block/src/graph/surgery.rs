@@ -27,7 +27,7 @@ impl Graph {
         let info = node.layer().info();
         let Some(name) = info.backing_filename.filter(|_| node.backing().is_none()) else { return Ok(()) };
         let mut options = crate::options::Options::new();
-        options.set("filename", super::filename::combine(node.filename(), &name)?);
+        options.set("filename", super::filename::combine(&node.place(), &name)?);
         if let Some(format) = info.backing_format {
             options.set("driver", format);
         }

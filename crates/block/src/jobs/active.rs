@@ -56,6 +56,7 @@ impl Active {
     fn failed(&self, offset: u64, len: u64, error: io::Error) {
         self.bitmap.set(offset, len);
         let Some(job) = self.job.get().and_then(Weak::upgrade) else { return };
+        job.set_synced(false);
         if job.on_error(self.on_error, true, &error) == Action::Report {
             self.failure.lock().get_or_insert(error);
         }

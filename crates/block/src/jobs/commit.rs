@@ -176,7 +176,7 @@ impl Commit {
         if self.overlay_was_read_only {
             graph.set_read_only(overlay, false).await?;
         }
-        let name = self.spec.backing_file.clone().unwrap_or_else(|| base.filename().to_string());
+        let name = self.spec.backing_file.clone().unwrap_or_else(|| base.filename());
         let changed = overlay.layer().change_backing(Some(&name), Some(base.driver().name)).await;
         let linked = match changed {
             Ok(()) => graph.set_backing(overlay, Some(base)),

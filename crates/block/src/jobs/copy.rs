@@ -83,7 +83,11 @@ impl Held {
     ) -> Result<Arc<Node>> {
         let drained = self.graph.drain(node).await;
         let filter = self.graph.put_filter(driver, name, node).await;
-        let filter = filter.map_err(|why| why.within("Could not create node"))?;
+        // Customary: a mirror or commit says it without more ado.
+        let filter = filter.map_err(|why| match driver.name {
+            "mirror_top" | "commit_top" => why,
+            _ => why.within("Could not create node"),
+        })?;
         drop(drained);
         let node = filter.clone();
         self.block(&node);

@@ -65,7 +65,7 @@ impl Layer for Pass {
     }
 
     fn filename(&self) -> Option<String> {
-        Some(self.file.node().filename().to_string())
+        Some(self.file.node().filename())
     }
 
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {

@@ -29,6 +29,8 @@ pub struct Setup {
     pub block_job: bool,
     /// Jobs that end well together or not at all.
     pub group: Option<Arc<Group>>,
+    /// Waits for [`Job::begin`].
+    pub deferred: bool,
 }
 
 impl Setup {
@@ -41,6 +43,7 @@ impl Setup {
             kind,
             block_job: true,
             group: None,
+            deferred: false,
         }
     }
 }
@@ -55,9 +58,12 @@ struct State {
     user_paused: bool,
     /// Others that hold the job still (transactions, drains).
     held: u32,
+    begun: bool,
     cancelled: bool,
     forced: bool,
     ready: bool,
+    /// Source and target are the same and stay it.
+    synced: bool,
     complete: bool,
     finalize: bool,
     io_status: IoStatus,
@@ -82,6 +88,8 @@ pub struct Info {
     pub busy: bool,
     pub paused: bool,
     pub ready: bool,
+    /// Of a mirror: source and target are the same, and writes go to both.
+    pub synced: Option<bool>,
     pub status: Status,
     pub io_status: IoStatus,
     pub auto_finalize: bool,
@@ -100,9 +108,11 @@ impl Job {
             busy: true,
             user_paused: false,
             held: 0,
+            begun: false,
             cancelled: false,
             forced: false,
             ready: false,
+            synced: false,
             complete: false,
             finalize: false,
             io_status: IoStatus::Ok,
@@ -131,6 +141,7 @@ impl Job {
             busy: state.busy && !matches!(state.status, Waiting | Pending | Concluded),
             paused: state.user_paused || state.held > 0,
             ready: state.ready,
+            synced: (self.setup.kind == Kind::Mirror).then_some(state.synced),
             status: state.status,
             io_status: state.io_status,
             auto_finalize: self.setup.auto_finalize,
@@ -180,6 +191,19 @@ impl Job {
 
     pub(super) fn set_error(&self, error: String) {
         self.state.lock().error = Some(error);
+    }
+
+    /// Lets the job run, once.
+    pub fn begin(&self) {
+        let begun = std::mem::replace(&mut self.state.lock().begun, true);
+        if !begun && !self.is_cancelled() {
+            self.set_status(Status::Running);
+        }
+        self.woken.notify_waiters();
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        self.state.lock().begun
     }
 
     // What users may ask.
@@ -346,6 +370,10 @@ impl Job {
         self.state.lock().ready
     }
 
+    pub(super) fn set_synced(&self, synced: bool) {
+        self.state.lock().synced = synced;
+    }
+
     pub fn set_len(&self, len: u64) {
         self.state.lock().len = len;
     }
@@ -411,6 +439,11 @@ impl Job {
         self.state.lock().busy = false;
         let _ = tokio::time::timeout(time, woken).await;
         self.state.lock().busy = true;
+    }
+
+    /// Whether the job may run, or else was cancelled before.
+    pub(super) async fn wait_begun(&self) -> bool {
+        self.wait_until(|state| state.begun).await
     }
 
     /// Whether the job was told to finish, or else was cancelled.

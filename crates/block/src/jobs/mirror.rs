@@ -52,6 +52,8 @@ pub struct MirrorSpec {
     /// Node to be replaced instead of the source.
     pub replaces: Option<String>,
     pub backing: BackingMode,
+    /// The target is new and reads as zeroes: what no image of the source holds is not copied.
+    pub blank: bool,
     /// Guest writes go to both sides before they are answered.
     pub write_blocking: bool,
     /// Most bytes copied at once, 0 for the usual.
@@ -73,6 +75,7 @@ impl MirrorSpec {
             unmap: true,
             replaces: None,
             backing: BackingMode::Leave,
+            blank: false,
             write_blocking: false,
             buf_size: 0,
             filter_node_name: None,
@@ -207,6 +210,7 @@ impl Mirror {
         let size = source.size();
         let (base, top_only) = match &self.spec.sync {
             MirrorSync::None => return Ok(()),
+            MirrorSync::Full if self.spec.blank => (None, false),
             MirrorSync::Full => {
                 self.bitmap.set(0, size);
                 return Ok(());
@@ -272,6 +276,7 @@ impl Mirror {
                     self.spec.target.flush().await?;
                     if self.bitmap.count() == 0 {
                         job.set_remaining(0);
+                        self.tell_synced(job);
                         job.set_ready();
                     }
                 }
@@ -283,9 +288,17 @@ impl Mirror {
                     }
                     self.drained.clear();
                 }
-                _ => job.wait(Duration::from_millis(20)).await,
+                _ => {
+                    self.tell_synced(job);
+                    job.wait(Duration::from_millis(20)).await;
+                }
             }
         }
+    }
+
+    /// Whether the target has all, and gets every write before it is answered.
+    fn tell_synced(&self, job: &Job) {
+        job.set_synced(self.active.is_some() && self.bitmap.count() == 0);
     }
 
     /// Begins to copy a range.
@@ -314,6 +327,7 @@ impl Mirror {
             Err(Failed::Target(error)) => (self.spec.on_target_error, true, error),
         };
         self.bitmap.set(ended.from, ended.len);
+        job.set_synced(false);
         if job.is_to_pause() {
             // One error has stopped the job: that others failed too is found out again.
             return Ok(());

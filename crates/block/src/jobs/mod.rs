@@ -131,6 +131,11 @@ pub trait Body: Send + 'static {
     /// The work. `ECANCELED` is taken as cancelled.
     fn run<'a>(&'a mut self, job: &'a Job) -> Fut<'a, IoResult>;
 
+    /// What to say of an error of `run`, where its text is not enough.
+    fn reason(&mut self) -> Option<String> {
+        None
+    }
+
     /// After success (and, where asked for, finalising): makes the result take effect.
     fn commit<'a>(&'a mut self, _job: &'a Job) -> Fut<'a, Result<()>> {
         Box::pin(async { Ok(()) })
@@ -195,7 +200,9 @@ impl Jobs {
         }
         let inner = self.0.clone();
         inner.notices.send(crate::Notice::JobStatus { id: job.id().to_string(), status: Status::Created });
-        job.set_status(Status::Running);
+        if !job.setup.deferred {
+            job.begin();
+        }
         let running = job.clone();
         let handle = graph.main_thread().handle().clone();
         handle.spawn(async move {
@@ -235,7 +242,9 @@ impl Jobs {
 /// to be dismissed, its id free.
 fn conclude(inner: &Inner, job: &Arc<Job>, ending: Ending, error: Option<String>) {
     let mut list = inner.list.lock();
-    job.tell(ending, error);
+    if job.has_begun() {
+        job.tell(ending, error);
+    }
     job.set_status(Status::Concluded);
     if job.setup.auto_dismiss {
         list.retain(|one| !Arc::ptr_eq(one, job));
@@ -253,10 +262,15 @@ fn forget(inner: &Inner, job: &Arc<Job>) {
 type Why = Option<String>;
 
 async fn work(job: &Job, body: &mut impl Body) -> Result<(), Why> {
-    body.run(job).await.map_err(|error| match error.raw_os_error() {
-        Some(libc::ECANCELED) => None,
-        _ => Some(Job::text_of(&error)),
-    })?;
+    if !job.wait_begun().await {
+        return Err(None);
+    }
+    if let Err(error) = body.run(job).await {
+        return Err(match error.raw_os_error() {
+            Some(libc::ECANCELED) => None,
+            _ => Some(body.reason().unwrap_or_else(|| Job::text_of(&error))),
+        });
+    }
     if job.is_cancelled() && !job.is_ready() {
         return Err(None);
     }

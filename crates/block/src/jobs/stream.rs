@@ -113,7 +113,7 @@ impl Stream {
         let base = self.spec.base.as_ref();
         let name = match (base, &self.spec.backing_file) {
             (_, Some(name)) => Some(name.clone()),
-            (Some(base), None) => Some(base.filename().to_string()),
+            (Some(base), None) => Some(base.filename()),
             (None, None) => None,
         };
         let format = base.map(|base| base.driver().name);

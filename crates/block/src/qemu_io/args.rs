@@ -38,7 +38,7 @@ pub(super) struct Words {
 
 impl Words {
     /// `flags` stand alone, `values` take a word.
-    pub fn parse(words: Vec<String>, flags: &str, values: &str) -> Result<Self, String> {
+    pub fn parse(name: &str, words: Vec<String>, flags: &str, values: &str) -> Result<Self, String> {
         let mut parsed = Words { flags: HashMap::new(), rest: Vec::new() };
         let mut words = words.into_iter();
         while let Some(word) = words.next() {
@@ -53,10 +53,12 @@ impl Words {
                 } else if values.contains(letter) {
                     let glued: String = letters.by_ref().collect();
                     let value = if glued.is_empty() { words.next() } else { Some(glued) };
-                    let value = value.ok_or_else(|| format!("option requires an argument -- '{letter}'"))?;
+                    let value = value.ok_or_else(|| {
+                        format!("{name}: option requires an argument -- '{letter}'\n{}", super::usage(name))
+                    })?;
                     parsed.flags.insert(letter, Some(value));
                 } else {
-                    return Err(format!("invalid option -- '{letter}'"));
+                    return Err(format!("{name}: invalid option -- '{letter}'\n{}", super::usage(name)));
                 }
             }
         }

@@ -86,7 +86,7 @@ where
 }
 
 pub(super) async fn read(backend: &Backend, name: &'static str, words: Vec<String>, out: &Out) -> Answer {
-    let mut words = Words::parse(words, "abCiqrvp", "Psl")?;
+    let mut words = Words::parse(name, words, "abCiqrvp", "Psl")?;
     let byte = pattern(&mut words, 'P')?;
     let skip = words.value('s').map_or(Ok(0), |word| number(&word))?;
     let part = words.value('l').map(|word| number(&word)).transpose()?;
@@ -162,7 +162,7 @@ enum Content {
 }
 
 pub(super) async fn write(backend: &Backend, name: &'static str, words: Vec<String>, out: &Out) -> Answer {
-    let mut words = Words::parse(words, "bcCfinpqruz", "Ps")?;
+    let mut words = Words::parse(name, words, "bcCfinpqruz", "Ps")?;
     let byte = pattern(&mut words, 'P')?;
     let source = words.value('s');
     let job = take_job(&words, "wrote")?;
@@ -233,7 +233,7 @@ pub(super) async fn write(backend: &Backend, name: &'static str, words: Vec<Stri
 }
 
 pub(super) async fn discard(backend: &Backend, words: Vec<String>, out: &Out) -> Answer {
-    let words = Words::parse(words, "Cq", "")?;
+    let words = Words::parse("discard", words, "Cq", "")?;
     let job = take_job(&words, "discard")?;
     let result = async {
         let access = backend.access(true, job.len).await?;

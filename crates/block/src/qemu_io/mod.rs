@@ -162,6 +162,18 @@ async fn perform(backend: &Backend, command: &Command, words: Vec<String>, out: 
     }
 }
 
+impl Command {
+    /// How it is used, in one line.
+    fn line(&self) -> String {
+        let usage = if self.usage.is_empty() { String::new() } else { format!("{} ", self.usage) };
+        format!("{} {usage}-- {}", self.name, self.help)
+    }
+}
+
+fn usage(name: &str) -> String {
+    COMMANDS.iter().find(|one| one.name == name).map(Command::line).unwrap_or_default()
+}
+
 type Answer = Result<(), String>;
 
 fn failed(what: &str, error: &std::io::Error) -> String {
@@ -169,10 +181,7 @@ fn failed(what: &str, error: &std::io::Error) -> String {
 }
 
 fn help(words: Vec<String>, out: &Out) -> Answer {
-    let tell = |one: &Command| {
-        let usage = if one.usage.is_empty() { String::new() } else { format!("{} ", one.usage) };
-        out(&format!("{} {usage}-- {}\n", one.name, one.help));
-    };
+    let tell = |one: &Command| out(&format!("{}\n", one.line()));
     match words.first() {
         None => {
             COMMANDS.iter().for_each(tell);
@@ -272,7 +281,7 @@ async fn alloc(backend: &Backend, words: &[String], out: &Out) -> Answer {
 }
 
 async fn truncate(backend: &Backend, words: Vec<String>) -> Answer {
-    let mut words = Words::parse(words, "", "m")?;
+    let mut words = Words::parse("truncate", words, "", "m")?;
     let preallocation = match words.value('m') {
         None => Preallocation::Off,
         Some(word) => Preallocation::parse(&word).ok_or_else(|| format!("Invalid parameter '{word}'"))?,
@@ -283,7 +292,7 @@ async fn truncate(backend: &Backend, words: Vec<String>) -> Answer {
 }
 
 async fn reopen(backend: &Backend, words: Vec<String>) -> Answer {
-    let mut words = Words::parse(words, "rw", "co")?;
+    let mut words = Words::parse("reopen", words, "rw", "co")?;
     let (Some(node), Some(graph)) = (backend.node(), backend.graph()) else {
         return Err("reopen: no medium".into());
     };
@@ -321,10 +330,10 @@ async fn breakpoint(backend: &Backend, name: &str, words: &[String]) -> Answer {
     let debug = backend.node().and_then(|node| crate::filters::blkdebug::find(&node));
     let Some(debug) = debug else {
         let why = match name {
-            "break" => "Could not set breakpoint",
-            "resume" => "Could not resume request",
-            "remove_break" => "Could not remove breakpoint",
-            _ => "Could not wait for a breakpoint",
+            "break" => "Could not set breakpoint".to_string(),
+            "resume" => "Could not resume request".to_string(),
+            "remove_break" => format!("Could not remove breakpoint {}", words[0]),
+            _ => "Could not wait for a breakpoint".to_string(),
         };
         return Err(format!("{why}: Operation not supported"));
     };
@@ -337,7 +346,8 @@ async fn breakpoint(backend: &Backend, name: &str, words: &[String]) -> Answer {
         }
         "resume" => rules.resume(&words[0]).map_err(|why| format!("Could not resume request: {why}")),
         "remove_break" => {
-            rules.remove_break(&words[0]).map_err(|why| format!("Could not remove breakpoint: {why}"))
+            let tag = &words[0];
+            rules.remove_break(tag).map_err(|why| format!("Could not remove breakpoint {tag}: {why}"))
         }
         _ => {
             rules.wait_suspended(&words[0]).await;

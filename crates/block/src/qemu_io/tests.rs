@@ -36,6 +36,9 @@ fn output_is_the_customary_one() {
         run_line("read 1x 2"),
         "Parsing error: non-numeric argument, or extraneous/unrecognized suffix -- 1x\n"
     );
+    let text = run_line("discard -x 1 2");
+    let usage = "discard [-Cq] off len -- discards a number of bytes at a specified offset";
+    assert_eq!(text, format!("discard: invalid option -- 'x'\n{usage}\n"));
     assert_eq!(run_line("length"), "1 MiB\n");
     assert_eq!(run_line("map"), "1 MiB (0x100000) bytes     allocated at offset 0 bytes (0x0)\n");
     assert_eq!(run_line("write -q 0 1k"), "");

@@ -179,13 +179,22 @@ fn device_stats(stats: query::DeviceStats) -> BlockStats {
         qdev: stats.qdev,
         node_name: below.node_name,
         stats: counted,
+        driver_specific: below.driver_specific,
         parent: below.parent,
         backing: below.backing,
     }
 }
 
 fn node_stats(stats: query::NodeStats) -> BlockStats {
+    // The drive of a CD counts none.
+    let discards = stats.discards.filter(|_| stats.driver != "host_cdrom");
     BlockStats {
+        driver_specific: discards.map(|counted| BlockStatsSpecific {
+            driver: stats.driver.into(),
+            discard_nb_ok: counted.done,
+            discard_nb_failed: counted.failed,
+            discard_bytes_ok: counted.bytes,
+        }),
         node_name: stats.node_name,
         stats: BlockDeviceStats { wr_highest_offset: stats.highest_offset as i64, ..Default::default() },
         parent: stats.file.map(|file| Box::new(node_stats(*file))),

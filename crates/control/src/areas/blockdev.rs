@@ -12,6 +12,7 @@ pub fn route(routes: &mut Routes) {
     routes.add(blockdev_add);
     routes.add(blockdev_del);
     routes.add(blockdev_reopen);
+    routes.add(x_blockdev_reopen);
     routes.add(blockdev_create);
     routes.add(x_blockdev_amend);
     routes.add(query_named_block_nodes);
@@ -101,9 +102,17 @@ async fn blockdev_del(call: Call, command: BlockdevDel) -> Result<()> {
 }
 
 async fn blockdev_reopen(call: Call, command: BlockdevReopen) -> Result<()> {
-    let at = graph(&call);
-    there(&call, async move {
-        let list: Result<Vec<Options>> = command.options.into_iter().map(Options::crumple).collect();
+    reopen(&call, command.options).await
+}
+
+async fn x_blockdev_reopen(call: Call, command: XBlockdevReopen) -> Result<()> {
+    reopen(&call, vec![command.options]).await
+}
+
+async fn reopen(call: &Call, list: Vec<Map>) -> Result<()> {
+    let at = graph(call);
+    there(call, async move {
+        let list: Result<Vec<Options>> = list.into_iter().map(Options::crumple).collect();
         at.reopen(list?).await
     })
     .await
@@ -112,7 +121,7 @@ async fn blockdev_reopen(call: Call, command: BlockdevReopen) -> Result<()> {
 /// The body of a job that is one piece of work; its failure is told in words.
 struct Whole {
     work: Option<Fut<'static, Result<()>>>,
-    why: Option<Failure>,
+    why: Option<String>,
 }
 
 impl jobs::Body for Whole {
@@ -120,18 +129,17 @@ impl jobs::Body for Whole {
         Box::pin(async move {
             job.set_len(1);
             let Some(work) = self.work.take() else { return Ok(()) };
-            match work.await {
-                Ok(()) => job.advance(1),
-                // Told by `commit`, which can say it in words.
-                Err(why) => self.why = Some(why),
-            }
-            Ok(())
+            let result = work.await;
+            job.advance(1);
+            result.map_err(|why| {
+                self.why = Some(why.text);
+                std::io::Error::other("told by `reason`")
+            })
         })
     }
 
-    fn commit<'a>(&'a mut self, _job: &'a jobs::Job) -> Fut<'a, Result<()>> {
-        let result = self.why.take().map_or(Ok(()), Err);
-        Box::pin(std::future::ready(result))
+    fn reason(&mut self) -> Option<String> {
+        self.why.take()
     }
 }
 

@@ -84,8 +84,9 @@ pub(super) fn in_chain(top: &Arc<Node>, wanted: impl Fn(&Arc<Node>) -> bool) -> 
 /// The image under `top` of that file name.
 fn by_file(top: &Arc<Node>, file: &str) -> Option<Arc<Node>> {
     in_chain(top, |node| {
-        let named = node.filename() == file;
-        let same = || match (std::fs::canonicalize(node.filename()), std::fs::canonicalize(file)) {
+        let place = node.place();
+        let named = place == file || node.filename() == file;
+        let same = || match (std::fs::canonicalize(&place), std::fs::canonicalize(file)) {
             (Ok(one), Ok(other)) => one == other,
             _ => false,
         };
@@ -301,6 +302,7 @@ async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
             unmap: command.unmap.unwrap_or(true),
             replaces: common.replaces,
             backing,
+            blank: !existing && target.layer().zero_initialised(),
             write_blocking: common.copy_mode == Some(MirrorCopyMode::WriteBlocking),
             buf_size,
             ..MirrorSpec::new(setup, source, target.clone())
@@ -342,7 +344,10 @@ async fn set_speed(call: Call, command: BlockJobSetSpeed) -> Result<()> {
 
 async fn cancel(call: Call, command: BlockJobCancel) -> Result<()> {
     let job = graph(&call).jobs.block_job(&command.device)?;
-    let force = command.force.unwrap_or(false);
+    cancel_after_reply(&call, job, command.force.unwrap_or(false))
+}
+
+fn cancel_after_reply(call: &Call, job: Arc<jobs::Job>, force: bool) -> Result<()> {
     job.check_cancel(force)?;
     call.after_reply(move || {
         // Refused only when the job has ended meanwhile.
@@ -381,7 +386,7 @@ async fn job_resume(call: Call, command: JobResume) -> Result<()> {
 }
 
 async fn job_cancel(call: Call, command: JobCancel) -> Result<()> {
-    graph(&call).jobs.get(&command.id)?.cancel(true)
+    cancel_after_reply(&call, graph(&call).jobs.get(&command.id)?, true)
 }
 
 async fn job_complete(call: Call, command: JobComplete) -> Result<()> {
@@ -411,6 +416,7 @@ async fn query_block_jobs(call: Call, _: QueryBlockJobs) -> Result<Vec<BlockJobI
             IoStatus::Nospace => BlockDeviceIoStatus::Nospace,
         },
         ready: info.ready,
+        actively_synced: info.synced,
         status: info.status.as_str().into(),
         auto_finalize: info.auto_finalize,
         auto_dismiss: info.auto_dismiss,

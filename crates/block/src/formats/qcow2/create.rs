@@ -231,7 +231,7 @@ async fn data_file(create: &mut Create, header: &mut Header) -> Result<Option<()
     let name = value.as_str().map(str::to_string);
     let node = name.as_deref().and_then(|name| create.graph.find(name));
     header.data_file = match (&node, name) {
-        (Some(node), _) => Some(node.filename().to_string()),
+        (Some(node), _) => Some(node.filename()),
         (None, Some(name)) => {
             let options = json!({"driver": "file", "filename": name, "size": 0});
             create.graph.create(Options::json(options)).await?;

@@ -318,6 +318,10 @@ impl Layer for Qcow2 {
         })
     }
 
+    fn header_backing(&self) -> Option<String> {
+        self.meta.lock().header.backing.clone()
+    }
+
     fn info(&self) -> Info {
         let (header, vm) = {
             let meta = self.meta.lock();

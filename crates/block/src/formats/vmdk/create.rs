@@ -158,7 +158,7 @@ pub(super) fn create(create: &mut Create) -> Fut<'_, Result<()>> {
     Box::pin(async {
         let plan = take(create)?;
         let file = create.file().await?;
-        let image = file.node().filename().to_string();
+        let image = file.node().filename();
         let parent = match &plan.backing {
             Some(name) => parent_cid(create, &image, name).await?,
             None => NO_PARENT,
@@ -172,7 +172,7 @@ pub(super) fn create(create: &mut Create) -> Fut<'_, Result<()>> {
         let mut lines = Vec::new();
         for (file, len) in files.iter().zip(plan.lengths()) {
             fill_extent(file, &plan, len).await?;
-            let name = file.node().filename().to_string();
+            let name = file.node().filename();
             lines.push(format!("RW {} {kind} \"{}\"{tail}\n", len / SECTOR, last_part(&name)));
         }
         let text = Text {

@@ -178,7 +178,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             }
             _ => {
                 let image = sparse::open(open, file.clone(), None, backing.clone()).await?;
-                let (len, filename) = (image.disk_size(), file.node().filename().to_string());
+                let (len, filename) = (image.disk_size(), file.node().filename());
                 vec![Extent { start: 0, len, store: Store::Sparse(Box::new(image)), filename }]
             }
         };

@@ -55,7 +55,7 @@ fn a_file_is_read_in_any_order_and_a_little_ahead() {
     let (web, content) = web();
     let graph = graph();
     let node = add(&graph, json!({"url": web.url("good")})).unwrap();
-    assert_eq!((node.size(), node.filename()), (content.len() as u64, web.url("good").as_str()));
+    assert_eq!((node.size(), node.filename()), (content.len() as u64, web.url("good")));
     let expected = content.clone();
     graph.block_on(async move {
         let mut all = vec![0; expected.len()];
@@ -198,7 +198,7 @@ fn options_reach_the_server_and_wrong_ones_are_refused() {
         let graph = graph();
         graph.set_vault(Arc::new(Words));
         let node = add(&graph, options)?;
-        let name = node.filename().to_string();
+        let name = node.filename();
         let read = async move {
             let mut data = [0; 16];
             node.read(0, &mut data).await.map(|()| data)

@@ -5,7 +5,7 @@ mod io;
 mod locks;
 mod queued;
 
-use crate::driver::{Driver, Info, Kind, Layer, Open};
+use crate::driver::{Discards, Driver, Info, Kind, Layer, Open};
 use crate::graph::Settings;
 use crate::options::Options;
 use crate::types::*;
@@ -62,6 +62,7 @@ struct FileLayer {
     data: Mutex<std::ops::Range<u64>>,
     /// Held while the file system is asked: others may be answered by what it says.
     asking: tokio::sync::Mutex<()>,
+    discards: Mutex<Discards>,
 }
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
@@ -153,6 +154,7 @@ impl FileLayer {
             block_device: !kind.is_file(),
             data: Mutex::new(0..0),
             asking: Default::default(),
+            discards: Mutex::default(),
         })
     }
 
@@ -202,6 +204,10 @@ impl Layer for FileLayer {
     fn limits(&self) -> Limits {
         let request_alignment = self.alignment.load(Ordering::Relaxed);
         Limits { request_alignment, max_transfer: 1 << 30, ..Limits::default() }
+    }
+
+    fn discards(&self) -> Option<Discards> {
+        Some(*self.discards.lock())
     }
 
     fn grows(&self) -> bool {
@@ -255,6 +261,15 @@ impl Layer for FileLayer {
         Box::pin(async move {
             let punched = self.pooled(move |file| file.punch(offset, len)).await;
             self.forget_data();
+            let mut discards = self.discards.lock();
+            match punched {
+                Ok(_) => {
+                    discards.done += 1;
+                    discards.bytes += len;
+                }
+                Err(_) => discards.failed += 1,
+            }
+            drop(discards);
             punched
         })
     }
