@@ -47,7 +47,8 @@ fn random_bytes() {
 /// Real instructions with the registers' addresses as they come, in a loop.
 #[test]
 fn random_instructions() {
-    let mut generator = Generator::new(11, &[Family::Integer, Family::String, Family::Sse, Family::Vex]);
+    let families = [Family::Integer, Family::String, Family::Sse, Family::Vex, Family::Evex];
+    let mut generator = Generator::new(11, &families);
     accept(number("RYOKAN_JUDGE_CASES", 3_000), |rng| {
         let mut input = head(rng);
         // 64-bit code only.
