@@ -57,8 +57,6 @@ impl Topology {
 const CACHES: [(u32, u32, u32, u32); 4] = [(1, 1, 32, 8), (2, 1, 32, 8), (3, 2, 4096, 16), (3, 3, 16384, 16)];
 const LINE: u32 = 64;
 
-/// Bytes of the XSAVE area with x87, SSE and AVX state.
-
 struct Builder<'a> {
     model: &'a CpuModel,
     topology: &'a Topology,
