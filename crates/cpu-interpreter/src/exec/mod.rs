@@ -8,6 +8,7 @@ mod control;
 mod data;
 mod fpu_state;
 mod msr;
+mod ports;
 mod simd;
 mod strings;
 mod system;

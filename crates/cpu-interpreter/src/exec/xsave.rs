@@ -39,6 +39,31 @@ impl Core {
         more.fold(used, |used, c| used | c.mask())
     }
 
+    /// XGETBV, XSETBV.
+    pub(super) fn extended_control(&mut self, write: bool) -> Done {
+        if self.st.cr4 & CR4_OSXSAVE == 0 {
+            return Err(Fault::UD);
+        }
+        let index = self.r[1] as u32;
+        if !write {
+            let value = match index {
+                0 => self.st.xcr0,
+                1 => self.st.xcr0 & self.in_use(),
+                _ => return Err(Fault::GP0),
+            };
+            self.r[0] = value & 0xffff_ffff;
+            self.r[2] = value >> 32;
+            return Ok(Flow::Next);
+        }
+        self.privileged()?;
+        let value = self.reg(0, 4) | self.r[2] << 32;
+        if index != 0 || !xsave::is_valid(value, self.features.xcr0()) {
+            return Err(Fault::GP0);
+        }
+        self.st.xcr0 = value;
+        Ok(Flow::End)
+    }
+
     fn requested(&self) -> u64 {
         self.reg(0, 4) | self.reg(2, 4) << 32
     }

@@ -1,9 +1,9 @@
 //! Loops with branches inside: what an engine that translates has to chain.
 
-use super::{Generator, decode, encode, operands};
+use super::operands::Build;
+use super::{Generator, decode, encode, settle};
 use crate::case::{Case, MAX_CODE, layout};
 use iced_x86::{FlowControl, Instruction, InstructionInfoFactory, OpAccess, Register};
-use operands::Build;
 
 /// A branch over instructions that are not there yet.
 struct Forward {
@@ -50,14 +50,13 @@ pub(super) fn looped(generator: &mut Generator, max: usize, rounds: u64) -> Opti
         if decoded.is_invalid()
             || bytes.len() + encoded.len() > MAX_CODE - TAIL
             || decoded.flow_control() != FlowControl::Next
-            || !operands::suits_snippet(&decoded)
-            || operands::flags_read(&decoded) & undefined != 0
+            || !settle::suits_snippet(&decoded)
+            || settle::flags_read(&decoded) & undefined != 0
             || writes_counter(&mut info, &decoded)
         {
             continue;
         }
-        undefined =
-            undefined & !operands::flags_defined(&decoded) | operands::undefined_flags_static(&decoded);
+        undefined = undefined & !settle::flags_defined(&decoded) | settle::undefined_flags_static(&decoded);
         bytes.extend(encoded);
         done += 1;
         land(&mut open, &mut bytes, &mut undefined);

@@ -3,6 +3,7 @@
 mod catalog;
 mod flow;
 mod operands;
+mod settle;
 mod state;
 
 use crate::case::{Case, layout};
@@ -121,14 +122,14 @@ impl Generator {
             return None;
         }
         if !decoded.is_invalid() {
-            operands::settle(&mut self.rng, &mut case, &decoded);
+            settle::settle(&mut self.rng, &mut case, &decoded);
             let low_address = (0..decoded.op_count()).any(|n| decoded.op_kind(n) == OpKind::MemorySegDI);
-            if operands::misaligned_sha(&decoded, &case.registers) || low_address {
+            if settle::misaligned_sha(&decoded, &case.registers) || low_address {
                 return None;
             }
-            case.undefined_flags = operands::undefined_flags(&decoded, &case.registers);
-            operands::tolerate(&mut case, &decoded);
-            case.undefined_result = u64::from(operands::undefined_result(&decoded, &case.registers));
+            case.undefined_flags = settle::undefined_flags(&decoded, &case.registers);
+            settle::tolerate(&mut case, &decoded);
+            case.undefined_result = u64::from(settle::undefined_result(&decoded, &case.registers));
         }
         case.set_code(&bytes);
         Some(case)
@@ -154,13 +155,13 @@ impl Generator {
             if decoded.is_invalid()
                 || !fits
                 || decoded.flow_control() != FlowControl::Next
-                || !operands::suits_snippet(&decoded)
-                || operands::flags_read(&decoded) & undefined != 0
+                || !settle::suits_snippet(&decoded)
+                || settle::flags_read(&decoded) & undefined != 0
             {
                 continue;
             }
             undefined =
-                undefined & !operands::flags_defined(&decoded) | operands::undefined_flags_static(&decoded);
+                undefined & !settle::flags_defined(&decoded) | settle::undefined_flags_static(&decoded);
             midway |= undefined;
             bytes.extend(encoded);
             done += 1;
