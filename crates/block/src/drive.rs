@@ -54,14 +54,16 @@ impl Graph {
     /// what says where it is put (`if`, `bus`, `unit`, `index`, `media` and the like). A
     /// drive without file and driver is empty.
     pub async fn open_drive(&self, id: &str, mut flat: Map<String, Value>) -> Result<Backend> {
-        let file = match flat.remove("file") {
-            Some(Value::String(file)) => Some(file).filter(|file| !file.is_empty()),
+        match flat.remove("file") {
+            Some(Value::String(file)) if file.is_empty() => {}
+            Some(Value::String(file)) => {
+                flat.insert("filename".into(), file.into());
+            }
             Some(other) => {
                 flat.insert("file".into(), other);
-                None
             }
-            None => None,
-        };
+            None => {}
+        }
         if let Some(format) = flat.remove("format") {
             if flat.contains_key("driver") {
                 bail!("Cannot specify both 'driver' and 'format'");
@@ -69,11 +71,12 @@ impl Graph {
             flat.insert("driver".into(), format);
         }
         old_keys(&mut flat)?;
-        let mut options = Options::crumple(flat)?;
+        self.open_tree(id, Options::crumple(flat)?).await
+    }
+
+    /// Makes a back end over a tree of nodes; the tree's `file` may be the name of a node.
+    pub async fn open_tree(&self, id: &str, mut options: Options) -> Result<Backend> {
         let mut drive = take_drive(id, &mut options)?;
-        if let Some(file) = file {
-            options.set("filename", file);
-        }
         if !["driver", "filename", "file"].iter().any(|key| options.contains(key)) {
             // Settings of media to come.
             drive.settings = take_settings(&mut options, drive.settings)?;

@@ -121,9 +121,7 @@ impl Graph {
             Action::SnapshotSync(spec) => self.snapshot_sync(spec).await.map(Some),
             Action::Snapshot { node, overlay } => {
                 let old = self.lookup(Some(&node), Some(&node))?;
-                let Some(overlay) = self.find(&overlay) else {
-                    bail!("Cannot find device='{overlay}' nor node-name='{overlay}'")
-                };
+                let overlay = self.lookup(Some(&overlay), Some(&overlay))?;
                 self.put_over(&old, &overlay).await?;
                 Ok(Some(Done::Overlay { overlay, old, pin: None }))
             }

@@ -64,13 +64,15 @@ fn verbs_hold_in_the_states_they_are_for() {
         (&job["paused"], &job["busy"], &job["status"]),
         (&json!(true), &json!(false), &json!("paused"))
     );
-    says(&mut bench, "block-job-pause", "device", "GenericError: Job is already paused");
+    says(&mut bench, "job-pause", "id", "GenericError: Job is already paused");
+    bench.run("block-job-pause", json!({"device": "j"}));
     let stood = job["offset"].clone();
     std::thread::sleep(Duration::from_millis(300));
     assert_eq!(bench.job("j")["offset"], stood);
     bench.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
     let negative = bench.refused("block-job-set-speed", json!({"device": "j", "speed": -5}));
     assert_eq!(negative, "GenericError: Invalid parameter 'speed'");
+    bench.run("block-job-resume", json!({"device": "j"}));
     bench.run("block-job-resume", json!({"device": "j"}));
     assert_eq!(bench.story("j", "PENDING"), ["running", "waiting", "pending", "PENDING"]);
     says(&mut bench, "job-pause", "id", &state("pause", "pending"));

@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::bitmap::DirtyBitmap;
 use crate::graph::Graph;
 use crate::notice::Notice;
-use base::{Failure, Mutex, Result, bail};
+use base::{Failure, Mutex, Result, bail, fail};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -13,11 +13,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 /// Where to listen.
 pub enum Listen {
-    /// Host ("" is all), first and last port to try.
+    /// Host ("" is all), first and last port to try, whether IPv4 and IPv6 addresses will do.
     Tcp {
         host: String,
         port: u16,
         to: u16,
+        family: (bool, bool),
     },
     Unix(String),
     /// A listening socket that was passed in.
@@ -327,14 +328,36 @@ impl Listener {
     }
 }
 
+/// Why a name was not found, less what the standard library says before it.
+fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    text.rsplit(": ").next().unwrap_or(&text).to_string()
+}
+
 async fn bind(listen: Listen) -> Result<(Option<String>, Listener)> {
     let failed = |error: std::io::Error| Failure::os("Failed to bind socket", &error);
     match listen {
-        Listen::Tcp { host, port, to } => {
-            let host = if host.is_empty() { "::".to_string() } else { host };
+        Listen::Tcp { host, port, to, family } => {
+            let host = match host.as_str() {
+                "" if family.1 => "::".to_string(),
+                "" => "0.0.0.0".to_string(),
+                _ => host,
+            };
+            let found = tokio::net::lookup_host((host.as_str(), port)).await;
+            let found: Vec<std::net::SocketAddr> = found
+                .map_err(|error| fail!("address resolution failed for {host}:{port}: {}", reason(&error)))?
+                .filter(|address| if address.is_ipv4() { family.0 } else { family.1 })
+                .collect();
+            if found.is_empty() {
+                bail!(
+                    "address resolution failed for {host}:{port}: Address family for hostname not supported"
+                );
+            }
             let mut last = None;
             for port in port..=to.max(port) {
-                match tokio::net::TcpListener::bind((host.as_str(), port)).await {
+                let places: Vec<_> =
+                    found.iter().map(|one| std::net::SocketAddr::new(one.ip(), port)).collect();
+                match tokio::net::TcpListener::bind(places.as_slice()).await {
                     Ok(listener) => return Ok((None, Listener::Tcp(listener))),
                     Err(error) => last = Some(error),
                 }

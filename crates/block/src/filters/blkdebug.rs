@@ -269,6 +269,9 @@ fn take_inject(mut options: Options) -> Result<Inject> {
 fn take_set_state(mut options: Options) -> Result<SetState> {
     let event = take_event(&mut options)?;
     let state = signed(&mut options, "state", 0)?;
+    if !options.contains("new_state") {
+        bail!("Parameter 'new_state' is missing");
+    }
     let new_state = signed(&mut options, "new_state", 0)?;
     match options.0.keys().next() {
         Some(key) => bail!("Invalid parameter '{key}'"),

@@ -88,6 +88,8 @@ struct Backup {
     hook: Arc<dyn Hook>,
     /// Records what the guest writes while the bitmap is in use.
     successor: Option<Arc<DirtyBitmap>>,
+    /// It was not cancelled before it did anything.
+    began: bool,
 }
 
 /// A run of clusters that one task copies.
@@ -215,7 +217,7 @@ impl Jobs {
         spec.source.add_hook(hook.clone());
         drop(drained);
         let setup = spec.setup.clone();
-        self.start(setup, Backup { spec, held, front, hook, successor })
+        self.start(setup, Backup { spec, held, front, hook, successor, began: false })
     }
 }
 
@@ -344,7 +346,7 @@ impl Backup {
         let (Some((bitmap, mode)), Some(next)) = (&self.spec.bitmap, self.successor.take()) else { return };
         let copied = match mode {
             BitmapMode::OnSuccess => ok,
-            BitmapMode::Always => true,
+            BitmapMode::Always => ok || self.began,
             BitmapMode::Never => false,
         };
         if copied {
@@ -363,6 +365,7 @@ impl Backup {
 
 impl Body for Backup {
     fn run<'a>(&'a mut self, job: &'a Job) -> Fut<'a, IoResult> {
+        self.began = true;
         Box::pin(self.copy_all(job))
     }
 

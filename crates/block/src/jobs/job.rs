@@ -226,6 +226,11 @@ impl Job {
         Ok(())
     }
 
+    /// Whether a user (or an error) has paused it.
+    pub fn is_user_paused(&self) -> bool {
+        self.state.lock().user_paused
+    }
+
     pub fn pause(&self) -> Result<()> {
         use Status::*;
         if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {

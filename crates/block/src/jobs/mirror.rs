@@ -164,7 +164,7 @@ async fn prepare(held: &mut Held, spec: &MirrorSpec, commits: bool) -> Result<()
         }
         held.freeze(source, Some(target));
     }
-    let grows = target.size() < source.size();
+    let grows = commits && target.size() < source.size();
     let perm = if grows { Perm::WRITE | Perm::RESIZE } else { Perm::WRITE };
     held.attach_root(target, perm, if commits { still } else { Perm::WRITE_UNCHANGED })?;
     held.attach("target", target, Perm::empty(), Perm::all())?;
@@ -235,6 +235,11 @@ impl Mirror {
     }
 
     async fn chase(&mut self, job: &Job) -> IoResult {
+        // A commit has made its base large enough.
+        let sectors = |node: &Node| node.size().div_ceil(512);
+        if self.spec.setup.kind == Kind::Mirror && sectors(&self.spec.source) != sectors(&self.spec.target) {
+            return Err(std::io::Error::other("Source and target image have different sizes"));
+        }
         self.begin(job).await?;
         let mut crew = Crew::new(&self.held.graph, IN_FLIGHT);
         let result = self.follow(job, &mut crew).await;

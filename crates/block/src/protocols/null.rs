@@ -4,7 +4,6 @@ use crate::driver::{Driver, Kind, Layer, Open};
 use crate::types::*;
 use base::Result;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub static NULL_CO: Driver =
@@ -14,7 +13,7 @@ pub static NULL_AIO: Driver =
     Driver { name: "null-aio", kind: Kind::Protocol, schemes: &["null-aio"], open, ..Driver::DEFAULT };
 
 struct Null {
-    size: AtomicU64,
+    size: u64,
     latency: Duration,
     read_zeroes: bool,
     filename: String,
@@ -27,7 +26,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let latency = open.options.take_u64("latency-ns")?.unwrap_or(0);
         let read_zeroes = open.options.take_bool("read-zeroes")?.unwrap_or(false);
         let layer = Null {
-            size: AtomicU64::new(size),
+            size,
             latency: Duration::from_nanos(latency),
             read_zeroes,
             filename: format!("{}://", open.driver.name),
@@ -47,7 +46,7 @@ impl Null {
 
 impl Layer for Null {
     fn size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
+        self.size
     }
 
     fn limits(&self) -> Limits {
@@ -83,13 +82,6 @@ impl Layer for Null {
         let mut flags = StatusFlags::ALLOCATED;
         flags |= if self.read_zeroes { StatusFlags::ZERO } else { StatusFlags::DATA };
         Box::pin(async move { Ok(Status { flags, len, offset: Some(offset) }) })
-    }
-
-    fn truncate<'a>(&'a self, size: u64, _how: Truncate) -> Fut<'a, Result<()>> {
-        Box::pin(async move {
-            self.size.store(size, Ordering::Release);
-            Ok(())
-        })
     }
 
     fn allocated_size(&self) -> Fut<'_, Option<u64>> {

@@ -36,7 +36,8 @@ impl Wanted {
             MirrorSyncMode::Full => "full",
             MirrorSyncMode::None => "none",
             MirrorSyncMode::Bitmap => "bitmap",
-            MirrorSyncMode::Incremental | MirrorSyncMode::DirtyBitmap => "incremental",
+            MirrorSyncMode::Incremental => "incremental",
+            MirrorSyncMode::DirtyBitmap => "dirty-bitmap",
         }
     }
 
@@ -54,6 +55,9 @@ impl Wanted {
         let word = self.word();
         let needs = self.incremental() || self.sync == MirrorSyncMode::Bitmap;
         let Some(name) = &self.bitmap else {
+            if self.sync == MirrorSyncMode::DirtyBitmap {
+                bail!("must provide a valid bitmap name for \"dirty-bitmap\" sync mode");
+            }
             if needs {
                 bail!("must provide a valid bitmap name for '{word}' sync mode");
             }

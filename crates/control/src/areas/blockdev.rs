@@ -70,6 +70,9 @@ async fn blockdev_add(call: Call, command: BlockdevAdd) -> Result<()> {
     if let (Some(Value::Object(first)), 1) = (options.get("options"), options.0.len()) {
         return first_form(&call, first.clone()).await;
     }
+    if !options.contains("driver") {
+        bail!("Parameter 'driver' is missing");
+    }
     there(&call, async move { at.add(options).await.map(drop) }).await
 }
 
@@ -78,12 +81,20 @@ async fn first_form(call: &Call, options: Map) -> Result<()> {
     let at = graph(call);
     let mut options = Options::crumple(options)?;
     let id = options.take_str("id")?;
+    if !options.contains("driver") {
+        match options.contains("file") || options.contains("filename") {
+            true => bail!("Parameter 'driver' is missing"),
+            false if id.is_some() => bail!("Must specify either driver or file"),
+            false => {}
+        }
+    }
     match id {
         None if !options.contains("node-name") => bail!("Block device needs an ID"),
         None => there(call, async move { at.add(options).await.map(drop) }).await,
+        Some(id) if !spec::id_wellformed(&id) => bail!("Invalid device name"),
         Some(id) => {
             there(call, async move {
-                let backend = at.open_drive(&id, options.0).await?;
+                let backend = at.open_tree(&id, options).await?;
                 if backend.check_key().is_err() {
                     backend.delete();
                     at.collect().await;

@@ -221,9 +221,8 @@ fn mirror_sync(sync: MirrorSyncMode, source: &Arc<Node>) -> Result<MirrorSync> {
         MirrorSyncMode::Top if source.skip_filters().backing().is_some() => Ok(MirrorSync::Top(None)),
         MirrorSyncMode::Full | MirrorSyncMode::Top => Ok(MirrorSync::Full),
         MirrorSyncMode::None => Ok(MirrorSync::None),
-        MirrorSyncMode::Incremental | MirrorSyncMode::DirtyBitmap => {
-            bail!("Sync mode 'incremental' not supported")
-        }
+        MirrorSyncMode::Incremental => bail!("Sync mode 'incremental' not supported"),
+        MirrorSyncMode::DirtyBitmap => bail!("Sync mode 'dirty-bitmap' not supported"),
         MirrorSyncMode::Bitmap => bail!("Sync mode 'bitmap' not supported"),
     }
 }
@@ -356,12 +355,16 @@ fn cancel_after_reply(call: &Call, job: Arc<jobs::Job>, force: bool) -> Result<(
     Ok(())
 }
 
+/// No error where it is paused already, as the seed has it (`job-pause` is stricter).
 async fn pause(call: Call, command: BlockJobPause) -> Result<()> {
-    graph(&call).jobs.block_job(&command.device)?.pause()
+    let job = graph(&call).jobs.block_job(&command.device)?;
+    if job.is_user_paused() { Ok(()) } else { job.pause() }
 }
 
+/// No error where it is not paused (`job-resume` is stricter).
 async fn resume(call: Call, command: BlockJobResume) -> Result<()> {
-    graph(&call).jobs.block_job(&command.device)?.resume()
+    let job = graph(&call).jobs.block_job(&command.device)?;
+    if job.is_user_paused() { job.resume() } else { Ok(()) }
 }
 
 async fn complete(call: Call, command: BlockJobComplete) -> Result<()> {

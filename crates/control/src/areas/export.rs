@@ -35,19 +35,52 @@ fn passed_in(call: &Call, name: &str) -> Result<Listen> {
 fn listen_on(call: &Call, addr: Map) -> Result<Listen> {
     let mut addr = Options(addr);
     let kind = addr.need_str("type")?;
-    let mut data = addr.take_table("data")?.unwrap_or(addr);
+    let (mut data, shown) = match addr.take_table("data")? {
+        Some(data) => (data, "addr.data"),
+        None => (std::mem::take(&mut addr), "addr"),
+    };
+    addr.finish_in("addr")?;
     match kind.as_str() {
         "inet" => {
-            let number = |text: &str| text.parse::<u16>().map_err(|_| fail!("Invalid port '{text}'"));
-            let (host, port) = (data.need_str("host")?, data.need_str("port")?);
-            let port = number(&port)?;
-            let to = data.take_str("to")?.map_or(Ok(port), |to| number(&to))?;
-            Ok(Listen::Tcp { host, port, to })
+            let listen = inet(&mut data)?;
+            data.finish_in(shown)?;
+            Ok(listen)
         }
-        "unix" => Ok(Listen::Unix(data.need_str("path")?)),
-        "fd" => passed_in(call, &data.need_str("str")?),
+        "unix" => {
+            let path = data.need_str("path")?;
+            data.finish_in(shown)?;
+            Ok(Listen::Unix(path))
+        }
+        "fd" => {
+            let name = data.need_str("str")?;
+            data.finish_in(shown)?;
+            passed_in(call, &name)
+        }
         other => bail!("Parameter 'type' does not accept value '{other}'"),
     }
+}
+
+/// Host and ports of TCP, and which kinds of addresses will do (all, unless one is asked for or
+/// the other ruled out).
+fn inet(data: &mut Options) -> Result<Listen> {
+    let (host, port) = (data.need_str("host")?, data.need_str("port")?);
+    let number = |text: &str| {
+        let unknown =
+            || fail!("address resolution failed for {host}:{text}: Servname not supported for ai_socktype");
+        text.parse::<u16>().map_err(|_| unknown())
+    };
+    let port = number(&port)?;
+    let to = match data.take_u64("to")? {
+        Some(to) => u16::try_from(to).map_err(|_| fail!("Parameter 'to' expects uint16_t"))?,
+        None => port,
+    };
+    let family = match (data.take_bool("ipv4")?, data.take_bool("ipv6")?) {
+        (Some(false), Some(false)) => bail!("Cannot disable IPv4 and IPv6 at same time"),
+        (None, None) | (Some(true), Some(true)) => (true, true),
+        (Some(false), _) | (None, Some(true)) => (false, true),
+        (Some(true), _) | (None, Some(false)) => (true, false),
+    };
+    Ok(Listen::Tcp { host, port, to, family })
 }
 
 async fn nbd_server_start(call: Call, command: NbdServerStart) -> Result<()> {
@@ -167,6 +200,7 @@ async fn block_export_add(call: Call, command: BlockExportAdd) -> Result<()> {
             Value::Object(map) => {
                 let mut options = Options(map);
                 let (at, name) = (options.need_str("node")?, options.need_str("name")?);
+                options.finish_in("bitmaps")?;
                 bitmap(&graph.lookup(None, Some(&at))?, &name, writable)?
             }
             _ => bail!("Invalid parameter type for 'bitmaps', expected: string or object"),

@@ -28,6 +28,9 @@ async fn change(call: Call, command: Change) -> Result<()> {
         bail!("VNC display not active");
     }
     let (backend, named) = drive(&call, Some(device), None)?;
+    if let Some(format) = format.as_deref().filter(|format| block::formats::find(format).is_none()) {
+        bail!("Invalid block format '{format}'");
+    }
     let medium = Medium { filename, format, access: Access::Retain, late_key: true };
     there(&call, async move {
         backend.change_medium(&named, &medium, false).await?;

@@ -128,8 +128,8 @@ fn merge_action(command: BlockDirtyBitmapMerge) -> Result<Action> {
         sources.push(match value {
             Value::String(name) => BitmapName { node: command.node.clone(), name },
             Value::Object(map) => {
-                let mut options = Options(map);
-                BitmapName { node: options.need_str("node")?, name: options.need_str("name")? }
+                let BlockDirtyBitmapClear { node, name } = qapi::arguments(map)?;
+                BitmapName { node, name }
             }
             _ => bail!("Invalid parameter type for 'bitmaps', expected: string or object"),
         });
@@ -159,8 +159,8 @@ async fn transaction(call: Call, command: Transaction) -> Result<()> {
             bail!("Action '{kind}' does not support transaction property completion-mode = grouped");
         }
         let name = |data: Map| {
-            let mut options = Options(data);
-            Ok::<_, Failure>(BitmapName { node: options.need_str("node")?, name: options.need_str("name")? })
+            let BlockDirtyBitmapClear { node, name } = qapi::arguments(data)?;
+            Ok::<_, Failure>(BitmapName { node, name })
         };
         actions.push(match kind.as_str() {
             "blockdev-snapshot-sync" => sync_spec(qapi::arguments(data)?),

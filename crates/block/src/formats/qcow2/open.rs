@@ -138,6 +138,13 @@ pub(super) fn take_runtime_options(options: &mut Options) -> Result<Runtime> {
     {
         bail!("cache-size, l2-cache-size and refcount-cache-size may not be set at the same time");
     }
+    for (key, part) in [("l2-cache-size", l2), ("refcount-cache-size", refcounts)] {
+        if let (Some(total), Some(part)) = (total, part)
+            && part > total
+        {
+            bail!("{key} may not exceed cache-size");
+        }
+    }
     runtime.cache = l2.or(total);
     if let Some(size) = options.take_u64("l2-cache-entry-size")?
         && !(size.is_power_of_two() && size >= 512)
