@@ -71,7 +71,9 @@ impl Graph {
             flat.insert("driver".into(), format);
         }
         old_keys(&mut flat)?;
-        self.open_tree(id, Options::crumple(flat)?).await
+        let mut options = Options::crumple(flat)?;
+        plain_file(&mut options);
+        self.open_tree(id, options).await
     }
 
     /// Makes a back end over a tree of nodes; the tree's `file` may be the name of a node.
@@ -156,6 +158,7 @@ impl Graph {
             }
             let filter = serde_json::json!({"driver": "copy-on-read", "file": pin.name()});
             pin = self.open(Options::json(filter), drive.settings).await?;
+            pin.set_implicit(true);
         }
         let settings = Settings { read_only: drive.settings.read_only, ..pin.settings() };
         backend.set_habit(Habit { settings, snapshot: drive.snapshot });
@@ -189,6 +192,17 @@ impl Graph {
         let opened = self.open(Options::json(overlay), Settings::default()).await;
         let _ = std::fs::remove_file(&path);
         opened
+    }
+}
+
+/// `file.filename` is a path even where it looks like a protocol.
+fn plain_file(options: &mut Options) {
+    if let Some(Value::Object(file)) = options.0.get_mut("file")
+        && !file.contains_key("driver")
+        && let Some(Value::String(path)) = file.get("filename")
+    {
+        let driver = crate::protocols::file::driver_for(path).name;
+        file.insert("driver".into(), driver.into());
     }
 }
 
@@ -250,18 +264,46 @@ fn take_drive(id: &str, options: &mut Options) -> Result<Drive> {
         Some(mut table) => {
             let group = table.take_str("group")?.unwrap_or_else(|| id.to_string());
             let mut config = Config::default();
+            plain_numbers(&table)?;
             config.take(&mut table, "")?;
             config.check()?;
-            if let Some(key) = table.0.keys().next() {
-                bail!("Invalid parameter 'throttling.{key}'");
+            if let Some((key, value)) = table.0.into_iter().next() {
+                // No limit: the driver refuses what it does not know.
+                options.set(&format!("throttling.{key}"), value);
             }
             config.is_limited().then_some((group, config))
         }
     };
+    for (key, words, text) in [
+        ("aio", &["threads", "native", "io_uring"][..], "invalid aio option"),
+        ("discard", &["ignore", "off", "unmap", "on"], "Invalid discard option"),
+    ] {
+        if options.get_str(key).is_some_and(|word| !words.contains(&word)) {
+            bail!("{text}");
+        }
+    }
+    if let Some(word) = options.get_str("detect-zeroes").filter(|word| !["off", "on", "unmap"].contains(word))
+    {
+        bail!("invalid parameter value: {word}");
+    }
     let copy_on_read = options.take_bool("copy-on-read")?.unwrap_or(false);
     let snapshot = options.take_bool("snapshot")?.unwrap_or(false);
     let settings = Settings { read_only, auto_read_only: true, late_key: true, ..Settings::default() };
     Ok(Drive { setup, write_cache, on_error: (read, write), throttle, copy_on_read, snapshot, settings })
+}
+
+/// Limits of `-drive` are numbers without suffix.
+fn plain_numbers(limits: &Options) -> Result<()> {
+    for (key, value) in limits.0.iter().filter(|(key, _)| *key != "group") {
+        let Some(text) = value.as_str() else { continue };
+        if text.strip_prefix('-').is_some_and(|rest| rest.parse::<u64>().is_ok()) {
+            bail!("bps/iops/max values must be within [0, {}]", crate::throttle::LIMIT);
+        }
+        if text.parse::<u64>().is_err() {
+            bail!("Parameter 'throttling.{key}' expects a number");
+        }
+    }
+    Ok(())
 }
 
 /// Seconds; one number, or several.
@@ -275,7 +317,7 @@ fn take_intervals(options: &mut Options) -> Result<Vec<u32>> {
     let seconds = |value: Value| {
         let text = value.as_str().map_or_else(|| value.to_string(), str::to_string);
         let number = text.parse::<u32>().ok().filter(|number| *number > 0);
-        number.ok_or_else(|| fail!("Invalid interval length: '{text}'"))
+        number.ok_or_else(|| fail!("Invalid interval length: {text}"))
     };
     given.into_iter().map(seconds).collect()
 }

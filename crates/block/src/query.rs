@@ -165,10 +165,10 @@ impl Graph {
         all
     }
 
-    /// `query-named-block-nodes`: every node; `flat` leaves out nested backing images.
+    /// `query-named-block-nodes`: every node, the newest first; `flat` leaves out nested backing images.
     pub async fn query_nodes(&self, flat: bool) -> Vec<NodeInfo> {
         let mut all = Vec::new();
-        for node in self.nodes() {
+        for node in self.nodes().into_iter().rev() {
             all.push(describe(&node, None, flat).await);
         }
         all

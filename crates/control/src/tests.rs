@@ -312,6 +312,11 @@ async fn descriptors() {
     let fd = client.line().await["return"]["fd"].clone();
     let sets = client.get("query-fdsets", json!({})).await;
     assert_eq!(sets, json!([{"fdset-id": 3, "fds": [{"fd": fd, "opaque": "x"}]}]));
+    client.send_fds("{'execute':'add-fd','arguments':{'fdset-id':5}}", &[&file]);
+    assert_eq!(client.line().await["return"]["fdset-id"], 5);
+    let sets = client.get("query-fdsets", json!({})).await;
+    assert_eq!((&sets[0]["fdset-id"], &sets[1]["fdset-id"]), (&json!(5), &json!(3)), "the last set first");
+    client.get("remove-fd", json!({"fdset-id": 5})).await;
     client.get("pmemsave", json!({"val": 0, "size": 10, "filename": "/dev/fdset/3"})).await;
     assert_eq!(
         client.refusal("pmemsave", json!({"val": 0, "size": 10, "filename": "/dev/fdset/4"})).await.1,

@@ -5,10 +5,12 @@ use crate::readline::{Key, Readline};
 use crate::table;
 use base::{Mutex, Result};
 use chardev::{Event, FrontEnd, Port};
-use control::Control;
+use control::{Control, Identity};
 use std::collections::VecDeque;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
+
+const PROMPT: &str = "(qemu) ";
 
 /// With so much output waiting no more input is taken.
 const FULL: usize = 64 << 10;
@@ -39,7 +41,7 @@ impl HmpPort {
         let port = control.world().host.chardevs.claim(chardev)?;
         port.set_echo(false);
         let state = State {
-            editor: Readline::new("(qemu) "),
+            editor: Readline::new(PROMPT),
             out: VecDeque::new(),
             away: false,
             busy: false,
@@ -55,6 +57,13 @@ impl HmpPort {
         });
         front.port.connect_behind(&front);
         Ok(front)
+    }
+
+    /// Greets on the character device of a monitor that will not come to be.
+    pub fn greet_only(chardevs: &chardev::Chardevs, chardev: &str, identity: &Identity) -> Result<()> {
+        let port = chardevs.claim(chardev)?;
+        port.write(format!("{}{PROMPT}", greeting(identity)).replace('\n', "\r\n").as_bytes());
+        Ok(())
     }
 
     /// Whether all output has been taken by the character device.
@@ -92,8 +101,7 @@ impl HmpPort {
     }
 
     fn greet(&self) {
-        let (major, minor, micro) = self.session.control.world().identity.level;
-        self.print(&format!("QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n"));
+        self.print(&greeting(&self.session.control.world().identity));
         let here = {
             let mut state = self.state.lock();
             state.greeted = true;
@@ -134,6 +142,11 @@ impl HmpPort {
             self.session.control.presence(present);
         }
     }
+}
+
+fn greeting(identity: &Identity) -> String {
+    let (major, minor, micro) = identity.level;
+    format!("QEMU {major}.{minor}.{micro} monitor - type 'help' for more information\n")
 }
 
 fn is_quit(line: &str) -> bool {

@@ -159,9 +159,18 @@ impl Devices {
         Ok(())
     }
 
+    /// Creates a device that the board has for a drive; keys as in [`Devices::add`].
+    pub(crate) fn add_for_drive(&self, asked: &Map<String, Value>) -> Result<Arc<Entry>> {
+        self.add_below("/machine/unattached", asked)
+    }
+
     /// Creates a device as `-device` and `device_add` ask: `driver`, `id`, `bus` and the
     /// model's properties.
     pub fn add(&self, asked: &Map<String, Value>) -> Result<Arc<Entry>> {
+        self.add_below("/machine/peripheral-anon", asked)
+    }
+
+    fn add_below(&self, nameless: &str, asked: &Map<String, Value>) -> Result<Arc<Entry>> {
         let mut given = asked.clone();
         let text = |value: Value| value.as_str().map(str::to_string).ok_or(());
         let driver = given.shift_remove("driver").ok_or_else(|| fail!("Parameter 'driver' is missing"))?;
@@ -194,7 +203,7 @@ impl Devices {
         }
         let path = match &id {
             Some(id) => format!("/machine/peripheral/{id}"),
-            None => self.tree.free_path("/machine/peripheral-anon", "device"),
+            None => self.tree.free_path(nameless, "device"),
         };
         self.create(model, bus, id, path, &given)
     }
@@ -255,6 +264,11 @@ impl Devices {
         for (driver, property, value) in &self.globals {
             let names_it = model.answers_to(driver) || driver == model.parent;
             if names_it && model.property(property).is_some() {
+                if let Some(drive) =
+                    given.get("drive").and_then(Value::as_str).filter(|_| property == "drive")
+                {
+                    bail!("-global {driver}.drive=... conflicts with drive={drive}");
+                }
                 all.insert(property.clone(), value.as_str().into());
             }
         }
@@ -428,7 +442,8 @@ impl Object for InnerObject {
 
 /// PCI functions find out themselves that there is no place: their customary message is another.
 fn is_full(bus: &dyn Bus) -> bool {
-    bus.kind() != BusKind::Pci && bus.is_full()
+    // These say themselves which place there is not.
+    !matches!(bus.kind(), BusKind::Pci | BusKind::Floppy) && bus.is_full()
 }
 
 /// A bus in the object tree.

@@ -63,16 +63,20 @@ pub(crate) struct Drive {
     pub backend: Backend,
     /// `serial=`, `addr=` and the like that old command lines give to the drive.
     pub device_props: Map<String, Value>,
+    /// The option it comes from, for messages.
+    pub option: Option<String>,
 }
 
 /// Opens all `-drive`s.
 pub(crate) fn open(host: &Host, spec: &MachineSpec) -> Result<Vec<Drive>> {
     let mut all: Vec<Drive> = Vec::new();
     for (at, keys) in spec.drives.iter().enumerate() {
-        let drive = open_one(host, spec.kind, keys, &all).map_err(|failure| match spec.places.drive(at) {
-            Some(place) => failure.within(place),
-            None => failure,
-        })?;
+        let mut drive =
+            open_one(host, spec.kind, keys, &all).map_err(|failure| match spec.places.drive(at) {
+                Some(place) => failure.within(place),
+                None => failure,
+            })?;
+        drive.option = spec.places.drive(at).map(str::to_string);
         all.push(drive);
     }
     Ok(all)
@@ -122,7 +126,7 @@ fn open_one(host: &Host, kind: MachineKind, keys: &Map<String, Value>, others: &
     let graph = host.graph.clone();
     let backend = host.graph.block_on(async move { graph.open_drive(&id, keys).await })?;
     backend.set_for_device();
-    Ok(Drive { interface, bus, unit, is_cdrom, backend, device_props })
+    Ok(Drive { interface, bus, unit, is_cdrom, backend, device_props, option: None })
 }
 
 fn place(
@@ -139,9 +143,9 @@ fn place(
         others.iter().any(|d| d.interface == interface && d.bus == bus && d.unit == unit)
     };
     let (bus, unit) = match (index, bus, unit) {
-        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => bail!("index cannot be used with bus and unit"),
-        (Some(index), None, None) if per_bus > 0 => (index / per_bus, index % per_bus),
-        (Some(index), None, None) => (0, index),
+        (Some(_), Some(1..), _) | (Some(_), _, Some(_)) => bail!("index cannot be used with bus and unit"),
+        (Some(index), _, None) if per_bus > 0 => (index / per_bus, index % per_bus),
+        (Some(index), _, None) => (0, index),
         (None, bus, Some(unit)) => (bus.unwrap_or(0), unit),
         (None, bus, None) => {
             let (mut bus, mut unit) = (bus.unwrap_or(0), 0);

@@ -25,7 +25,7 @@ mod shown;
 mod vcpu;
 
 pub use board::Board;
-pub use builder::build;
+pub use builder::{build, build_noting};
 pub use devices::{Devices, Entry};
 pub use drives::add_drive;
 pub use host::{Host, block_clock, clocks};

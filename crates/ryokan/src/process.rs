@@ -52,7 +52,8 @@ pub async fn prepare(
 ) -> Result<Host, Complaint> {
     let notices = Notices::new();
     for (add, place) in invocation.add_fds.iter().zip(&invocation.places.add_fds) {
-        let fd = inherited.duplicate(add.fd).map_err(|f| Complaint::at(place, f))?;
+        let fd = inherited.duplicate(add.fd);
+        let fd = fd.map_err(|_| Complaint::at(place, fail!("fd is not valid or already in use")))?;
         fdsets.add(Some(add.set), fd, add.opaque.clone());
     }
     let qtest = invocation.machine.accels.first().is_some_and(|accel| accel.name == "qtest");

@@ -12,6 +12,7 @@ use machine::{Cause, Machine, Notice};
 use spec::Invocation;
 use spec::invocation::{Monitor, MonitorMode};
 use std::any::Any;
+use std::cell::Cell;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -90,9 +91,15 @@ fn build(
     host: &machine::Host,
     messages: &Messages,
 ) -> Result<Arc<Machine>, Complaint> {
+    let greeting = Cell::new(false);
+    let built = machine::build_noting(invocation.machine.clone(), host, &|| greeting.set(true));
     // Errors name their option themselves where a single one is at fault.
-    let machine =
-        machine::build(invocation.machine.clone(), host).map_err(|failure| Complaint::at("", failure))?;
+    let machine = built.map_err(|failure| {
+        if greeting.get() {
+            greet(invocation, host);
+        }
+        Complaint::at("", failure)
+    })?;
     for warning in machine.cpu_model.iter().flat_map(|model| &model.warnings) {
         messages.warn(warning);
     }
@@ -100,6 +107,14 @@ fn build(
         messages.warn(format_args!("global {global} has invalid class name"));
     }
     Ok(machine)
+}
+
+/// Human monitors greet before devices are made, also if that fails.
+fn greet(invocation: &Invocation, host: &machine::Host) {
+    for monitor in invocation.monitors.iter().filter(|monitor| monitor.mode == MonitorMode::Readline) {
+        // The failure that is told next is the one that counts.
+        let _ = HmpPort::greet_only(&host.chardevs, &monitor.chardev, &Identity::default());
+    }
 }
 
 fn open_qtest(

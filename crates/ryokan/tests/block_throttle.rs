@@ -96,7 +96,7 @@ fn bytes_and_operations_pass_at_the_rate_that_was_set() {
 #[test]
 fn a_burst_lasts_as_long_as_it_may() {
     let drive = format!(
-        "{DISK},id=d,throttling.bps-read=1M,throttling.bps-read-max=4M,throttling.bps-read-max-length=2"
+        "{DISK},id=d,throttling.bps-read=1048576,throttling.bps-read-max=4194304,throttling.bps-read-max-length=2"
     );
     let mut timed = Timed::start(&["-drive", &drive]);
     for _ in 0..400 {

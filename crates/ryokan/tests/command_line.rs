@@ -224,3 +224,111 @@ fn the_firmware_runs_option_roms() {
         assert_eq!(ended.code(), Some(7), "{args:?}: {}", vm.errors());
     }
 }
+
+/// What a start that fails says: the human monitor on its standard output, and the complaint.
+#[track_caller]
+fn said(dir: &std::path::Path, args: &str) -> (String, String) {
+    let mut limited = Command::new("timeout");
+    limited.arg(SOON.as_secs().to_string()).arg(binary()).current_dir(dir);
+    limited.args(["-nodefaults", "-display", "none", "-accel", "qtest", "-monitor", "stdio"]);
+    let ended = limited.args(args.split(' ')).output().unwrap();
+    assert_eq!(ended.status.code(), Some(1), "{args}");
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(ended.stdout), text(ended.stderr))
+}
+
+/// Images in a directory: `v3.qcow2`, `v2.qcow2`, `d.raw`.
+fn images() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, more) in [("v3.qcow2", &[][..]), ("v2.qcow2", &["-o", "compat=0.10"])] {
+        let path = dir.path().join(name).display().to_string();
+        testkit::images::tool("qemu-img", &[&["create", "-q", "-f", "qcow2"], more, &[&path, "1M"]].concat());
+    }
+    std::fs::write(dir.path().join("d.raw"), [0; 65536]).unwrap();
+    dir
+}
+
+/// The texts are those of QEMU's.
+#[test]
+fn drives_that_cannot_be_are_refused_before_the_monitor_greets() {
+    let dir = images();
+    for (args, text) in [
+        ("file=v3.qcow2,driver=raw,backing.file.filename=d.raw", "Driver doesn't support backing files"),
+        (
+            "file=v3.qcow2,file.backing.driver=file,file.backing.filename=d.raw",
+            "Driver doesn't support backing files",
+        ),
+        (
+            "file=v2.qcow2,lazy-refcounts=on",
+            "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+        ),
+        ("file.filename=foo:bar", "Could not open 'foo:bar': No such file or directory"),
+        ("file=d.raw,iops=-1", "bps/iops/max values must be within [0, 1000000000000000]"),
+        ("file=d.raw,bps=10K", "Parameter 'throttling.bps-total' expects a number"),
+        (
+            "file=v3.qcow2,throttling.foo=1",
+            "Block format 'qcow2' does not support the option 'throttling.foo'",
+        ),
+        ("file=d.raw,aio=foo", "invalid aio option"),
+        ("file=d.raw,discard=foo", "Invalid discard option"),
+        ("file=d.raw,detect-zeroes=foo", "invalid parameter value: foo"),
+        ("file=d.raw,stats-intervals.0=0", "Invalid interval length: 0"),
+        ("driver=quorum,vote-threshold=2", "Number of provided children must be 1 or more"),
+        ("driver=blkdebug", "A block device must be specified for \"image\""),
+        (
+            "file.driver=blkdebug,file.image.filename=d.raw,file.foo=1",
+            "Block protocol 'blkdebug' doesn't support the option 'foo'",
+        ),
+        (
+            "driver=nbd,path=a,server.type=unix,server.path=b",
+            "Cannot use 'server' and path/host/port at the same time",
+        ),
+        ("driver=nbd,server.host=localhost", "Parameter 'type' is missing"),
+        ("driver=nbd,server.type=foo", "Parameter 'type' does not accept value 'foo'"),
+    ] {
+        let place = format!("-drive {args}");
+        let (greeting, complaint) = said(dir.path(), &place);
+        assert_eq!((greeting.as_str(), complaint), ("", format!("ryokan: {place}: {text}\n")));
+    }
+}
+
+#[test]
+fn the_monitor_greets_before_devices_are_made() {
+    let dir = images();
+    let shared = "-drive file=v3.qcow2,if=none,node-name=disk -object iothread,id=t0 -device \
+                  virtio-scsi,iothread=t0,id=s0 -device scsi-hd,bus=s0.0,drive=disk,share-rw=on";
+    let taken = "Cannot change iothread of active block backend";
+    let (ide, blk) =
+        ("-device ide-hd,drive=disk,share-rw=on", "-device virtio-blk-pci,drive=disk,share-rw=on");
+    let (s1, lsi) = ("-device scsi-hd,bus=s1.0,drive=disk,share-rw=on", "-device virtio-scsi,id=s1");
+    for (before, place, text) in [
+        ("", "-device scsi-hd", "No 'SCSI' bus found for device 'scsi-hd'"),
+        ("", "-drive if=virtio", "Device needs media, but drive is empty"),
+        ("-drive if=none,id=d", "-device ide-hd,drive=d", "Device needs media, but drive is empty"),
+        ("", "-drive file=d.raw,format=raw,bus=3", "machine type does not support if=ide,bus=3,unit=0"),
+        (shared, ide, taken),
+        (shared, blk, taken),
+        (&format!("{shared} {lsi}"), s1, taken),
+        (&format!("{shared} -device lsi53c895a,id=s1"), s1, "HBA does not support iothreads"),
+        (
+            "-device floppy -device floppy",
+            "-device floppy,drive-type=144",
+            "Can't create floppy unit 2, bus supports only 2 units",
+        ),
+        (
+            "-drive if=none,id=d,file=d.raw,format=raw -global floppy.drive=x",
+            "-device floppy,drive=d",
+            "-global floppy.drive=... conflicts with drive=d",
+        ),
+    ] {
+        let args = format!("{before} {place}");
+        let (greeting, complaint) = said(dir.path(), args.trim());
+        let (first, prompt) = greeting.split_once("\r\n").unwrap_or_else(|| panic!("{args}: {greeting}"));
+        assert!(first.starts_with("QEMU ") && first.contains(" monitor - type 'help'"), "{first}");
+        assert_eq!((prompt, complaint), ("(qemu) ", format!("ryokan: {place}: {text}\n")));
+    }
+    // The same thread may have the disk twice.
+    let both = format!("{shared} -device virtio-scsi,id=s1,iothread=t0 {s1} -S")
+        .replace("v3.qcow2", &{ dir.path().join("v3.qcow2").display().to_string() });
+    start(&both.split(' ').chain(["-accel", "qtest"]).collect::<Vec<_>>());
+}

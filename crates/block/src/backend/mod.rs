@@ -283,6 +283,15 @@ impl Backend {
         *self.0.thread.lock() = thread.clone();
     }
 
+    /// Whether another device has the medium on an I/O thread that is not `mine`.
+    pub fn is_on_other_thread(&self, mine: Option<&IoThread>) -> bool {
+        let (Some(node), Some(graph)) = (self.node(), self.graph()) else { return false };
+        let foreign =
+            |thread: IoThread| !thread.is(graph.main_thread()) && !mine.is_some_and(|mine| mine.is(&thread));
+        let same = |one: &Backend| one.node().is_some_and(|root| Arc::ptr_eq(&root, &node));
+        graph.backends().iter().any(|one| one.front_end().is_some() && same(one) && foreign(one.thread()))
+    }
+
     pub fn throttle_group(&self) -> Option<Arc<throttle::Group>> {
         self.0.throttle.lock().clone()
     }

@@ -32,8 +32,13 @@ pub(crate) async fn event(child: &Child, name: &str) {
     }
 }
 
-pub static DRIVER: Driver =
-    Driver { name: "blkdebug", kind: Kind::Filter, schemes: &["blkdebug"], open, ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver {
+    name: "blkdebug",
+    kind: Kind::Filter,
+    schemes: &["blkdebug"],
+    open,
+    ..Driver::DEFAULT
+};
 
 /// Events that requests on the child raise, and those of formats.
 static EVENTS: &[&str] = &[
@@ -180,7 +185,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let bounds = take_bounds(&mut open.options)?;
         let take = take_perms(&mut open.options, "take-child-perms")?;
         let unshare = take_perms(&mut open.options, "unshare-child-perms")?;
-        let name = if open.options.contains("image") { "image" } else { "file" };
+        let name = if open.options.contains("file") { "file" } else { "image" };
         let file = open.child(name, Role::FILTER).await?;
         let rules = Mutex::new(rules);
         OPEN.fetch_add(1, Ordering::Relaxed);

@@ -13,7 +13,12 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub static DRIVER: Driver = Driver { name: "quorum", kind: Kind::Filter, open, ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver {
+    name: "quorum",
+    kind: Kind::Filter,
+    open,
+    ..Driver::DEFAULT
+};
 
 struct Quorum {
     context: crate::driver::Context,
@@ -28,9 +33,7 @@ struct Quorum {
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     Box::pin(async {
-        let Some(list) = open.options.take_list("children")? else {
-            bail!("Parameter 'children' is missing")
-        };
+        let list = open.options.take_list("children")?.unwrap_or_default();
         if list.is_empty() {
             bail!("Number of provided children must be 1 or more");
         }

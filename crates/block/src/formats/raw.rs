@@ -45,7 +45,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             && size > whole - offset
         {
             bail!(
-                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the actual size of the containing file ({whole})"
+                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({whole})"
             );
         }
         let size = match size {

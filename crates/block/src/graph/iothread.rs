@@ -49,6 +49,11 @@ impl IoThread {
         self.0.tid
     }
 
+    /// Whether both are the same thread.
+    pub fn is(&self, other: &IoThread) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     pub fn handle(&self) -> &Handle {
         &self.0.handle
     }

@@ -205,7 +205,7 @@ impl Node {
         self.implicit.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_implicit(&self, on: bool) {
+    pub(crate) fn set_implicit(&self, on: bool) {
         self.implicit.store(on, Ordering::Release);
     }
 

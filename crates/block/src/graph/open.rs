@@ -137,9 +137,20 @@ impl Graph {
                 .map_err(|_| fail!("Driver '{}' can only be used for read-only devices", driver.name))?;
         }
         let layer = (driver.open)(open).await?;
-        if let Some(key) = open.options.0.keys().next() {
-            match driver.kind {
-                Kind::Protocol => {
+        if !driver.backing {
+            match open.options.take("backing") {
+                None | Some(Value::Null) => {}
+                Some(Value::String(name)) if name.is_empty() => {}
+                Some(_) => bail!("Driver doesn't support backing files"),
+            }
+        }
+        if let Some((key, value)) = open.options.0.iter().next() {
+            let key = match value.as_object().and_then(|table| table.keys().next()) {
+                Some(inner) => format!("{key}.{inner}"),
+                None => key.clone(),
+            };
+            match driver.schemes {
+                [_, ..] => {
                     bail!("Block protocol '{}' doesn't support the option '{key}'", driver.name)
                 }
                 _ => bail!("Block format '{}' does not support the option '{key}'", driver.name),
@@ -161,8 +172,19 @@ impl Graph {
             return Err(why);
         }
         let pin = node.pin();
-        self.nodes.lock().push(node);
+        self.list(node);
         Ok(pin)
+    }
+
+    /// Lists a new node: it got its name when its file was open, before its other children.
+    fn list(&self, node: Arc<Node>) {
+        let late: Vec<_> = node.children().into_iter().filter(|child| child.name() != "file").collect();
+        let own = Node::subtree(late.iter().map(Child::node));
+        let mut nodes = self.nodes.lock();
+        let opened = |at: &usize| own.iter().any(|one| Arc::ptr_eq(one, &nodes[*at]));
+        // Those that were opened for it stand together at the end.
+        let at = (0..nodes.len()).rev().take_while(opened).last().unwrap_or(nodes.len());
+        nodes.insert(at, node);
     }
 
     /// Sets the permissions below a new node as its layer wants them.

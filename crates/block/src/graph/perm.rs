@@ -98,10 +98,11 @@ impl Plan {
         let parents = self.parents_of(node);
         let mut perm = Perm::empty();
         let mut shared = Perm::all();
-        for one in &parents {
-            let (used, _) = self.perm_of(one);
-            for other in &parents {
-                let (_, lets) = self.perm_of(other);
+        // The newest is the first that is named as one that does not share.
+        for other in parents.iter().rev() {
+            let (_, lets) = self.perm_of(other);
+            for one in parents.iter().rev() {
+                let (used, _) = self.perm_of(one);
                 let denied = used - lets;
                 if !one.same(other) && !denied.is_empty() {
                     bail!(
@@ -116,8 +117,8 @@ impl Plan {
                     );
                 }
             }
-            perm |= used;
-            shared &= self.perm_of(one).1;
+            perm |= self.perm_of(other).0;
+            shared &= lets;
         }
         let read_only = node.is_read_only();
         if read_only && perm.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) {

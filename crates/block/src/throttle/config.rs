@@ -30,7 +30,7 @@ pub struct Config {
     pub iops_size: u64,
 }
 
-const LIMIT: u64 = 1_000_000_000_000_000;
+pub(crate) const LIMIT: u64 = 1_000_000_000_000_000;
 
 impl Config {
     pub fn is_limited(&self) -> bool {

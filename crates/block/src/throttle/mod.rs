@@ -5,6 +5,7 @@ mod config;
 mod tests;
 mod valve;
 
+pub(crate) use config::LIMIT;
 pub use config::{Bucket, Config};
 pub use valve::Valve;
 

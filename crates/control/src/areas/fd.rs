@@ -48,7 +48,8 @@ async fn remove_fd(call: Call, command: RemoveFd) -> Result<()> {
 
 async fn query_fdsets(call: Call, _: QueryFdsets) -> Result<Vec<FdsetInfo>> {
     let member = |member: base::fd::SetMember| FdsetFdInfo { fd: member.fd.into(), opaque: member.opaque };
-    let sets = call.world().fdsets.list().into_iter();
+    // The last set first.
+    let sets = call.world().fdsets.list().into_iter().rev();
     Ok(sets
         .map(|(id, members)| FdsetInfo {
             fdset_id: id as i64,

@@ -117,14 +117,31 @@ impl Conf {
     }
 }
 
+/// Where a front end runs its requests.
+#[derive(Clone)]
+pub struct Runs {
+    pub thread: Option<IoThread>,
+    /// What is said of a medium that another device uses on a thread of its own.
+    pub refusal: &'static str,
+}
+
+impl Runs {
+    /// On the thread of the block layer.
+    pub const MAIN: Runs = Runs { thread: None, refusal: "Cannot change iothread of active block backend" };
+}
+
 /// Claims the drive of a disk, if one is named, and applies the properties of [`DRIVE`]
 /// to it. Nothing stays claimed on failure.
-pub fn claim(props: &Props, wiring: &Wiring<'_>, kind: &str) -> Result<Option<Backend>> {
+pub fn claim(props: &Props, wiring: &Wiring<'_>, kind: &str, runs: Runs) -> Result<Option<Backend>> {
     let Some(backend) = wiring.drive(props, "drive", kind)? else { return Ok(None) };
     if backend.front_end().is_some() {
         bail!("Drive '{}' is already in use by another device", backend.name());
     }
-    match apply(&backend, props) {
+    let applied = match backend.is_on_other_thread(runs.thread.as_ref()) {
+        true => Err(fail!("{}", runs.refusal)),
+        false => apply(&backend, props),
+    };
+    match applied {
         Ok(()) => Ok(Some(backend)),
         Err(why) => {
             backend.detach();

@@ -25,7 +25,7 @@ pub mod scsi;
 mod tests;
 mod unit;
 
-pub use conf::{BOOT, Conf, DRIVE, LIMITS, claim, iothread, wait_idle};
+pub use conf::{BOOT, Conf, DRIVE, LIMITS, Runs, claim, iothread, wait_idle};
 pub use geometry::{GEOMETRY, Geometry, Translation};
 pub use pending::Pending;
 pub use piix3::fixed_disks;

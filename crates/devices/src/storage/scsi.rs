@@ -8,6 +8,7 @@ mod unit;
 pub use disk::{Command, Lun, WRITE_ERROR};
 pub use unit::{CD, HD};
 
+use super::Runs;
 use super::cdrom::{INVALID_FIELD, fixed_sense, padded, sense};
 use base::{Mutex, Result, bail};
 use device::{Bus, BusKind, Hotplug};
@@ -21,6 +22,10 @@ pub trait ScsiHost: Send + Sync {
     fn plugged(&self, target: u8, lun: u16, present: bool);
     /// A unit's medium has another size.
     fn resized(&self, target: u8, lun: u16);
+    /// Where it runs the requests of its units.
+    fn runs(&self) -> Runs {
+        Runs { refusal: "HBA does not support iothreads", ..Runs::MAIN }
+    }
 }
 
 /// A bus of logical units by target and number.
@@ -36,6 +41,10 @@ impl ScsiBus {
     pub fn new(name: String, limits: (u8, u16), host: Weak<dyn ScsiHost>) -> Arc<Self> {
         let (max_target, max_lun) = limits;
         Arc::new(ScsiBus { name, max_target, max_lun, luns: Mutex::default(), host })
+    }
+
+    fn runs(&self) -> Runs {
+        self.host.upgrade().map_or(Runs::MAIN, |host| host.runs())
     }
 
     pub fn lun(&self, target: u8, lun: u16) -> Option<Arc<Lun>> {

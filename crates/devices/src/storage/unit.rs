@@ -3,7 +3,7 @@
 use super::ata::{Drive, Identity};
 use super::cdrom::{Cdrom, Names};
 use super::geometry::TRANSLATION;
-use super::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, claim, wait_idle};
+use super::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, Runs, claim, wait_idle};
 use base::{Mutex, Result, bail};
 use block::{FrontEnd, Media};
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
@@ -153,7 +153,7 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
     if is_cd {
         conf.discard_granularity = 0;
     }
-    let backend = match claim(props, wiring, model.name)? {
+    let backend = match claim(props, wiring, model.name, Runs::MAIN)? {
         Some(backend) => backend,
         None if is_cd => wiring.services.backends.empty_drive()?,
         None => bail!("No drive specified"),

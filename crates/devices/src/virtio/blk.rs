@@ -3,7 +3,7 @@
 use super::pci::{Generation, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
-use crate::storage::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, Pending, claim, iothread};
+use crate::storage::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, Pending, Runs, claim, iothread};
 use base::{Mutex, Result, bail, fail};
 use block::{Backend, FrontEnd, IoThread, Request};
 use device::{Device, Model, Property, PropertyKind, Props, Wiring};
@@ -124,7 +124,9 @@ fn create(
         }
     }
     let thread = iothread(props, wiring)?;
-    let Some(backend) = claim(props, wiring, "virtio-blk-device")? else { bail!("drive property not set") };
+    let Some(backend) = claim(props, wiring, "virtio-blk-device", Runs::MAIN)? else {
+        bail!("drive property not set")
+    };
     if let Some(thread) = &thread {
         backend.set_thread(thread);
     }

@@ -7,7 +7,7 @@ use crate::sg::Span;
 use crate::storage::cdrom::{READ_ERROR, Sense, fixed_sense};
 use crate::storage::mover::{Mover, Stopped};
 use crate::storage::scsi::{Command, Lun, ScsiBus, ScsiHost, WRITE_ERROR, absent};
-use crate::storage::{Pending, iothread};
+use crate::storage::{Pending, Runs, iothread};
 use base::{Mutex, Result, bail};
 use block::{IoThread, Request};
 use device::{Bus, Device, Model, Property, PropertyKind, Props, Wiring};
@@ -219,9 +219,6 @@ impl Scsi {
             },
             (None, _) => return self.answer(link, &chain, response, absent(number, &cdb)),
         };
-        if let Some(thread) = &self.thread {
-            lun.backend.set_thread(thread);
-        }
         let command = lun.start(&cdb, &numbers);
         self.carry_out(link, Job { chain, lun, cdb, header, response }, command);
     }
@@ -458,6 +455,10 @@ impl Scsi {
 }
 
 impl ScsiHost for Scsi {
+    fn runs(&self) -> Runs {
+        Runs { thread: self.thread.as_deref().cloned(), ..Runs::MAIN }
+    }
+
     fn plugged(&self, target: u8, lun: u16, present: bool) {
         let live = self.link().is_some_and(|link| link.is_live() && link.has_feature(F_HOTPLUG));
         if live {

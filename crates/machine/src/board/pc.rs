@@ -71,6 +71,7 @@ pub(crate) fn build(
     engine: Arc<dyn Engine>,
     model: Arc<CpuModel>,
     requests: Arc<Requests>,
+    disks_open: &dyn Fn(),
 ) -> Result<Arc<Machine>> {
     cpus::check(&spec.smp)?;
     let chipset = chipset_of(&spec);
@@ -110,6 +111,7 @@ pub(crate) fn build(
     tables::numa(&spec, &mut platform)?;
     let boot = Boot::prepare(&spec, platform, &memory, &services, &devices, &model)?;
     let drives = drives::open(host, &spec)?;
+    disks_open();
     onboard::attach_drives(&spec, &devices, &onboard.pci, drives)?;
     let board = PcBoard { pci: onboard.pci, pm: onboard.pm, apics: interrupts.apics.clone(), boot };
     devices.add_asked(&spec)?;

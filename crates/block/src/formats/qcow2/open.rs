@@ -27,6 +27,9 @@ pub(super) fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if header.has(INCOMPAT_CORRUPT) && !open.settings.read_only {
             bail!("qcow2: Image is corrupt; cannot be opened read/write");
         }
+        if runtime.lazy == Some(true) && header.version < 3 {
+            bail!("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+        }
         let data = open_data(open, &header).await?;
         let l1 = read_words(&file, header.l1_offset, u64::from(header.l1_size)).await?;
         let bytes = u64::from(header.reftable_clusters) << header.cluster_bits;
@@ -124,6 +127,7 @@ pub(super) async fn read_words(file: &Child, offset: u64, count: u64) -> Result<
 pub(super) struct Runtime {
     cache: Option<u64>,
     pass_discard: Option<bool>,
+    lazy: Option<bool>,
     encrypt: Option<Options>,
 }
 
@@ -153,7 +157,7 @@ pub(super) fn take_runtime_options(options: &mut Options) -> Result<Runtime> {
     }
     options.take_u64("cache-clean-interval")?;
     // Refcounts are always kept exactly; the header's feature is shown, not needed.
-    options.take_bool("lazy-refcounts")?;
+    runtime.lazy = options.take_bool("lazy-refcounts")?;
     runtime.pass_discard = options.take_bool("pass-discard-request")?;
     options.take_bool("pass-discard-snapshot")?;
     options.take_bool("pass-discard-other")?;

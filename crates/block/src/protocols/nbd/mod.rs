@@ -159,7 +159,19 @@ fn parse_filename(name: &str, options: &mut Options) -> Result<()> {
 
 fn take_address(options: &mut Options) -> Result<Address> {
     let mut server = match options.take_table("server")? {
-        Some(server) => server,
+        Some(_) if ["host", "port", "path"].iter().any(|key| options.contains(key)) => {
+            bail!("Cannot use 'server' and path/host/port at the same time")
+        }
+        Some(mut server) => {
+            let kinds = [("inet", "host"), ("unix", "path"), ("fd", "str"), ("vsock", "cid")];
+            let Some(needed) = server.take_word("type", &kinds)? else {
+                bail!("Parameter 'type' is missing")
+            };
+            match needed {
+                "host" | "path" => server,
+                _ => bail!("the address of an NBD server must be of type 'inet' or 'unix'"),
+            }
+        }
         None => {
             let mut server = Options::new();
             for key in ["host", "port", "path"] {
@@ -170,7 +182,6 @@ fn take_address(options: &mut Options) -> Result<Address> {
             server
         }
     };
-    server.take_str("type")?;
     let address = match (server.take_str("path")?, server.take_str("host")?) {
         (Some(_), Some(_)) => bail!("path and host may not be used at the same time"),
         (Some(path), None) => Address::Unix(path),

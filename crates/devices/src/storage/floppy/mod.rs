@@ -12,7 +12,7 @@ pub use geometry::DriveType;
 
 use crate::pc::range::byte_range;
 use crate::pci::IsaBus;
-use crate::storage::{Conf, DRIVE, LIMITS, claim};
+use crate::storage::{Conf, DRIVE, LIMITS, Runs, claim};
 use base::{Result, bail, fail};
 use block::Backend;
 use controller::Fdc;
@@ -160,7 +160,7 @@ fn create_drive(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device
             bail!("fdc doesn't support drive option {policy}");
         }
     }
-    let backend = match claim(props, wiring, "floppy")? {
+    let backend = match claim(props, wiring, "floppy", Runs::MAIN)? {
         Some(backend) => backend,
         None => wiring.services.backends.empty_drive()?,
     };

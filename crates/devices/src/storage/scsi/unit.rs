@@ -114,11 +114,15 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
         max_unmap: props.u64("max_unmap_size"),
         max_io: props.u64("max_io_size"),
     };
-    let backend = match claim(props, wiring, model.name)? {
+    let runs = bus.runs();
+    let backend = match claim(props, wiring, model.name, runs.clone())? {
         Some(backend) => backend,
         None if is_cd => wiring.services.backends.empty_drive()?,
         None => bail!("drive property not set"),
     };
+    if let Some(thread) = &runs.thread {
+        backend.set_thread(thread);
+    }
     let cdrom = is_cd.then(|| {
         backend.set_read_only(true);
         let names = DriveNames {
@@ -136,11 +140,19 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
         Err(base::fail!("Device needs media, but drive is empty"))
     };
     if let Err(why) = attached {
-        lun.backend.detach();
+        release(&lun.backend);
         return Err(why);
     }
     bus.insert(at, lun.clone());
     Ok(Arc::new(Unit { model, bus, at, lun }))
+}
+
+/// Lets go of a back end, which is on the block layer's thread again.
+fn release(backend: &block::Backend) {
+    if let Some(graph) = backend.graph() {
+        backend.set_thread(graph.main_thread());
+    }
+    backend.detach();
 }
 
 impl Device for Unit {
@@ -156,7 +168,7 @@ impl Device for Unit {
     fn unplug(&self) {
         self.bus.remove(self.at);
         wait_idle(&self.lun.backend);
-        self.lun.backend.detach();
+        release(&self.lun.backend);
     }
     fn dynamic_property(&self, name: &str) -> Option<Value> {
         match name {

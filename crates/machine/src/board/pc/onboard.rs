@@ -3,7 +3,7 @@
 use super::{Interrupts, no_props};
 use crate::Devices;
 use crate::drives::{Drive, Interface};
-use base::{Result, bail};
+use base::{Result, bail, fail};
 use device::pci::PciBus;
 use device::{Bus, IrqLine, Services};
 use devices::pc::debug::LegacyPorts;
@@ -341,10 +341,20 @@ pub(crate) fn attach_drives(
     drives: Vec<Drive>,
 ) -> Result<()> {
     let scsi = scsi_buses(devices, pci, &drives)?;
+    let ide_buses = if spec.kind == MachineKind::Pc { 2 } else { 6 };
     for drive in drives {
+        let option = drive.option.clone();
+        let blame = |failure: base::Failure| match &option {
+            Some(option) => failure.within(option),
+            None => failure,
+        };
         let mut asked: Map<String, Value> = drive.device_props.clone();
         let driver = match drive.interface {
             Interface::None => continue,
+            Interface::Ide if drive.bus >= ide_buses => {
+                let (bus, unit) = (drive.bus, drive.unit);
+                return Err(blame(fail!("machine type does not support if=ide,bus={bus},unit={unit}")));
+            }
             Interface::Ide => {
                 asked.insert("bus".into(), format!("ide.{}", drive.bus).into());
                 if spec.kind == MachineKind::Pc {
@@ -362,11 +372,15 @@ pub(crate) fn attach_drives(
                 asked.insert("scsi-id".into(), drive.unit.into());
                 if drive.is_cdrom { "scsi-cd" } else { "scsi-hd" }
             }
-            other => bail!("machine type does not support if={}", other.name()),
+            other => return Err(blame(fail!("machine type does not support if={}", other.name()))),
         };
         asked.insert("driver".into(), driver.into());
         asked.insert("drive".into(), drive.backend.name().into());
-        devices.add(&asked)?;
+        match drive.interface {
+            // As if a -device had asked for it.
+            Interface::Virtio => devices.add(&asked).map_err(blame)?,
+            _ => devices.add_for_drive(&asked)?,
+        };
     }
     Ok(())
 }
