@@ -32,13 +32,8 @@ pub(crate) async fn event(child: &Child, name: &str) {
     }
 }
 
-pub static DRIVER: Driver = Driver {
-    name: "blkdebug",
-    kind: Kind::Filter,
-    schemes: &["blkdebug"],
-    open,
-    ..Driver::DEFAULT
-};
+pub static DRIVER: Driver =
+    Driver { name: "blkdebug", kind: Kind::Filter, schemes: &["blkdebug"], open, ..Driver::DEFAULT };
 
 /// Events that requests on the child raise, and those of formats.
 static EVENTS: &[&str] = &[
