@@ -11,7 +11,13 @@ const LONGEST: usize = (2 << 20) + LINE;
 /// line of the processor's cache.
 const LINE: usize = 64;
 
-static SPARE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+/// What nobody uses, and how many bytes that is.
+struct Spare {
+    stores: Vec<Vec<u8>>,
+    bytes: usize,
+}
+
+static SPARE: Mutex<Spare> = Mutex::new(Spare { stores: Vec::new(), bytes: 0 });
 
 thread_local! {
     /// What this thread used last: it is still in its processor's cache.
@@ -24,14 +30,16 @@ fn fits(store: &[u8], len: usize) -> bool {
 
 fn lend(store: Vec<u8>, len: usize) -> Lent {
     let start = store.as_ptr().align_offset(LINE).min(store.len() - len);
-    Lent { store, start, len }
+    Lent { store, start, len, taken: true }
 }
 
-/// A buffer with any content; goes back when dropped.
-pub(crate) struct Lent {
+/// Bytes of a request; a buffer that was [taken](take) goes back when dropped.
+pub struct Lent {
     store: Vec<u8>,
     start: usize,
     len: usize,
+    /// To be kept: it did not come from elsewhere.
+    taken: bool,
 }
 
 impl Lent {
@@ -42,41 +50,46 @@ impl Lent {
     }
 }
 
-pub(crate) fn take(len: usize) -> Lent {
+/// A buffer of `len` bytes with any content: whoever takes it fills it.
+pub fn take(len: usize) -> Lent {
     // A thread that ends has no store.
     let warm = WARM.try_with(Cell::take).unwrap_or_default();
     if len > 0 && fits(&warm, len) {
         return lend(warm, len);
     }
     let mut spare = SPARE.lock();
-    let found = spare.iter().rposition(|store| fits(store, len)).map(|at| spare.swap_remove(at));
-    if !warm.is_empty() {
-        keep(&mut spare, warm);
-    }
+    let found = spare.find(len);
+    spare.keep(warm);
     drop(spare);
     lend(found.unwrap_or_else(|| vec![0; len + LINE]), len)
 }
 
-fn keep(spare: &mut Vec<Vec<u8>>, store: Vec<u8>) {
-    let kept: usize = spare.iter().map(Vec::len).sum();
-    if store.len() <= LONGEST && kept + store.len() <= KEEP {
-        spare.push(store);
+impl Spare {
+    fn find(&mut self, len: usize) -> Option<Vec<u8>> {
+        let at = self.stores.iter().rposition(|store| fits(store, len))?;
+        let store = self.stores.swap_remove(at);
+        self.bytes -= store.len();
+        Some(store)
+    }
+
+    fn keep(&mut self, store: Vec<u8>) {
+        if !store.is_empty() && store.len() <= LONGEST && self.bytes + store.len() <= KEEP {
+            self.bytes += store.len();
+            self.stores.push(store);
+        }
     }
 }
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        let store = std::mem::take(&mut self.store);
-        if store.is_empty() {
+        if !self.taken || self.store.len() > LONGEST {
             return;
         }
         // The one used last replaces the one before.
-        let other = match store.len() <= LONGEST {
-            true => WARM.try_with(|warm| warm.replace(store)).unwrap_or_default(),
-            false => return,
-        };
-        if !other.is_empty() {
-            keep(&mut SPARE.lock(), other);
+        let store = std::mem::take(&mut self.store);
+        let before = WARM.try_with(|warm| warm.replace(store)).unwrap_or_default();
+        if !before.is_empty() {
+            SPARE.lock().keep(before);
         }
     }
 }
@@ -96,7 +109,51 @@ impl DerefMut for Lent {
 
 impl From<Vec<u8>> for Lent {
     fn from(store: Vec<u8>) -> Self {
-        Lent { start: 0, len: store.len(), store }
+        Lent { start: 0, len: store.len(), store, taken: false }
+    }
+}
+
+impl From<Lent> for Vec<u8> {
+    fn from(mut bytes: Lent) -> Self {
+        match bytes.taken || bytes.start > 0 {
+            true => bytes.to_vec(),
+            false => {
+                bytes.store.truncate(bytes.len);
+                std::mem::take(&mut bytes.store)
+            }
+        }
+    }
+}
+
+impl Default for Lent {
+    fn default() -> Self {
+        Vec::new().into()
+    }
+}
+
+impl Clone for Lent {
+    fn clone(&self) -> Self {
+        self.to_vec().into()
+    }
+}
+
+impl PartialEq for Lent {
+    fn eq(&self, other: &Lent) -> bool {
+        **self == **other
+    }
+}
+
+impl Eq for Lent {}
+
+impl PartialEq<Vec<u8>> for Lent {
+    fn eq(&self, other: &Vec<u8>) -> bool {
+        **self == **other
+    }
+}
+
+impl std::fmt::Debug for Lent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        (**self).fmt(f)
     }
 }
 

@@ -14,7 +14,7 @@
 mod aio;
 pub mod backend;
 pub mod bitmap;
-mod buffers;
+pub mod buffers;
 pub mod crypto;
 pub mod drive;
 pub mod driver;
@@ -35,6 +35,7 @@ pub mod vault;
 
 pub use backend::{Backend, Done, FrontEnd, IoStatus, Media, OnError, Request, Setup, Tray};
 pub use bitmap::{Bitmaps, DirtyBitmap};
+pub use buffers::Lent;
 pub use driver::{
     Check, Context, Create, CreateOption, Driver, Fix, Info, Kind, Layer, Open, Probe, Snapshot, Snapshots,
     StoredBitmaps, layer_of,

@@ -14,6 +14,7 @@ pub use medium::{Media, Tray};
 pub use policy::{IoStatus, OnError};
 pub use stats::Stats;
 
+use crate::buffers::Lent;
 use crate::graph::{Child, Graph, Haste, IoThread, Node, Parent};
 use crate::throttle;
 use crate::types::*;
@@ -28,11 +29,15 @@ use tokio::task::JoinHandle;
 /// Reads and writes from this many bytes on are shared among processors.
 const LONG: u64 = 256 << 10;
 
+/// So many of them after two that came together are taken to have company: the thread that
+/// they come from is kept free for the next ones.
+const COMPANY: usize = 16;
+
 /// A request of a device. Offsets and lengths in bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     Read { offset: u64, len: usize },
-    Write { offset: u64, data: Vec<u8>, fua: bool },
+    Write { offset: u64, data: Lent, fua: bool },
     WriteZeroes { offset: u64, len: u64, unmap: bool },
     Discard { offset: u64, len: u64 },
     Flush,
@@ -50,7 +55,7 @@ impl Request {
 }
 
 /// Called once with the data read (empty for other requests), on an I/O thread.
-pub type Done = Box<dyn FnOnce(io::Result<Vec<u8>>) + Send>;
+pub type Done = Box<dyn FnOnce(io::Result<Lent>) + Send>;
 
 /// What the block layer asks of the device that holds a back end.
 pub trait FrontEnd: Send + Sync {
@@ -102,6 +107,8 @@ pub(crate) struct Inner {
     stats: Stats,
     /// Long requests that were begun and have not ended.
     long: AtomicUsize,
+    /// Long requests to come that go to other threads.
+    company: AtomicUsize,
 }
 
 /// Ends a long request when dropped.
@@ -116,6 +123,18 @@ impl Drop for Ending {
 impl Inner {
     fn name(&self) -> &str {
         if self.nameless.load(Ordering::Acquire) { "" } else { &self.name }
+    }
+
+    /// Counts a long request. Whether others are there, or were there lately.
+    fn begin_long(&self) -> bool {
+        if self.long.fetch_add(1, Ordering::AcqRel) > 0 {
+            self.company.store(COMPANY, Ordering::Relaxed);
+            return true;
+        }
+        let left = self.company.load(Ordering::Relaxed);
+        // One that is counted twice or not at all does no harm.
+        self.company.store(left.saturating_sub(1), Ordering::Relaxed);
+        left > 0
     }
 
     /// Waits for the limits of the group, whichever it is by then.
@@ -193,6 +212,7 @@ impl Backend {
             valve: throttle::Valve::default(),
             stats,
             long: AtomicUsize::new(0),
+            company: AtomicUsize::new(0),
         }));
         graph.backends.lock().push(backend.clone());
         Ok(backend)
@@ -465,7 +485,7 @@ impl Backend {
     }
 
     /// Carries out a request that moves `bytes` on the I/O thread; long ones that come together
-    /// are shared among processors. Not so plain writes: they lock the host's file, so that
+    /// go to other threads, one a processor, and leave it free to hand out the next. Not so plain writes: they lock the host's file, so that
     /// several threads would only wait for each other.
     pub fn spawn<T: Send + 'static>(
         &self,
@@ -479,13 +499,13 @@ impl Backend {
         if bytes < LONG || write && plain() {
             return own().spawn(request);
         }
-        let others = self.0.long.fetch_add(1, Ordering::AcqRel);
+        let company = self.0.begin_long();
         let ending = Ending(self.0.clone());
         let request = async move {
             let _ending = ending;
             request.await
         };
-        match self.0.graph.upgrade().filter(|_| others > 0) {
+        match self.0.graph.upgrade().filter(|_| company) {
             Some(graph) => graph.worker().handle().spawn(request),
             None => own().spawn(request),
         }
@@ -499,12 +519,12 @@ impl Backend {
     }
 
     /// A guest request from async code: with policy, limits and statistics.
-    pub async fn perform(&self, request: Request) -> io::Result<Vec<u8>> {
+    pub async fn perform(&self, request: Request) -> io::Result<Lent> {
         policy::perform(&self.0, request).await
     }
 
     /// For threads without a runtime (not an I/O thread).
-    pub fn perform_blocking(&self, request: Request) -> io::Result<Vec<u8>> {
+    pub fn perform_blocking(&self, request: Request) -> io::Result<Lent> {
         let (tx, rx) = std::sync::mpsc::sync_channel(1);
         let answer = move |result| drop(tx.send(result));
         self.submit(request, Box::new(answer));
@@ -512,11 +532,11 @@ impl Backend {
     }
 
     pub fn read_blocking(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        self.perform_blocking(Request::Read { offset, len })
+        self.perform_blocking(Request::Read { offset, len }).map(Vec::from)
     }
 
     pub fn write_blocking(&self, offset: u64, data: Vec<u8>) -> io::Result<()> {
-        self.perform_blocking(Request::Write { offset, data, fua: false }).map(drop)
+        self.perform_blocking(Request::Write { offset, data: data.into(), fua: false }).map(drop)
     }
 
     pub fn flush_blocking(&self) -> io::Result<()> {
@@ -529,3 +549,6 @@ impl std::fmt::Debug for Backend {
         write!(f, "Backend({})", self.name())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,6 +2,7 @@
 
 use super::stats::Kind;
 use super::{Inner, Request};
+use crate::buffers::{self, Lent};
 use crate::notice::{Action, Notice};
 use crate::types::*;
 use base::failure::strerror;
@@ -136,7 +137,7 @@ fn kind_of(request: &Request) -> (Kind, u64, u64) {
     }
 }
 
-pub(super) async fn perform(backend: &Inner, request: Request) -> io::Result<Vec<u8>> {
+pub(super) async fn perform(backend: &Inner, request: Request) -> io::Result<Lent> {
     let (kind, offset, len) = kind_of(&request);
     let started = backend.stats.start();
     loop {
@@ -162,7 +163,7 @@ pub(super) async fn perform(backend: &Inner, request: Request) -> io::Result<Vec
             Action::Report => return Err(error),
             Action::Ignore => {
                 let len = if let Request::Read { len, .. } = request { len } else { 0 };
-                return Ok(vec![0; len]);
+                return Ok(vec![0; len].into());
             }
             Action::Stop => {
                 let resumed = backend.resumed.notified();
@@ -175,11 +176,11 @@ pub(super) async fn perform(backend: &Inner, request: Request) -> io::Result<Vec
     }
 }
 
-async fn attempt(backend: &Inner, root: &crate::graph::Child, request: &Request) -> io::Result<Vec<u8>> {
+async fn attempt(backend: &Inner, root: &crate::graph::Child, request: &Request) -> io::Result<Lent> {
     let through = !backend.write_cache.load(Ordering::Acquire);
     match request {
         Request::Read { offset, len } => {
-            let mut data = vec![0; *len];
+            let mut data = buffers::take(*len);
             root.read(*offset, &mut data).await?;
             return Ok(data);
         }
@@ -197,7 +198,7 @@ async fn attempt(backend: &Inner, root: &crate::graph::Child, request: &Request)
         Request::Discard { offset, len } => root.discard(*offset, *len).await?,
         Request::Flush => root.flush().await?,
     }
-    Ok(Vec::new())
+    Ok(Lent::default())
 }
 
 /// Chooses the action and, unless it is `stop`, tells of it.

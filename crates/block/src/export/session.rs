@@ -100,7 +100,7 @@ impl Session {
             if request.command == CMD_DISC {
                 return Ok(());
             }
-            let mut data = Lent::from(Vec::new());
+            let mut data = Lent::default();
             if request.command == CMD_WRITE {
                 if request.len > MAX_PAYLOAD {
                     return Err(invalid());
@@ -206,11 +206,11 @@ impl Session {
             let mut head = SIMPLE_MAGIC.to_be_bytes().to_vec();
             head.extend(0u32.to_be_bytes());
             head.extend(request.cookie.to_be_bytes());
-            let data = chunks.pop().map_or_else(|| Vec::new().into(), |(_, data)| data);
+            let data = chunks.pop().map_or_else(Lent::default, |(_, data)| data);
             return self.put(vec![Part { head, body: data }]).await;
         }
         if chunks.is_empty() {
-            chunks.push((CHUNK_NONE, Vec::new().into()));
+            chunks.push((CHUNK_NONE, Lent::default()));
         }
         let last = chunks.len() - 1;
         let part = |(index, (kind, body)): (usize, (u16, Lent))| {
@@ -255,7 +255,7 @@ impl Session {
             out.extend(error.to_be_bytes());
             out.extend(request.cookie.to_be_bytes());
         }
-        self.put(vec![Part { head: out, body: Vec::new().into() }]).await
+        self.put(vec![Part { head: out, body: Lent::default() }]).await
     }
 }
 

@@ -255,9 +255,10 @@ fn the_old_state_stays_readable_while_the_disk_changes() {
     for at in 0..64u64 {
         let (tx, write) = (tx.clone(), at % 2 == 0);
         let offset = at * 65536;
-        let done = move |result: std::io::Result<Vec<u8>>| tx.send((write, result)).unwrap();
+        let done = move |result: std::io::Result<crate::Lent>| tx.send((write, result)).unwrap();
         match write {
-            true => drive.submit(Request::Write { offset, data: vec![3; 65536], fua: false }, Box::new(done)),
+            true => drive
+                .submit(Request::Write { offset, data: vec![3; 65536].into(), fua: false }, Box::new(done)),
             false => old.submit(Request::Read { offset: 0, len: SIZE }, Box::new(done)),
         }
     }

@@ -97,8 +97,8 @@ impl Graph {
         &self.main
     }
 
-    /// A thread for work that is long enough to be shared among processors: each call names
-    /// the next one.
+    /// A thread for work that is long enough to be shared among processors: the one that has
+    /// the least to do.
     pub fn worker(&self) -> &IoThread {
         self.workers.next()
     }

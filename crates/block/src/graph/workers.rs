@@ -12,15 +12,21 @@ const MOST: usize = 4;
 #[derive(Default)]
 pub(super) struct Workers {
     threads: OnceLock<Vec<IoThread>>,
+    /// Which one is asked first.
     turn: AtomicUsize,
 }
 
 impl Workers {
+    /// The one that has the least to do; in turns where several are alike.
     pub fn next(&self) -> &IoThread {
         let threads = self.threads.get_or_init(|| {
             let count = std::thread::available_parallelism().map_or(1, |count| count.get()).min(MOST);
             (0..count).map(|number| IoThread::start(&format!("block-{number}"))).collect()
         });
-        &threads[self.turn.fetch_add(1, Ordering::Relaxed) % threads.len()]
+        let first = self.turn.fetch_add(1, Ordering::Relaxed);
+        (0..threads.len())
+            .map(|number| &threads[first.wrapping_add(number) % threads.len()])
+            .min_by_key(|thread| thread.handle().metrics().num_alive_tasks())
+            .expect("there is one at least")
     }
 }

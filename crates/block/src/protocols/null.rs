@@ -55,9 +55,8 @@ impl Layer for Null {
 
     fn read<'a>(&'a self, _offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
         Box::pin(async move {
-            if self.read_zeroes {
-                buf.fill(0);
-            }
+            // Also where the content is not promised: what is in the buffer is somebody else's.
+            buf.fill(0);
             self.pause().await
         })
     }

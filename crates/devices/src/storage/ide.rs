@@ -7,7 +7,7 @@ use super::IdeBus;
 use super::ata::{ABORTED, Action, BUSY, DRQ, Drive, ERR, READY, SEEK, Taskfile, UNCORRECTABLE};
 use super::cdrom::{READ_ERROR, Reply, Sense};
 use base::Mutex;
-use block::Request;
+use block::{Lent, Request};
 use busmaster::Job;
 use device::IrqLine;
 use memory::Dma;
@@ -341,7 +341,7 @@ impl Channel {
         life: u64,
         drive: &Arc<Drive>,
         request: Request,
-        then: impl FnOnce(&Channel, &mut State, &Arc<Drive>, io::Result<Vec<u8>>) + Send + 'static,
+        then: impl FnOnce(&Channel, &mut State, &Arc<Drive>, io::Result<Lent>) + Send + 'static,
     ) {
         let (me, drive) = (self.me.clone(), drive.clone());
         let backend = drive.backend.clone();
@@ -368,7 +368,7 @@ impl Channel {
         self.submit(state.life, drive, request, move |_, state, drive, result| match result {
             Ok(data) => {
                 let rest = (left > len).then_some((offset + len, left - len));
-                state.work = Work::In(PioIn { data, at: 0, end: 0, block, rest, packet });
+                state.work = Work::In(PioIn { data: data.into(), at: 0, end: 0, block, rest, packet });
                 state.offer_block();
             }
             Err(_) if packet => {
@@ -444,7 +444,7 @@ impl Channel {
         state.work = Work::Busy;
         state.set_status(BUSY | SEEK);
         let (len, block) = (pio.data.len() as u64, pio.block);
-        let request = Request::Write { offset, data: pio.data, fua };
+        let request = Request::Write { offset, data: pio.data.into(), fua };
         self.submit(state.life, &drive, request, move |channel, state, _, result| match result {
             Ok(_) if left > len => {
                 channel.take(state, (offset + len, left - len, fua), block);

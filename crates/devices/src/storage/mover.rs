@@ -1,5 +1,5 @@
 use crate::sg::{self, Span};
-use block::{Backend, Request};
+use block::{Backend, Lent, Request, buffers};
 use memory::Dma;
 use std::io;
 
@@ -44,7 +44,7 @@ impl Mover {
         }
         let offset = self.offset + done;
         let request = if self.write {
-            let mut data = vec![0; len];
+            let mut data = buffers::take(len);
             if sg::read(&self.spans, &self.dma, done, &mut data).is_none() {
                 // Never on the caller's thread: it may hold its lock.
                 let thread = self.backend.thread();
@@ -59,7 +59,7 @@ impl Mover {
         backend.submit(request, Box::new(move |result| self.piece_done(done, len, result)));
     }
 
-    fn piece_done(self, done: u64, len: usize, result: io::Result<Vec<u8>>) {
+    fn piece_done(self, done: u64, len: usize, result: io::Result<Lent>) {
         if !(self.wanted)() {
             return;
         }

@@ -5,7 +5,7 @@ use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
 use crate::storage::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, Pending, Runs, claim, iothread};
 use base::{Mutex, Result, bail, fail};
-use block::{Backend, FrontEnd, IoThread, Request};
+use block::{Backend, FrontEnd, IoThread, Lent, Request, buffers};
 use device::{Device, Model, Property, PropertyKind, Props, Wiring};
 use std::any::Any;
 use std::io;
@@ -259,7 +259,7 @@ impl Blk {
         let len = (transfer.len - transfer.done).min(PIECE) as usize;
         let offset = transfer.start + transfer.done;
         let request = if transfer.write {
-            let mut data = vec![0; len];
+            let mut data = buffers::take(len);
             if transfer.chain.read(self.link().dma(), HEADER + transfer.done, &mut data).is_none() {
                 return self.finish(&transfer.chain, S_IOERR, 0);
             }
@@ -278,7 +278,7 @@ impl Blk {
         self.backend.submit(request, Box::new(done));
     }
 
-    fn piece_done(&self, mut transfer: Transfer, len: usize, result: io::Result<Vec<u8>>) {
+    fn piece_done(&self, mut transfer: Transfer, len: usize, result: io::Result<Lent>) {
         self.bytes.fetch_sub(len, Ordering::AcqRel);
         let link = self.link();
         if !link.is_current(&transfer.chain) {
@@ -313,7 +313,7 @@ impl Blk {
 
     fn submit_plain(&self, chain: Chain, request: Request) {
         let (me, in_flight) = (self.me.clone(), self.pending.enter());
-        let done = move |result: io::Result<Vec<u8>>| {
+        let done = move |result: io::Result<Lent>| {
             let _in_flight = in_flight;
             if let Some(blk) = me.upgrade()
                 && blk.link().is_current(&chain)

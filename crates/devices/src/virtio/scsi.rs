@@ -320,7 +320,7 @@ impl Scsi {
         };
         let (me, in_flight) = (self.me.clone(), self.pending.enter());
         let backend = job.lun.backend.clone();
-        let done = move |result: std::io::Result<Vec<u8>>| {
+        let done = move |result: std::io::Result<block::Lent>| {
             let _in_flight = in_flight;
             let Some(scsi) = me.upgrade() else { return };
             let Some(link) = scsi.link().cloned() else { return };

@@ -33,8 +33,8 @@ fn all_engines_read_and_write_any_range() {
         let (tx, rx) = std::sync::mpsc::channel();
         for at in 0..200u64 {
             let tx = tx.clone();
-            let done = move |result: std::io::Result<Vec<u8>>| tx.send(result.map(drop)).unwrap();
-            let (offset, data) = (200_000 + at * 1000, vec![at as u8; 1000]);
+            let done = move |result: std::io::Result<crate::Lent>| tx.send(result.map(drop)).unwrap();
+            let (offset, data) = (200_000 + at * 1000, vec![at as u8; 1000].into());
             drive.submit(Request::Write { offset, data, fua: false }, Box::new(done));
         }
         (0..200).for_each(|_| rx.recv().unwrap().unwrap());
@@ -106,7 +106,7 @@ fn long_transfers_are_whole() {
     let (tx, rx) = std::sync::mpsc::channel();
     for at in 0..9u64 {
         let tx = tx.clone();
-        let request = Request::Write { offset: at << 19, data: vec![at as u8; 1 << 19], fua: false };
+        let request = Request::Write { offset: at << 19, data: vec![at as u8; 1 << 19].into(), fua: false };
         drive.submit(request, Box::new(move |result| tx.send(result.map(drop)).unwrap()));
     }
     (0..9).for_each(|_| rx.recv().unwrap().unwrap());

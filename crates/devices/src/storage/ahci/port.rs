@@ -9,7 +9,7 @@ use crate::storage::ata::{
 use crate::storage::cdrom::{READ_ERROR, Reply, Sense};
 use crate::storage::mover::{Mover, Stopped};
 use base::Mutex;
-use block::Request;
+use block::{Lent, Request};
 use memory::Dma;
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -391,7 +391,7 @@ impl Port {
         life: u64,
         drive: &Arc<Drive>,
         request: Request,
-        then: impl FnOnce(&Port, &mut State, &Arc<Drive>, io::Result<Vec<u8>>) + Send + 'static,
+        then: impl FnOnce(&Port, &mut State, &Arc<Drive>, io::Result<Lent>) + Send + 'static,
     ) {
         let (me, drive) = (self.me.clone(), drive.clone());
         let backend = drive.backend.clone();

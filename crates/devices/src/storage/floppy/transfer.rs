@@ -238,7 +238,7 @@ impl Fdc {
         let Some(job) = &mut state.job else { return };
         job.in_flight = true;
         let (me, life, in_flight) = (self.me(), state.life, self.pending.enter());
-        let done = move |result: std::io::Result<Vec<u8>>| {
+        let done = move |result: std::io::Result<block::Lent>| {
             let _in_flight = in_flight;
             let Some(fdc) = me.upgrade() else { return };
             let state = &mut *fdc.state.lock();
@@ -253,17 +253,17 @@ impl Fdc {
         job.drive.backend.submit(request, Box::new(done));
     }
 
-    fn disk_done(&self, state: &mut State, result: std::io::Result<Vec<u8>>) {
+    fn disk_done(&self, state: &mut State, result: std::io::Result<block::Lent>) {
         let Some(job) = &mut state.job else { return };
         match (result, job.kind) {
             (Err(_), _) => self.end(state, ST0_ABNORMAL, ST1_DATA_ERROR, ST2_DATA_ERROR),
             (Ok(_), Kind::Verify | Kind::Write | Kind::Format { .. }) => self.sector_done(state),
             (Ok(data), Kind::Read | Kind::ReadTrack) => {
-                job.buffer = data;
+                job.buffer = data.into();
                 self.exchange(state);
             }
             (Ok(data), Kind::Scan(_)) => {
-                job.disk = data;
+                job.disk = data.into();
                 self.exchange(state);
             }
         }
@@ -313,7 +313,7 @@ impl Fdc {
                 let here = cylinder == job.cylinder && head == job.head;
                 match offset.filter(|_| here) {
                     Some(offset) => {
-                        let request = Request::Write { offset, data: vec![fill; SECTOR], fua: false };
+                        let request = Request::Write { offset, data: vec![fill; SECTOR].into(), fua: false };
                         self.submit(state, request);
                     }
                     None => self.end(state, ST0_ABNORMAL, ST1_NO_DATA, 0),
@@ -334,7 +334,7 @@ impl Fdc {
             }
             _ => match job.format.offset(job.cylinder, job.head, job.sector) {
                 Some(offset) => {
-                    let data = std::mem::take(&mut job.buffer);
+                    let data = std::mem::take(&mut job.buffer).into();
                     self.submit(state, Request::Write { offset, data, fua: false });
                 }
                 None => self.end(state, ST0_ABNORMAL, ST1_NO_DATA, 0),

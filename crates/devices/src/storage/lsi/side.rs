@@ -74,7 +74,7 @@ pub enum Work {
     /// At the disk.
     Busy,
     In {
-        data: Vec<u8>,
+        data: block::Lent,
         at: usize,
         /// Offset and length of what is still to be read.
         left: Option<(u64, u64)>,

@@ -5,7 +5,7 @@ use super::chip::{self, Chip, reg};
 use super::side::{Afterwards, Line, Phase, Side, Task, Then, Work};
 use crate::storage::cdrom::READ_ERROR;
 use crate::storage::scsi::{Command, WRITE_ERROR, absent};
-use block::Request;
+use block::{Lent, Request};
 use std::collections::VecDeque;
 use std::io;
 
@@ -283,7 +283,7 @@ impl Chip {
             Then::Write { offset, len, fua } => {
                 let piece = data.len() as u64;
                 let rest = For::Write { offset: offset + piece, len: len - piece, fua };
-                self.submit(serial, Request::Write { offset, data, fua }, rest);
+                self.submit(serial, Request::Write { offset, data: data.into(), fua }, rest);
                 len == piece
             }
             Then::Parameters => {
@@ -420,7 +420,7 @@ impl Chip {
             Command::Done => Work::Status(STATUS_GOOD),
             Command::Check(_) => Work::Status(STATUS_CHECK),
             Command::Data(data) if data.is_empty() => Work::Status(STATUS_GOOD),
-            Command::Data(data) => Work::In { data, at: 0, left: None },
+            Command::Data(data) => Work::In { data: data.into(), at: 0, left: None },
             Command::Read { offset, len } => self.read_disk(serial, offset, len),
             Command::Write { offset, len, fua } => {
                 let want = len.min(PIECE) as usize;
@@ -451,7 +451,7 @@ impl Chip {
     fn submit(&mut self, serial: u64, request: Request, purpose: For) {
         let Some(unit) = self.side.task(serial).and_then(|task| task.unit.clone()) else { return };
         let (me, in_flight) = (self.me.clone(), self.pending.enter());
-        let done = move |result: io::Result<Vec<u8>>| {
+        let done = move |result: io::Result<Lent>| {
             let _in_flight = in_flight;
             if let Some(lsi) = me.upgrade() {
                 lsi.chip.lock().completed(serial, purpose, result);
@@ -461,7 +461,7 @@ impl Chip {
     }
 
     /// The disk has done something for a task, which may be gone by now.
-    fn completed(&mut self, serial: u64, purpose: For, result: io::Result<Vec<u8>>) {
+    fn completed(&mut self, serial: u64, purpose: For, result: io::Result<Lent>) {
         let Some(task) = self.side.task(serial) else { return };
         let work = match (result, purpose) {
             (Err(_), purpose) => {

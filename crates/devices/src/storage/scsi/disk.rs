@@ -485,7 +485,7 @@ impl Lun {
             return Command::Check(INVALID_FIELD);
         }
         let data = data.repeat((len / self.block()) as usize);
-        Command::Disk(vec![Request::Write { offset, data, fua: false }])
+        Command::Disk(vec![Request::Write { offset, data: data.into(), fua: false }])
     }
 
     fn mode_select(&self, data: &[u8], header: usize) -> Command {
