@@ -175,7 +175,7 @@ impl Regs {
 
     /// Puts what the debugger changed into `state`. Selectors of a processor in real mode
     /// take their base with them.
-    pub fn into_state(&self, state: &mut CpuState) {
+    pub fn put_into(&self, state: &mut CpuState) {
         let core = &self.core;
         for (&value, index) in core.regs.iter().zip(GPRS) {
             state.gpr[index] = value;
@@ -249,7 +249,7 @@ mod tests {
         again.gdb_deserialize(&bytes).unwrap();
         assert_eq!(again, regs);
         let mut other = state.clone();
-        again.into_state(&mut other);
+        again.put_into(&mut other);
         assert_eq!(other, state);
         assert!(again.gdb_deserialize(&bytes[..100]).is_err());
     }

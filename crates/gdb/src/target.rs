@@ -177,7 +177,7 @@ impl MultiThreadBase for Target {
         let regs = regs.clone();
         let done = vcpu.with(move |vcpu| {
             let mut state = vcpu.save();
-            regs.into_state(&mut state);
+            regs.put_into(&mut state);
             vcpu.load(&state)
         });
         done.and_then(|done| done).map_err(|_| TargetError::NonFatal)

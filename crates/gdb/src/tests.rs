@@ -55,7 +55,9 @@ impl Gdb {
                 byte => text.push(byte.into()),
             }
         }
-        (self.byte(), self.byte());
+        // The checksum.
+        self.byte();
+        self.byte();
         std::io::Write::write_all(&mut self.0, b"+").unwrap();
         text
     }

@@ -129,12 +129,7 @@ impl Readline {
             4 => self.delete(),
             5 => self.cursor = self.line.len(),
             6 => self.forward(),
-            8 | 127 => {
-                if self.cursor > 0 {
-                    self.cursor -= 1;
-                    self.delete();
-                }
-            }
+            8 | 127 => self.erase(),
             11 => self.line.truncate(self.cursor),
             14 => self.newer(),
             16 => self.older(),
@@ -158,6 +153,14 @@ impl Readline {
     fn delete(&mut self) {
         if self.cursor < self.line.len() {
             self.line.remove(self.cursor);
+        }
+    }
+
+    /// Deletes the byte before the cursor.
+    fn erase(&mut self) {
+        if self.cursor > 0 {
+            self.cursor -= 1;
+            self.delete();
         }
     }
 

@@ -67,7 +67,7 @@ pub(crate) struct Drive {
     pub option: Option<String>,
 }
 
-/// Opens all `-drive`s.
+/// Opens all `-drive`s, and the empty ones that a board has if nothing else takes their place.
 pub(crate) fn open(host: &Host, spec: &MachineSpec) -> Result<Vec<Drive>> {
     let mut all: Vec<Drive> = Vec::new();
     for (at, keys) in spec.drives.iter().enumerate() {
@@ -79,7 +79,42 @@ pub(crate) fn open(host: &Host, spec: &MachineSpec) -> Result<Vec<Drive>> {
         drive.option = spec.places.drive(at).map(str::to_string);
         all.push(drive);
     }
+    for (interface, index, keys) in defaults(spec) {
+        let per_bus = interface.per_bus(spec.kind).max(1);
+        let (bus, unit) =
+            if interface == Interface::Ide { (index / per_bus, index % per_bus) } else { (0, index) };
+        let there = |d: &Drive| (d.interface, d.bus, d.unit) == (interface, bus, unit);
+        if interface == Interface::None || !all.iter().any(there) {
+            let drive = open_one(host, spec.kind, &keys, &all)?;
+            all.push(drive);
+        }
+    }
     Ok(all)
+}
+
+/// Drives without media that there are unless `-nodefaults` or a `-device` of their kind is given:
+/// a CD drive, a floppy drive (i440FX), and a slot for SD cards that no device serves.
+fn defaults(spec: &MachineSpec) -> Vec<(Interface, u64, Map<String, Value>)> {
+    if spec.nodefaults || spec.kind == MachineKind::None {
+        return Vec::new();
+    }
+    let has = |models: &[&str]| {
+        let driver =
+            |keys: &Map<String, Value>| keys.get("driver").and_then(Value::as_str).map(str::to_string);
+        spec.devices.iter().filter_map(driver).any(|driver| models.contains(&driver.as_str()))
+    };
+    let keys = |pairs: &[(&str, &str)]| {
+        pairs.iter().map(|(key, value)| ((*key).to_string(), Value::from(*value))).collect::<Map<_, _>>()
+    };
+    let mut list = Vec::new();
+    if !has(&["ide-cd", "ide-hd", "scsi-cd", "scsi-hd"]) {
+        list.push((Interface::Ide, 2, keys(&[("if", "ide"), ("index", "2"), ("media", "cdrom")])));
+    }
+    if spec.kind == MachineKind::Pc && !has(&["isa-fdc", "floppy"]) {
+        list.push((Interface::Floppy, 0, keys(&[("if", "floppy"), ("index", "0")])));
+    }
+    list.push((Interface::None, 0, keys(&[("if", "none"), ("id", "sd0")])));
+    list
 }
 
 /// Adds a drive to a running machine: one that no device uses yet (`if=none`).

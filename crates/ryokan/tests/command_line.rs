@@ -332,3 +332,40 @@ fn the_monitor_greets_before_devices_are_made() {
         .replace("v3.qcow2", &{ dir.path().join("v3.qcow2").display().to_string() });
     start(&both.split(' ').chain(["-accel", "qtest"]).collect::<Vec<_>>());
 }
+
+#[test]
+fn empty_drives_come_with_the_board() {
+    let start = |args: &[&str]| {
+        let mut all = vec!["-accel", "qtest", "-display", "none", "-serial", "none", "-monitor", "none"];
+        all.extend(args);
+        Vm::start_plain(&all).unwrap_or_else(|e| panic!("{args:?}: {e}"))
+    };
+    let names = |vm: &mut Vm| {
+        let all = vm.qmp.execute("query-block", json!({})).unwrap();
+        let names = all.as_array().unwrap().iter().map(|one| one["device"].as_str().unwrap().to_string());
+        names.collect::<Vec<_>>()
+    };
+    for (args, wanted) in [
+        (&[][..], &["ide1-cd0", "floppy0", "sd0"][..]),
+        (&["-M", "q35"], &["ide2-cd0", "sd0"]),
+        (&["-nodefaults"], &[]),
+        (&["-M", "none"], &[]),
+        (&["-device", "floppy,unit=1"], &["ide1-cd0", "sd0"]),
+        (&["-drive", "if=none,id=d,driver=null-co", "-device", "ide-hd,drive=d"], &["d", "floppy0", "sd0"]),
+    ] {
+        let mut vm = start(args);
+        let found = names(&mut vm);
+        let missing: Vec<_> = wanted.iter().filter(|name| !found.contains(&(**name).to_string())).collect();
+        let extra: Vec<_> = found.iter().filter(|name| name.starts_with(['i', 'f', 's'])).collect();
+        let extra: Vec<_> = extra.iter().filter(|name| !wanted.contains(&name.as_str())).collect();
+        assert!(missing.is_empty() && extra.is_empty(), "{args:?}: {found:?}");
+    }
+    let images = testkit::Images::new();
+    let image = images.create("cd.raw", "1M", &[]);
+    let mut vm = start(&[]);
+    vm.qmp.execute("change", json!({"device": "ide1-cd0", "target": image})).unwrap();
+    assert!(vm.qmp.hmp("info block").unwrap().contains("ide1-cd0 (#block"));
+    // The place is taken: no other drive.
+    let mut vm = start(&["-cdrom", &image]);
+    assert_eq!(names(&mut vm), ["ide1-cd0", "floppy0", "sd0"]);
+}

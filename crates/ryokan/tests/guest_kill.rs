@@ -84,7 +84,7 @@ fn killed(round: u64) {
     let plan = Plan { seed: 1000 + round, threads: 2, blocks: 8192, zeros: false };
     let images = Images::new();
     images.create("base.qcow2", SIZE, &[]);
-    let options = if round % 2 == 0 { "" } else { ",lazy-refcounts=on" };
+    let options = if round.is_multiple_of(2) { "" } else { ",lazy-refcounts=on" };
     let drive = format!("if=none,id=d,format=qcow2,file={}{options}", images.path("base.qcow2"));
     let args =
         ["-object", "iothread,id=t0", "-drive", &drive, "-device", "virtio-blk-pci,drive=d,iothread=t0"];

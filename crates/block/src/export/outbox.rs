@@ -128,10 +128,8 @@ mod tests {
             for task in tasks {
                 task.await.unwrap();
             }
-            let mut expected = 0;
-            for run in seen.chunk_by(|one, other| one == other) {
+            for (expected, run) in (0..).zip(seen.chunk_by(|one, other| one == other)) {
                 assert_eq!((run[0], run.len()), (expected, usize::from(expected) * 3 + 3));
-                expected += 1;
             }
         });
     }

@@ -273,11 +273,7 @@ impl Hpet {
                     }
                 }
             }
-            8 => {
-                if timer.set_comparator(mask, value) && counts {
-                    timer.plan(now, true);
-                }
-            }
+            8 if timer.set_comparator(mask, value) && counts => timer.plan(now, true),
             0x10 => timer.fsb = timer.fsb & !mask | value & mask,
             _ => {}
         }

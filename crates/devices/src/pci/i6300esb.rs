@@ -142,11 +142,9 @@ impl Handler for Watchdog {
         match (offset, value, state.opened) {
             (RELOAD, 0x80, 0) => return state.opened = 1,
             (RELOAD, 0x86, 1) => return state.opened = 2,
-            (8, ..) => {
-                if value & 1 != 0 {
-                    state.interrupt = false;
-                    self.core.set_intx(false);
-                }
+            (8, ..) if value & 1 != 0 => {
+                state.interrupt = false;
+                self.core.set_intx(false);
             }
             (0, _, 2) => state.preload[0] = value as u32 & PRELOAD_MASK,
             (4, _, 2) => state.preload[1] = value as u32 & PRELOAD_MASK,

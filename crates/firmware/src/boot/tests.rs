@@ -84,7 +84,7 @@ fn bzimage_in_long_mode() {
     assert_eq!(memory.load(line, 8).to_le_bytes(), *b"console=");
     let initrd = memory.load(page + 0x218, 4);
     assert_eq!((memory.load(page + 0x21c, 4), memory.load(initrd, 1)), (10_000, 7));
-    assert!(initrd % 4096 == 0 && initrd > 0x180_0000 && initrd + 10_000 < RAM);
+    assert!(initrd.is_multiple_of(4096) && initrd > 0x180_0000 && initrd + 10_000 < RAM);
     assert_eq!(memory.load(memory.load(page + 0x70, 8), 8).to_le_bytes(), *b"RSD PTR ");
     assert_eq!(memory.load(0xf_0040, 4) as u32, u32::from_le_bytes(*b"_SM_"));
     // The mapping is one to one.

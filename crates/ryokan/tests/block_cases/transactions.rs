@@ -76,9 +76,9 @@ fn each_kind_is_taken_back() {
         |at: usize| json!({"device": "d", "target": format!("@none{at}/x"), "sync": "full", "job-id": "k"});
     for one in &jobs {
         for mode in ["individual", "grouped"] {
-            taken_back(&mut bench, mode, &[one.clone()], action("abort", json!({})));
+            taken_back(&mut bench, mode, std::slice::from_ref(one), action("abort", json!({})));
             bench.story("j", "null");
-            taken_back(&mut bench, mode, &[one.clone()], action("drive-backup", making(0)));
+            taken_back(&mut bench, mode, std::slice::from_ref(one), action("drive-backup", making(0)));
             bench.story("j", "null");
         }
     }
@@ -95,13 +95,13 @@ fn each_kind_is_taken_back() {
             bench.story("j", "null");
         }
         let missing = action("block-dirty-bitmap-clear", json!({"node": "qn", "name": "x"}));
-        taken_back(&mut bench, "individual", &[one.clone()], missing);
+        taken_back(&mut bench, "individual", std::slice::from_ref(one), missing);
         if is_job {
             bench.story("j", "null");
         }
         // The same again is refused where it cannot be done twice.
         if !is_job && one["type"].as_str().unwrap().contains("snapshot") {
-            taken_back(&mut bench, "individual", &[one.clone()], one.clone());
+            taken_back(&mut bench, "individual", std::slice::from_ref(one), one.clone());
         }
     }
     bench.vm.qmp.take_events();

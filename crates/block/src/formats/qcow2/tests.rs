@@ -231,7 +231,7 @@ fn compressed_clusters_of_ours_are_read_by_qemu_img() {
         let model = graph.block_on(async move {
             let mut rng = Rng(3);
             let mut model: Vec<u8> = (0..(3 << 20) + 512)
-                .map(|at: u64| if at % 3 == 0 { (rng.next() % 9) as u8 } else { 7 })
+                .map(|at: u64| if at.is_multiple_of(3) { (rng.next() % 9) as u8 } else { 7 })
                 .collect();
             for (at, piece) in model.chunks(65536).enumerate() {
                 node.write(at as u64 * 65536, piece, WriteFlags::COMPRESSED).await.unwrap();

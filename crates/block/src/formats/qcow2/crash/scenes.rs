@@ -11,7 +11,7 @@ use crate::jobs::{CommitSpec, Kind, MirrorSpec, MirrorSync, Setup, Status, Strea
 const SIZE: u64 = 1 << 20;
 
 /// One random request; the disk's content follows.
-async fn request(stage: &mut Stage, node: &Arc<Node>, disk: &mut Vec<u8>, rng: &mut Rng) {
+async fn request(stage: &mut Stage, node: &Arc<Node>, disk: &mut [u8], rng: &mut Rng) {
     let size = disk.len() as u64;
     let offset = rng.below(size);
     let longest = if rng.below(3) == 0 { 100_000 } else { 5000 };
@@ -261,7 +261,7 @@ fn open_chain(stage: &Stage) -> Pin {
 }
 
 /// Writes while a job runs; `ready` is told to complete.
-async fn alongside(stage: &mut Stage, drive: &Backend, root: usize, disk: &mut Vec<u8>, rng: &mut Rng) {
+async fn alongside(stage: &mut Stage, drive: &Backend, root: usize, disk: &mut [u8], rng: &mut Rng) {
     let job = stage.graph.jobs.get("j").unwrap();
     let mut told = false;
     for _ in 0..2000 {
