@@ -33,7 +33,7 @@ pub struct State {
     pub host_rsp: u64,
     /// Address of the guest's vector registers ([`cpu_host::SimdContext::zmm`]).
     pub vectors: u64,
-    /// Not zero: an upper half of a YMM register may be other than zero.
+    /// Not zero: bits 511:128 of ZMM0 to ZMM15 may be other than zero.
     pub upper: u64,
     /// Not zero: AVX-512 state is in the host's registers; its instructions may run.
     pub avx512: u64,

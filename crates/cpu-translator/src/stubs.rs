@@ -70,19 +70,40 @@ fn vector(code: &mut Code, n: u8, store: bool) {
     code.raw(&(STRIDE * i32::from(n)).to_le_bytes());
 }
 
-/// `vmovups zmm, [rax + 64 * n]` for all of them and `kmovq`, or the reverse.
-fn all_state(code: &mut Code, store: bool) {
+/// `vmovups zmm, [rax + 64 * n]` or the reverse.
+fn whole(code: &mut Code, n: u8, store: bool) {
+    let (r, r2) = (!n >> 3 & 1, !n >> 4 & 1);
+    // EVEX.512.0F.W0 10 /r with a displacement of n times 64 bytes.
+    code.raw(&[0x62, 0x61 | r << 7 | r2 << 4, 0x7c, 0x48, 0x10 | u8::from(store), 0x40 | (n & 7) << 3, n]);
+}
+
+/// What AVX and SSE do not reach: ZMM16 to ZMM31 and the opmasks.
+fn beyond(code: &mut Code, store: bool) {
     let opcode = u8::from(store);
-    for n in 0..32u8 {
-        let (r, r2) = (!n >> 3 & 1, !n >> 4 & 1);
-        // EVEX.512.0F.W0 10 /r with a displacement of n times 64 bytes.
-        code.raw(&[0x62, 0x61 | r << 7 | r2 << 4, 0x7c, 0x48, 0x10 | opcode, 0x40 | (n & 7) << 3, n]);
-    }
+    (16..32).for_each(|n| whole(code, n, store));
     for n in 0..8u8 {
         code.raw(&[0xc4, 0xe1, 0xf8, 0x90 | opcode, 0x80 | n << 3]);
         let at = cpu_host::SimdContext::OPMASK - cpu_host::SimdContext::ZMM + 8 * usize::from(n);
         code.raw(&(at as i32).to_le_bytes());
     }
+}
+
+/// Notes whether bits 511:128 of ZMM0 to ZMM15 are other than zero.
+fn note_upper_of_all(code: &mut Code) {
+    const EACH: u8 = 2;
+    for n in EACH..16 {
+        // vporq zmm0 or zmm1, zmm(n), itself
+        let modrm = if n % EACH == 0 { 0xc0 } else { 0xc9 };
+        code.raw(&[0x62, 0xf1, 0x85 | (!n & 15) << 3, 0x48, 0xeb, modrm]);
+    }
+    code.raw(&[0x62, 0xf1, 0xf5, 0x48, 0xeb, 0xc0]); // vporq zmm0, zmm1, zmm0
+    code.raw(&[0x62, 0xf3, 0xfd, 0x48, 0x3b, 0xc1, 1]); // vextracti64x4 ymm1, zmm0, 1
+    code.raw(&[0xc4, 0xe3, 0x7d, 0x19, 0xc0, 1]); // vextractf128 xmm0, ymm0, 1
+    code.raw(&[0xc5, 0xf4, 0x56, 0xc0]); // vorps ymm0, ymm1, ymm0
+    code.raw(&[0xc4, 0xe2, 0x7d, 0x17, 0xc0]); // vptest ymm0, ymm0
+    code.raw(&[0x0f, 0x95, 0xc0]); // setne al
+    code.raw(&[0x0f, 0xb6, 0xc0]); // movzx eax, al
+    code.store32(UPPER, RAX);
 }
 
 fn has_avx512() -> bool {
@@ -138,7 +159,10 @@ fn enter(code: &mut Code) {
         let less = code.label();
         code.cmp32_gs(AVX512, 0);
         code.jcc(4, less);
-        all_state(code, false);
+        beyond(code, false);
+        code.cmp32_gs(UPPER, 0);
+        code.jcc(4, narrow);
+        (0..16).for_each(|n| whole(code, n, false));
         code.jmp(loaded);
         code.bind(less);
     }
@@ -186,8 +210,9 @@ fn leave(code: &mut Code) {
         let less = code.label();
         code.cmp32_gs(AVX512, 0);
         code.jcc(4, less);
-        all_state(code, true);
-        code.store_imm32(UPPER, 1);
+        beyond(code, true);
+        (0..16).for_each(|n| whole(code, n, true));
+        note_upper_of_all(code);
         code.jmp(stored);
         code.bind(less);
     }

@@ -299,9 +299,10 @@ impl TranslatorVcpu {
         state.flags = (arith & CF_TO_SF) << 8 | (arith >> 11 & 1);
         state.seg_base = [core.sc[4].base, core.sc[5].base];
         state.vectors = core.simd.zmm.as_ptr() as u64;
-        state.upper = core.simd.zmm[..16].iter().fold(0, |all, r| all | r[2] | r[3]);
-        state.upper = u64::from(state.upper != 0);
         state.avx512 = u64::from(core.simd.avx512);
+        let words = if core.simd.avx512 { 2..8 } else { 2..4 };
+        let upper = |all, r: &[u64; 8]| r[words.clone()].iter().fold(all, |all, word| all | word);
+        state.upper = u64::from(core.simd.zmm[..16].iter().fold(0, upper) != 0);
         state.mxcsr = core.simd.mxcsr();
         state.x87 = u32::from(core.simd.is_live() && core.simd.fcw() & 0x3f == 0x3f);
         state.fip = core.simd.fip;
