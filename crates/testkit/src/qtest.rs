@@ -14,13 +14,14 @@ pub struct Qtest {
 }
 
 impl Qtest {
-    /// Starts with `-display none` and `args`.
+    /// Starts with `-nodefaults -display none` and `args`.
     pub fn start(args: &[&str]) -> Result<Qtest> {
         let dir = tempfile::tempdir().map_err(|e| e.to_string())?;
         let path = dir.path().join("qtest");
         let listener = UnixListener::bind(&path).map_err(|e| e.to_string())?;
         let channel = format!("unix:{}", path.display());
-        let mut all = vec!["-display", "none", "-accel", "qtest", "-qtest", &channel, "-qtest-log", "none"];
+        let mut all = vec!["-nodefaults", "-display", "none"];
+        all.extend(["-accel", "qtest", "-qtest", &channel, "-qtest-log", "none"]);
         all.extend(args);
         let vm = Vm::start_plain(&all)?;
         let (stream, _) = listener.accept().map_err(|e| e.to_string())?;
