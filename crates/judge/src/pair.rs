@@ -6,7 +6,7 @@
 //! several times from the same start, so that warm code is translated.
 
 use crate::lockstep::differences;
-use crate::rig::NullApic;
+use crate::rig::{NullApic, xcr0};
 use base::clock::{Clock, Kind};
 use base::{Mutex, Result, bail};
 use cpu::state::{Segment, TableRegister, seg};
@@ -192,6 +192,8 @@ fn page_flags(page: u64) -> Option<u64> {
         at if at == DEVICE => Some(ALL | 0x10 | 1 << 63),
         at if at >= SIZE => None,
         at if (CODE..CODE + CODE_PAGES * 4096).contains(&at) => Some(ALL),
+        // What a change of these without a flush does is up to the engine.
+        at if (TABLES..TABLES + 0x4000).contains(&at) => Some(1),
         at if at < CODE => Some(3),
         at if at < DATA => Some(3),
         // Data: two pages of everything, then read-only, none, supervisor, not executable.
@@ -254,7 +256,7 @@ fn start_state(choices: u8, registers: &[u8], rip: u64) -> CpuState {
     state.cr3 = TABLES;
     state.cr4 = 0x20 | 0x80 | 0x200 | 0x400 | 0x1_0000 | 0x4_0000;
     state.efer = 0xd01;
-    state.xcr0 = 7;
+    state.xcr0 = xcr0();
     state.rip = rip;
     state.gpr[4] = DATA + 0x6800;
     for (gpr, &byte) in state.gpr.iter_mut().zip(registers) {

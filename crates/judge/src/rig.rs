@@ -4,6 +4,7 @@ use crate::case::{Case, Outcome, Registers, layout};
 use base::clock::Clock;
 use base::{Result, bail};
 use cpu::state::{Avx512State, FpuState, Segment, TableRegister, seg};
+use cpu::xsave;
 use cpu::{CpuBus, CpuState, Engine, Exit, Link, LocalApic, Vcpu, VcpuConfig};
 use memory::{AddressSpace, RamBlock, SpaceKind};
 use std::sync::Arc;
@@ -270,8 +271,9 @@ fn build(ram: RamBlock) {
     }
 }
 
-fn has_avx512() -> bool {
-    cpu_host::host_supports(iced_x86::CpuidFeature::AVX512F)
+/// XCR0 as Linux sets it.
+pub(crate) fn xcr0() -> u64 {
+    xsave::X87 | xsave::SSE | xsave::AVX | if cpu_host::has_avx512() { xsave::AVX512 } else { 0 }
 }
 
 fn start_state() -> CpuState {
@@ -293,6 +295,6 @@ fn start_state() -> CpuState {
     state.cr4 = 0x20 | 0x80 | 0x200 | 0x400 | 0x1_0000 | 0x4_0000;
     // SCE LME LMA NXE.
     state.efer = 0xd01;
-    state.xcr0 = 7 | if has_avx512() { 0xe0 } else { 0 };
+    state.xcr0 = xcr0();
     state
 }
