@@ -63,6 +63,8 @@ pub struct Driver {
     pub defaults: (&'static str, &'static str),
     /// A running machine with such a writable node cannot migrate.
     pub blocks_migration: bool,
+    /// Options that change what a node shows, so that its file name alone does not say what it is.
+    pub telling: &'static [&'static str],
 }
 
 /// What is common in records: override the rest with `..Driver::DEFAULT`.
@@ -80,6 +82,7 @@ impl Driver {
         read_only: false,
         defaults: ("", ""),
         blocks_migration: false,
+        telling: &[],
     };
 }
 

@@ -5,7 +5,6 @@ use crate::builder::Builder;
 use crate::chardev::{from_params, gdb_device, short_form};
 use crate::machine::place_of;
 use base::{Failure, Result, fail};
-use serde_json::Value;
 use spec::Invocation;
 use spec::invocation::{Monitor, MonitorMode};
 
@@ -56,12 +55,9 @@ fn check_boot(inv: &Invocation) -> Result<(), Complaint> {
 /// What there is when nothing was said: a serial port and a monitor, on the terminal unless
 /// there is a (disabled) display or no terminal.
 fn defaults(b: &mut Builder) -> Result<(), Complaint> {
-    let has = |model: &str| {
-        b.inv.machine.devices.iter().any(|d| d.get("driver").and_then(Value::as_str) == Some(model))
-    };
     let nodefaults = b.inv.machine.nodefaults;
-    let serial = b.serials.is_empty() && !nodefaults && !has("isa-serial");
-    let parallel = b.parallels.is_empty() && !nodefaults && !has("isa-parallel");
+    let serial = b.serials.is_empty() && !nodefaults && !b.inv.machine.has_device(&["isa-serial"]);
+    let parallel = b.parallels.is_empty() && !nodefaults && !b.inv.machine.has_device(&["isa-parallel"]);
     let monitor = !b.has_mon && !nodefaults;
     let default = |text: &str| (text.to_string(), String::new());
     if b.nographic && b.inv.daemonize && (serial || parallel || monitor) {

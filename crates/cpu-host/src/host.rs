@@ -38,7 +38,7 @@ pub fn host_supports(feature: F) -> bool {
 }
 
 /// AVX-512 as all processors but the first (Xeon Phi) have it; less is not used.
-fn has_avx512() -> bool {
+pub fn has_avx512() -> bool {
     has!("avx512f") && has!("avx512bw") && has!("avx512cd") && has!("avx512dq") && has!("avx512vl")
 }
 

@@ -106,10 +106,6 @@ fn note_upper_of_all(code: &mut Code) {
     code.store32(UPPER, RAX);
 }
 
-fn has_avx512() -> bool {
-    cpu_host::host_supports(iced_x86::CpuidFeature::AVX512F)
-}
-
 /// `movups xmm, [rax + 64 * n]`.
 fn lower(code: &mut Code, n: u8) {
     if n >= 8 {
@@ -155,7 +151,7 @@ fn enter(code: &mut Code) {
     // its target's old value.
     let (narrow, loaded) = (code.label(), code.label());
     code.load(RAX, VECTORS);
-    if has_avx512() {
+    if cpu_host::has_avx512() {
         let less = code.label();
         code.cmp32_gs(AVX512, 0);
         code.jcc(4, less);
@@ -206,7 +202,7 @@ fn leave(code: &mut Code) {
     code.store(S0, T0);
     code.load(RAX, VECTORS);
     let stored = code.label();
-    if has_avx512() {
+    if cpu_host::has_avx512() {
         let less = code.label();
         code.cmp32_gs(AVX512, 0);
         code.jcc(4, less);

@@ -24,6 +24,12 @@ impl Component {
     pub const fn mask(&self) -> u64 {
         1 << self.number
     }
+
+    /// Its offset in an area of standard form, or of compacted form with room for these
+    /// components. (None of them asks for alignment.)
+    pub fn place(&self, compacted: Option<u64>) -> usize {
+        compacted.map_or(self.offset, |components| compacted_size(components & (self.mask() - 1)))
+    }
 }
 
 const fn component(number: u32, offset: usize, size: usize) -> Component {
@@ -45,17 +51,8 @@ pub fn compacted_size(components: u64) -> usize {
     LEGACY + present(components).map(|c| c.size).sum::<usize>()
 }
 
-/// Components of the extended region with their offsets in an area of compacted form that has
-/// room for `components`. (None of them asks for alignment.)
-pub fn compacted(components: u64) -> impl Iterator<Item = (Component, usize)> {
-    present(components).scan(LEGACY, |next, component| {
-        let at = *next;
-        *next += component.size;
-        Some((component, at))
-    })
-}
-
-fn present(components: u64) -> impl Iterator<Item = Component> {
+/// Components of the extended region that are in `components`.
+pub fn present(components: u64) -> impl Iterator<Item = Component> {
     COMPONENTS.into_iter().filter(move |c| components & c.mask() != 0)
 }
 

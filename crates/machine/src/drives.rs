@@ -52,6 +52,14 @@ impl Interface {
             _ => 0,
         }
     }
+
+    /// Bus and unit of the drive with this index.
+    fn at_index(self, index: u64, kind: MachineKind) -> (u64, u64) {
+        match self.per_bus(kind) {
+            0 => (0, index),
+            per_bus => (index / per_bus, index % per_bus),
+        }
+    }
 }
 
 /// A drive in its place, its back end made.
@@ -80,10 +88,8 @@ pub(crate) fn open(host: &Host, spec: &MachineSpec) -> Result<Vec<Drive>> {
         all.push(drive);
     }
     for (interface, index, keys) in defaults(spec) {
-        let per_bus = interface.per_bus(spec.kind).max(1);
-        let (bus, unit) =
-            if interface == Interface::Ide { (index / per_bus, index % per_bus) } else { (0, index) };
-        let there = |d: &Drive| (d.interface, d.bus, d.unit) == (interface, bus, unit);
+        let place = interface.at_index(index, spec.kind);
+        let there = |d: &Drive| d.interface == interface && (d.bus, d.unit) == place;
         if interface == Interface::None || !all.iter().any(there) {
             let drive = open_one(host, spec.kind, &keys, &all)?;
             all.push(drive);
@@ -98,19 +104,14 @@ fn defaults(spec: &MachineSpec) -> Vec<(Interface, u64, Map<String, Value>)> {
     if spec.nodefaults || spec.kind == MachineKind::None {
         return Vec::new();
     }
-    let has = |models: &[&str]| {
-        let driver =
-            |keys: &Map<String, Value>| keys.get("driver").and_then(Value::as_str).map(str::to_string);
-        spec.devices.iter().filter_map(driver).any(|driver| models.contains(&driver.as_str()))
-    };
     let keys = |pairs: &[(&str, &str)]| {
         pairs.iter().map(|(key, value)| ((*key).to_string(), Value::from(*value))).collect::<Map<_, _>>()
     };
     let mut list = Vec::new();
-    if !has(&["ide-cd", "ide-hd", "scsi-cd", "scsi-hd"]) {
+    if !spec.has_device(&["ide-cd", "ide-hd", "scsi-cd", "scsi-hd"]) {
         list.push((Interface::Ide, 2, keys(&[("if", "ide"), ("index", "2"), ("media", "cdrom")])));
     }
-    if spec.kind == MachineKind::Pc && !has(&["isa-fdc", "floppy"]) {
+    if spec.kind == MachineKind::Pc && !spec.has_device(&["isa-fdc", "floppy"]) {
         list.push((Interface::Floppy, 0, keys(&[("if", "floppy"), ("index", "0")])));
     }
     list.push((Interface::None, 0, keys(&[("if", "none"), ("id", "sd0")])));
@@ -179,8 +180,7 @@ fn place(
     };
     let (bus, unit) = match (index, bus, unit) {
         (Some(_), Some(1..), _) | (Some(_), _, Some(_)) => bail!("index cannot be used with bus and unit"),
-        (Some(index), _, None) if per_bus > 0 => (index / per_bus, index % per_bus),
-        (Some(index), _, None) => (0, index),
+        (Some(index), _, None) => interface.at_index(index, kind),
         (None, bus, Some(unit)) => (bus.unwrap_or(0), unit),
         (None, bus, None) => {
             let (mut bus, mut unit) = (bus.unwrap_or(0), 0);

@@ -199,6 +199,13 @@ pub enum RtcClock {
 }
 
 impl MachineSpec {
+    /// Whether a `-device` asks for one of these models.
+    pub fn has_device(&self, models: &[&str]) -> bool {
+        let driver =
+            |keys: &Tree| keys.get("driver").and_then(Value::as_str).is_some_and(|d| models.contains(&d));
+        self.devices.iter().any(driver)
+    }
+
     /// A `-machine` key that is on or off; `None` when it was not given.
     pub fn switch(&self, key: &str) -> Option<bool> {
         match self.options.get(key)? {

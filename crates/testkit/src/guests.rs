@@ -113,10 +113,17 @@ pub(crate) fn find(dir: &Path, prefix: &str) -> Option<PathBuf> {
 /// The guest program `guest/NAME.c`, built without shared libraries by the host's C compiler
 /// (which Rust needs as its linker anyway), with further flags.
 pub fn c_program(name: &str, flags: &[&str]) -> Result<Vec<u8>> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("guest/{name}.c"));
-    fs::create_dir_all(cache()).map_err(|e| e.to_string())?;
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-static"]).args(flags);
+    program(name, &mut compiler, &format!("guest/{name}.c"))
+}
+
+/// What a compiler makes of this crate's file `source`.
+pub(crate) fn program(name: &str, compiler: &mut Command, source: &str) -> Result<Vec<u8>> {
+    let _lock = lock_file(name)?;
     let path = cache().join(format!("{name}-{}", std::process::id()));
-    run(Command::new("cc").args(["-O2", "-static", "-o"]).arg(&path).args(flags).arg(source))?;
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    run(compiler.arg("-o").arg(&path).arg(source))?;
     let bytes = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
     let _ = fs::remove_file(&path);
     Ok(bytes)

@@ -3,32 +3,14 @@
 use crate::bench::Bench;
 use crate::guests::{self, Result};
 use crate::record::{BLOCK, Plan, Record};
-use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 /// The program `writer`, built without shared libraries.
 pub(crate) fn program() -> Result<Vec<u8>> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bin/writer.rs");
-    let lock = guests::lock_file("writer")?;
-    let path = guests::cache().join(format!("writer-{}", std::process::id()));
-    let compiler = std::env::var_os("RUSTC").unwrap_or("rustc".into());
-    let mut command = Command::new(compiler);
-    command.args([
-        "--edition",
-        "2024",
-        "-O",
-        "-C",
-        "target-feature=+crt-static",
-        "-C",
-        "strip=symbols",
-        "-o",
-    ]);
-    guests::run(command.arg(&path).arg(source))?;
-    let bytes = std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
-    let _ = std::fs::remove_file(&path);
-    drop(lock);
-    Ok(bytes)
+    let mut compiler = Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()));
+    compiler.args(["--edition", "2024", "-O", "-C", "target-feature=+crt-static", "-C", "strip=symbols"]);
+    guests::program("writer", &mut compiler, "src/bin/writer.rs")
 }
 
 /// A disk of the guest that is being written to.

@@ -485,8 +485,8 @@ impl Backend {
     }
 
     /// Carries out a request that moves `bytes` on the I/O thread; long ones that come together
-    /// go to other threads, one a processor, and leave it free to hand out the next. Not so plain writes: they lock the host's file, so that
-    /// several threads would only wait for each other.
+    /// go to other threads, one a processor, and leave it free to hand out the next. Not so plain
+    /// writes: they lock the host's file, so that several threads would only wait for each other.
     pub fn spawn<T: Send + 'static>(
         &self,
         write: bool,

@@ -32,8 +32,24 @@ pub(crate) async fn event(child: &Child, name: &str) {
     }
 }
 
-pub static DRIVER: Driver =
-    Driver { name: "blkdebug", kind: Kind::Filter, schemes: &["blkdebug"], open, ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver {
+    name: "blkdebug",
+    kind: Kind::Filter,
+    schemes: &["blkdebug"],
+    open,
+    telling: &[
+        "config",
+        "align",
+        "max-transfer",
+        "opt-write-zero",
+        "max-write-zero",
+        "opt-discard",
+        "max-discard",
+        "inject-error",
+        "set-state",
+    ],
+    ..Driver::DEFAULT
+};
 
 /// Events that requests on the child raise, and those of formats.
 static EVENTS: &[&str] = &[

@@ -13,7 +13,13 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-pub static DRIVER: Driver = Driver { name: "quorum", kind: Kind::Filter, open, ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver {
+    name: "quorum",
+    kind: Kind::Filter,
+    open,
+    telling: &["vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern"],
+    ..Driver::DEFAULT
+};
 
 struct Quorum {
     context: crate::driver::Context,

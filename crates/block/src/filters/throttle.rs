@@ -9,7 +9,8 @@ use crate::types::*;
 use base::{Mutex, Result, fail};
 use std::sync::{Arc, Weak};
 
-pub static DRIVER: Driver = Driver { name: "throttle", kind: Kind::Filter, open, ..Driver::DEFAULT };
+pub static DRIVER: Driver =
+    Driver { name: "throttle", kind: Kind::Filter, open, telling: &["throttle-group"], ..Driver::DEFAULT };
 
 struct Throttle {
     file: Child,

@@ -40,6 +40,7 @@ pub static DRIVER: Driver = Driver {
         },
     ],
     amends: true,
+    telling: &["key-secret"],
     ..Driver::DEFAULT
 };
 

@@ -23,6 +23,7 @@ pub static DRIVER: Driver = Driver {
     ],
     backing: true,
     blocks_migration: true,
+    telling: &["encrypt"],
     ..Driver::DEFAULT
 };
 

@@ -14,6 +14,7 @@ pub static DRIVER: Driver = Driver {
     open,
     create: Some(create),
     create_options: &[CreateOption { name: "size", modern: "size", help: "Virtual disk size" }],
+    telling: &["offset", "size"],
     ..Driver::DEFAULT
 };
 

@@ -37,33 +37,6 @@ pub fn parse_json(name: &str) -> Result<Option<Options>> {
     }
 }
 
-/// Options that change what a node shows, so that its file name alone does not say what it is:
-/// by driver.
-const TELLING: &[(&str, &[&str])] = &[
-    ("raw", &["offset", "size"]),
-    ("qcow", &["encrypt"]),
-    ("qcow2", &["encrypt", "data-file"]),
-    ("luks", &["key-secret"]),
-    ("null-co", &["size", "read-zeroes"]),
-    ("null-aio", &["size", "read-zeroes"]),
-    ("throttle", &["throttle-group"]),
-    ("quorum", &["vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern"]),
-    (
-        "blkdebug",
-        &[
-            "config",
-            "align",
-            "max-transfer",
-            "opt-write-zero",
-            "max-write-zero",
-            "opt-discard",
-            "max-discard",
-            "inject-error",
-            "set-state",
-        ],
-    ),
-];
-
 /// What a node calls itself: the plain name where that is enough to open the same nodes again,
 /// otherwise `json:` and the options that are.
 pub(super) fn of(node: &Node) -> String {
@@ -111,13 +84,13 @@ fn plain(node: &Node) -> Option<String> {
     }
 }
 
-/// What was given of [`TELLING`], with flat keys.
+/// What was given of [`crate::driver::Driver::telling`], with flat keys.
 fn telling(node: &Node) -> Map<String, Value> {
     let mut own = Map::new();
     // A protocol without a name is told of by all that it was given.
     let nameless = node.driver().kind == Kind::Protocol && node.layer().filename().is_none();
-    let known = TELLING.iter().find(|(driver, _)| *driver == node.driver().name);
-    let tells = |key: &str| known.map_or(nameless, |(_, keys)| keys.contains(&key));
+    let known = node.driver().telling;
+    let tells = |key: &str| if known.is_empty() { nameless } else { known.contains(&key) };
     for (key, value) in node.given().0.iter().filter(|(key, _)| tells(key)) {
         flatten(&mut own, key, value);
     }

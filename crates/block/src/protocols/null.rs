@@ -6,11 +6,12 @@ use base::Result;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub static NULL_CO: Driver =
-    Driver { name: "null-co", kind: Kind::Protocol, schemes: &["null-co"], open, ..Driver::DEFAULT };
+pub static NULL_CO: Driver = Driver { name: "null-co", schemes: &["null-co"], ..NULL };
 
-pub static NULL_AIO: Driver =
-    Driver { name: "null-aio", kind: Kind::Protocol, schemes: &["null-aio"], open, ..Driver::DEFAULT };
+pub static NULL_AIO: Driver = Driver { name: "null-aio", schemes: &["null-aio"], ..NULL };
+
+const NULL: Driver =
+    Driver { kind: Kind::Protocol, open, telling: &["size", "read-zeroes"], ..Driver::DEFAULT };
 
 struct Null {
     size: u64,

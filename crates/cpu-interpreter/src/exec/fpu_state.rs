@@ -7,19 +7,16 @@ use cpu::Fault;
 use cpu::fault::vector;
 use cpu::paging::*;
 use cpu::state::FpuState;
+use cpu::xsave::{SSE, X87};
 use iced_x86::{Code, Instruction, Mnemonic};
 
 pub(super) const MXCSR_MASK: u32 = 0xffff;
 
 impl Core {
-    /// A copy of the x87 and vector state.
-    pub fn fpu(&mut self) -> FpuState {
+    /// A copy of the x87 state and MXCSR.
+    pub(super) fn x87(&mut self) -> FpuState {
         self.simd.sync();
-        self.simd.state()
-    }
-
-    pub(super) fn set_fpu(&mut self, fpu: &FpuState) {
-        self.simd.load(fpu);
+        self.simd.x87()
     }
 
     fn check_x87(&self) -> Result<(), Fault> {
@@ -120,15 +117,11 @@ impl Core {
         }
         // The unused end is touched as well.
         self.probe_write(linear, 512)?;
-        let fpu = self.fpu();
-        let legacy = self.legacy_image(&fpu, wide);
+        let fpu = self.x87();
         let mut image = [0u8; 416];
-        image[..160].copy_from_slice(&legacy);
-        let count = self.xmm_count();
-        for (k, y) in fpu.ymm.iter().take(count).enumerate() {
-            put_words(&mut image[160 + 16 * k..176 + 16 * k], &y[..2]);
-        }
-        let len = if count == 16 { 416 } else { 288 };
+        image[..160].copy_from_slice(&self.legacy_image(&fpu, wide));
+        let len = 160 + 16 * self.xmm_count();
+        self.simd.save_component(1, &mut image[160..len]);
         self.write_bytes(linear, &image[..len])?;
         Ok(Flow::Next)
     }
@@ -145,14 +138,7 @@ impl Core {
         if mxcsr & !MXCSR_MASK != 0 {
             return Err(Fault::GP0);
         }
-        let mut fpu = self.fpu();
-        Core::parse_legacy(&mut fpu, &image[..160], wide);
-        fpu.mxcsr = mxcsr;
-        let count = self.xmm_count();
-        for (k, y) in fpu.ymm.iter_mut().take(count).enumerate() {
-            get_words(&image[160 + 16 * k..176 + 16 * k], &mut y[..2]);
-        }
-        self.set_fpu(&fpu);
+        self.restore_legacy(&image, (X87 | SSE, X87 | SSE), wide, Some(mxcsr));
         Ok(Flow::Next)
     }
 
@@ -171,7 +157,7 @@ impl Core {
         let all = i.mnemonic() == Mnemonic::Fnsave;
         let len = 7 * word + if all { 80 } else { 0 };
         let linear = self.operand(op, len, true)?;
-        let mut fpu = self.fpu();
+        let mut fpu = self.x87();
         let mut image = [0u8; 108];
         let words = environment_words(&fpu, word, self.st.cr0 & CR0_PE != 0 && !self.v86());
         for (k, w) in words.iter().enumerate() {
@@ -185,12 +171,12 @@ impl Core {
             // TOP becomes 0, the (empty) registers stay where they are.
             let top = usize::from(fpu.fsw >> 11 & 7);
             let st = std::array::from_fn(|p| fpu.st[(p + 8 - top) & 7]);
-            fpu = FpuState { mxcsr: fpu.mxcsr, ymm: fpu.ymm, avx512: fpu.avx512, st, ..FpuState::default() };
+            fpu = FpuState { mxcsr: fpu.mxcsr, st, ..FpuState::default() };
         } else {
             fpu.fcw |= 0x3f;
             fpu.fsw &= !0x8080;
         }
-        self.set_fpu(&fpu);
+        self.simd.set_x87(&fpu);
         Ok(Flow::Next)
     }
 
@@ -210,7 +196,7 @@ impl Core {
             bytes[..word].copy_from_slice(&image[k * word..(k + 1) * word]);
             u32::from_le_bytes(bytes)
         };
-        let mut fpu = self.fpu();
+        let mut fpu = self.x87();
         let old_top = usize::from(fpu.fsw >> 11 & 7);
         fpu.fcw = word_at(0) as u16 & 0x1f7f | 0x40;
         fpu.fsw = word_at(1) as u16;
@@ -241,7 +227,7 @@ impl Core {
             let physical: [[u8; 16]; 8] = std::array::from_fn(|p| fpu.st[(p + 8 - old_top) & 7]);
             fpu.st = std::array::from_fn(|k| physical[(k + new_top) & 7]);
         }
-        self.set_fpu(&fpu);
+        self.simd.set_x87(&fpu);
         Ok(Flow::Next)
     }
 }
@@ -284,16 +270,4 @@ pub(super) fn u64_of(bytes: &[u8]) -> u64 {
     let mut all = [0; 8];
     all.copy_from_slice(&bytes[..8]);
     u64::from_le_bytes(all)
-}
-
-pub(super) fn put_words(to: &mut [u8], words: &[u64]) {
-    for (to, word) in to.chunks_exact_mut(8).zip(words) {
-        to.copy_from_slice(&word.to_le_bytes());
-    }
-}
-
-pub(super) fn get_words(from: &[u8], words: &mut [u64]) {
-    for (from, word) in from.chunks_exact(8).zip(words) {
-        *word = u64_of(from);
-    }
 }

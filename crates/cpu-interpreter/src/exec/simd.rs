@@ -7,8 +7,12 @@ use cpu::Fault;
 use cpu::fault::vector;
 use cpu::paging::*;
 use cpu::state::seg;
+use cpu::xsave::{AVX, AVX512, SSE};
 use cpu_host::{Class, Operand, Plan, SimdFault};
 use iced_x86::{Instruction, Mnemonic};
+
+/// What XCR0 must have for AVX-512.
+const WIDE: u64 = SSE | AVX | AVX512;
 
 impl Core {
     /// #UD and #NM by the instruction's class.
@@ -20,7 +24,7 @@ impl Core {
             Class::Mmx => cr0 & CR0_EM != 0,
             Class::Sse => cr0 & CR0_EM != 0 || cr4 & CR4_OSFXSR == 0,
             Class::Avx => cr4 & CR4_OSXSAVE == 0 || self.st.xcr0 & 6 != 6 || !self.protected(),
-            Class::Avx512 => cr4 & CR4_OSXSAVE == 0 || self.st.xcr0 & 0xe6 != 0xe6 || !self.protected(),
+            Class::Avx512 => cr4 & CR4_OSXSAVE == 0 || self.st.xcr0 & WIDE != WIDE || !self.protected(),
         };
         if undefined {
             return Err(Fault::UD);

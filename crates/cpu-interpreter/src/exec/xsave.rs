@@ -14,14 +14,15 @@ use iced_x86::{Instruction, Mnemonic};
 const LARGEST: usize = 1024;
 /// Bytes of all components of the extended region.
 const EXTENDED: usize = 1856;
+/// MXCSR in its initial state.
+const FRESH_MXCSR: u32 = 0x1f80;
 /// Where the header stands.
 const HEADER: usize = 512;
 
 impl Core {
     /// State components that are not in their initial configuration.
     pub(super) fn in_use(&mut self) -> u64 {
-        self.simd.sync();
-        let fpu = self.simd.x87();
+        let fpu = self.x87();
         let mut used = 0;
         if fpu.fcw != 0x37f
             || fpu.fsw != 0
@@ -31,7 +32,7 @@ impl Core {
         {
             used |= X87;
         }
-        if fpu.mxcsr != 0x1f80 || self.simd.uses_component(1) {
+        if fpu.mxcsr != FRESH_MXCSR || self.simd.uses_component(1) {
             used |= SSE;
         }
         let known = if self.simd.avx512 { COMPONENTS.len() } else { 1 };
@@ -93,15 +94,11 @@ impl Core {
         }
         let used = self.in_use();
         let stored = if optimised { wanted & used } else { wanted };
-        let places: Vec<_> = if compact {
-            xsave::compacted(wanted).collect()
-        } else {
-            COMPONENTS.into_iter().filter(|c| wanted & c.mask() != 0).map(|c| (c, c.offset)).collect()
-        };
+        let layout = compact.then_some(wanted);
         // Nothing is written unless all can be.
         self.probe_write(linear, LEGACY)?;
-        for (component, at) in places.iter().filter(|(c, _)| stored & c.mask() != 0) {
-            let at = self.wrap(linear.wrapping_add(*at as u64));
+        for component in xsave::present(stored) {
+            let at = self.wrap(linear.wrapping_add(component.place(layout) as u64));
             self.probe_write(at, component.size)?;
         }
         let mut image = [0u8; LEGACY];
@@ -125,10 +122,10 @@ impl Core {
             image[HEADER + 8..HEADER + 16].copy_from_slice(&(wanted | 1 << 63).to_le_bytes());
         }
         self.write_bytes(linear, &image)?;
-        for (component, at) in places.iter().filter(|(c, _)| stored & c.mask() != 0) {
-            let at = self.wrap(linear.wrapping_add(*at as u64));
+        for component in xsave::present(stored) {
+            let at = self.wrap(linear.wrapping_add(component.place(layout) as u64));
             let mut bytes = [0u8; LARGEST];
-            let len = self.component_len(component);
+            let len = self.component_len(&component);
             self.simd.save_component(component.number, &mut bytes[..len]);
             self.write_bytes(at, &bytes[..len])?;
         }
@@ -176,24 +173,24 @@ impl Core {
         if takes_mxcsr && mxcsr & !MXCSR_MASK != 0 {
             return Err(Fault::GP0);
         }
-        let places: Vec<_> = if compact {
-            xsave::compacted(components).collect()
-        } else {
-            COMPONENTS.into_iter().map(|c| (c, c.offset)).collect()
+        let mxcsr = match takes_mxcsr {
+            true => Some(mxcsr),
+            false => (compact && wanted & SSE != 0).then_some(FRESH_MXCSR),
         };
+        let layout = compact.then_some(components);
         // Nothing is loaded unless all can be.
         let mut bytes = [0u8; EXTENDED];
         let mut next = 0;
-        for (component, at) in places.iter().filter(|(c, _)| load & c.mask() != 0) {
-            let at = self.wrap(linear.wrapping_add(*at as u64));
-            let len = self.component_len(component);
+        for component in xsave::present(load) {
+            let at = self.wrap(linear.wrapping_add(component.place(layout) as u64));
+            let len = self.component_len(&component);
             self.read_bytes(at, &mut bytes[next..next + len])?;
             next += len;
         }
-        self.restore_legacy(&image, (wanted, load), wide, takes_mxcsr.then_some(mxcsr), compact);
+        self.restore_legacy(&image, (wanted, load), wide, mxcsr);
         let mut from = &bytes[..next];
-        for component in COMPONENTS.iter().filter(|c| wanted & c.mask() != 0) {
-            let len = self.component_len(component);
+        for component in xsave::present(wanted) {
+            let len = self.component_len(&component);
             if load & component.mask() != 0 {
                 self.simd.load_component(component.number, &from[..len]);
                 from = &from[len..];
@@ -205,17 +202,15 @@ impl Core {
         Ok(Flow::Next)
     }
 
-    /// x87, MXCSR and XMM registers from the legacy region, or their initial state.
-    fn restore_legacy(
+    /// x87 and XMM registers from the legacy region, or their initial state; MXCSR, if given.
+    pub(super) fn restore_legacy(
         &mut self,
-        image: &[u8; LEGACY],
+        image: &[u8],
         (wanted, load): (u64, u64),
         wide: bool,
         mxcsr: Option<u32>,
-        compact: bool,
     ) {
-        self.simd.sync();
-        let mut fpu = self.simd.x87();
+        let mut fpu = self.x87();
         if wanted & X87 != 0 {
             if load & X87 != 0 {
                 Core::parse_legacy(&mut fpu, &image[..160], wide);
@@ -223,11 +218,7 @@ impl Core {
                 fpu = FpuState { mxcsr: fpu.mxcsr, ..FpuState::default() };
             }
         }
-        match mxcsr {
-            Some(mxcsr) => fpu.mxcsr = mxcsr,
-            None if compact && wanted & SSE != 0 => fpu.mxcsr = FpuState::default().mxcsr,
-            None => {}
-        }
+        fpu.mxcsr = mxcsr.unwrap_or(fpu.mxcsr);
         self.simd.set_x87(&fpu);
         let len = 16 * self.xmm_count();
         if load & SSE != 0 {

@@ -171,6 +171,9 @@ fn xsave_leaf_has_the_architected_sizes() {
     assert_eq!((table.query(0xd, 0).eax, table.query(0xd, 0).ecx), (0xe7, 2688));
     assert_eq!((table.query(0xd, 6).eax, table.query(0xd, 6).ebx), (512, 1152));
     assert_eq!(table.query(0xd, 1).ebx, 2432);
+    let [avx, .., high] = crate::xsave::COMPONENTS;
+    assert_eq!((high.place(None), high.place(Some(0xe7)), high.place(Some(0x81))), (1664, 1408, 576));
+    assert_eq!((avx.place(None), avx.place(Some(0xe7))), (576, 576));
     assert!(provides(&table, iced_x86::CpuidFeature::AVX512_BITALG));
     assert!(!provides(&table, iced_x86::CpuidFeature::AVX512_BF16));
     let table = resolve("Icelake-Server,-avx2").table(&Topology::default(), 0);

@@ -200,11 +200,6 @@ pub fn usable(code: Code, bits: u32) -> bool {
     code.cpuid_features().iter().all(|&f| provides(table(), f))
 }
 
-/// Whether host and engines have AVX-512.
-pub fn has_avx512() -> bool {
-    provides(table(), CpuidFeature::AVX512F)
-}
-
 pub fn codes(families: &[Family], bits: u32) -> Vec<Code> {
     Code::values().filter(|&code| usable(code, bits) && families.contains(&Family::of(code))).collect()
 }

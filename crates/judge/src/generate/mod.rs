@@ -36,7 +36,7 @@ impl Generator {
     }
 
     fn of(seed: u64, families: &[Family], bits: u32) -> Generator {
-        let wide = families.contains(&Family::Evex) && catalog::has_avx512();
+        let wide = families.contains(&Family::Evex) && cpu_host::has_avx512();
         Generator { rng: Rng::new(seed), codes: catalog::codes(families, bits), bits, wide }
     }
 

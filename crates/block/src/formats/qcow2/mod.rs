@@ -56,6 +56,7 @@ pub static DRIVER: Driver = Driver {
         "cluster_size=65536 extended_l2=off compression_type=zlib ",
         " lazy_refcounts=off refcount_bits=16",
     ),
+    telling: &["encrypt", "data-file"],
     ..Driver::DEFAULT
 };
 

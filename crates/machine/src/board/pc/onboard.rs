@@ -180,14 +180,12 @@ fn legacy(
 /// The i440FX board has a floppy controller, Q35 one for drives that are asked for. Whether
 /// there will be one.
 fn floppy_controller(spec: &MachineSpec, devices: &Devices, isa_bus: &Arc<dyn Bus>) -> Result<bool> {
-    let is = |keys: &Map<String, Value>, key: &str, text: &str| {
-        keys.get(key).and_then(Value::as_str).is_some_and(|value| value == text)
-    };
-    if spec.kind == MachineKind::Pc || spec.drives.iter().any(|drive| is(drive, "if", "floppy")) {
+    let is_floppy = |drive: &Map<String, Value>| drive.get("if").and_then(Value::as_str) == Some("floppy");
+    if spec.kind == MachineKind::Pc || spec.drives.iter().any(is_floppy) {
         devices.make("isa-fdc", isa_bus, no_props())?;
         return Ok(true);
     }
-    Ok(spec.devices.iter().any(|device| is(device, "driver", "isa-fdc")))
+    Ok(spec.has_device(&["isa-fdc"]))
 }
 
 /// Tells the firmware in CMOS which floppy drives and fixed disks there are.
