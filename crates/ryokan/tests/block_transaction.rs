@@ -155,7 +155,7 @@ fn the_first_failure_takes_everything_back() {
         actions.push(action("blockdev-snapshot", json!({"node": "a", "overlay": "over"})));
         let refused = bench.refused("transaction", json!({"actions": actions}));
         assert!(refused.ends_with(text), "{refused}");
-        assert_eq!(bench.story("k", "null"), ["created", "aborting", "concluded", "null"]);
+        assert_eq!(bench.story("k", "null"), ["created", "aborting", "CANCELLED", "concluded", "null"]);
         assert_eq!(state(&mut bench), before, "after {kind}");
         assert_eq!(bench.run("query-jobs", Value::Null), json!([]));
     }
@@ -275,7 +275,7 @@ fn jobs_run_when_all_is_prepared() {
     let wrong = bench.refused("transaction", json!({"actions": [&one, &two, action("abort", json!({}))]}));
     assert_eq!(wrong, "GenericError: Transaction aborted using Abort action");
     for job in ["j", "k"] {
-        assert_eq!(bench.story(job, "null"), ["created", "aborting", "concluded", "null"]);
+        assert_eq!(bench.story(job, "null"), ["created", "aborting", "CANCELLED", "concluded", "null"]);
     }
     assert_eq!(bench.run("query-jobs", Value::Null), json!([]));
     bench.run("transaction", json!({"actions": [one, two]}));

@@ -202,10 +202,6 @@ impl Job {
         self.woken.notify_waiters();
     }
 
-    pub(super) fn has_begun(&self) -> bool {
-        self.state.lock().begun
-    }
-
     // What users may ask.
 
     fn refuse(&self, verb: &str) -> Result<()> {

@@ -242,9 +242,7 @@ impl Jobs {
 /// to be dismissed, its id free.
 fn conclude(inner: &Inner, job: &Arc<Job>, ending: Ending, error: Option<String>) {
     let mut list = inner.list.lock();
-    if job.has_begun() {
-        job.tell(ending, error);
-    }
+    job.tell(ending, error);
     job.set_status(Status::Concluded);
     if job.setup.auto_dismiss {
         list.retain(|one| !Arc::ptr_eq(one, job));
