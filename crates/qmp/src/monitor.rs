@@ -415,8 +415,8 @@ impl Monitor {
         reading.framer = Framer::new();
         reading.fds.clear();
         let Some(session) = reading.session.take() else { return };
+        // Standard output may outlive standard input: events still go there.
         session.over.store(true, Ordering::Release);
-        session.commands.store(false, Ordering::Release);
         let current = self.current.lock().clone();
         if current.is_some_and(|current| Arc::ptr_eq(&current, &session)) {
             // Standard input may end before standard output does: what is unread stays.

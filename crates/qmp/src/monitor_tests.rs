@@ -242,13 +242,16 @@ async fn a_new_client_starts_afresh() {
 }
 
 #[tokio::test]
-async fn requests_before_the_end_of_input_are_answered() {
+async fn after_the_end_of_input_requests_are_answered_and_events_told() {
     let rig = rig(Options::default());
     rig.wire.take();
     rig.monitor.receive(b"{'execute':'qmp_capabilities'}{'execute':'echo'}", Vec::new());
     rig.monitor.closed();
     rig.settle().await;
     assert_eq!(rig.wire.take(), [json!({"return": {}}), json!({"return": {}})]);
+    let last = json!({"event": "SHUTDOWN"});
+    rig.monitor.event(&Line::new(last.clone()));
+    assert_eq!(rig.wire.take(), [last]);
 }
 
 #[tokio::test]

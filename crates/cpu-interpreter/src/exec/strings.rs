@@ -105,6 +105,7 @@ impl Core {
                 return Ok(Flow::Again);
             }
             let count = self.reg(1, work.width).min(left);
+            let target = self.reg(RDI as u8, work.width);
             let (done, stop) = match self.chunk(&work, count)? {
                 Some(done) => done,
                 None => (1, self.element(&work)?),
@@ -120,11 +121,28 @@ impl Core {
             {
                 return Ok(Flow::Again);
             }
+            if rest != 0 && self.overwrote(i, &work, target, done) {
+                return Ok(Flow::Again);
+            }
             if matches!(kind, Kind::In | Kind::Out) && rest != 0 && self.budget == 0 {
                 return Ok(Flow::Again);
             }
         }
         Ok(end)
+    }
+
+    /// Whether `done` elements from offset `target` on lie on the instruction's own bytes, which are
+    /// to be fetched anew then. Pages with translated or decoded code tell by `smc` already; this
+    /// one may hold none.
+    fn overwrote(&self, i: &Instruction, work: &Work, target: u64, done: u64) -> bool {
+        if !matches!(work.kind, Kind::Move | Kind::Store | Kind::In) {
+            return false;
+        }
+        let size = work.size as u64;
+        let back = if self.st.rflags & DF != 0 { (done - 1).wrapping_mul(size) } else { 0 };
+        let low = self.sc[seg::ES].base.wrapping_add(target).wrapping_sub(back);
+        let own = self.sc[seg::CS].base.wrapping_add(i.ip());
+        own.wrapping_sub(low) < done * size || low.wrapping_sub(own) < i.len() as u64
     }
 
     fn source_linear(&self, work: &Work) -> Result<u64, Fault> {
