@@ -395,6 +395,14 @@ async fn object_tree() {
     assert_eq!(threads[0]["id"], "io0");
     let task = format!("/proc/self/task/{}", threads[0]["thread-id"]);
     assert!(std::path::Path::new(&task).exists(), "{task}");
+    assert_eq!(threads[0]["poll-max-ns"], 32768);
+    let set = |value: i64| json!({"path": "/objects/io0", "property": "poll-max-ns", "value": value});
+    client.get("qom-set", set(1000)).await;
+    assert_eq!(
+        client.refusal("qom-set", set(-1)).await.1,
+        "poll-max-ns value must be in range [0, 9223372036854775807]"
+    );
+    assert_eq!(client.get("query-iothreads", json!({})).await[0]["poll-max-ns"], 1000);
     client.get("object-del", json!({"id": "io0"})).await;
     for path in ["/machine/peripheral", "/machine/peripheral-anon", "/machine/unattached"] {
         assert_eq!(

@@ -163,7 +163,7 @@ pub enum ObjectOptions {
     /// one TLS peer
     AuthzSimple(AuthzSimpleProperties),
     /// a thread that serves block devices
-    Iothread,
+    Iothread(IothreadProperties),
     /// guest memory in a file
     MemoryBackendFile(MemoryBackendFileProperties),
     /// guest memory in an anonymous file
@@ -187,6 +187,16 @@ pub struct AuthzListFileProperties {
     pub filename: String,
     /// read the file again when it changes
     pub refresh: Option<bool>,
+}
+
+#[derive(Describe, Debug, Clone)]
+pub struct IothreadProperties {
+    /// look for new work this long before sleeping, in ns; 0: never
+    pub poll_max_ns: Option<i64>,
+    /// what that time is multiplied by where it was too short; 0: the usual factor
+    pub poll_grow: Option<i64>,
+    /// what it is divided by where there was nothing to do; 0: it becomes 0
+    pub poll_shrink: Option<i64>,
 }
 
 #[derive(Describe, Debug, Clone)]
@@ -344,6 +354,12 @@ pub struct IothreadInfo {
     pub id: String,
     /// host thread
     pub thread_id: i64,
+    /// how long the thread looks for new work before it sleeps, in ns; 0: it does not
+    pub poll_max_ns: i64,
+    /// what that time is multiplied by where it was too short; 0: the usual factor
+    pub poll_grow: i64,
+    /// what it is divided by where the thread had nothing to do; 0: it becomes 0
+    pub poll_shrink: i64,
 }
 
 /// The guest opened or closed a port of a virtio serial device.

@@ -1,5 +1,6 @@
 //! A thread with a current-thread runtime on which requests run.
 
+use super::polling::{Limits, Polling};
 use std::future::Future;
 use std::sync::Arc;
 use tokio::runtime::Handle;
@@ -16,28 +17,34 @@ struct Inner {
     stop: Arc<Notify>,
     /// The thread's id in the system.
     tid: i32,
+    polling: Arc<Polling>,
 }
 
 impl IoThread {
     pub fn start(name: &str) -> Self {
         let stop = Arc::new(Notify::new());
         let stopped = stop.clone();
+        let polling = Arc::new(Polling::new(Limits::NONE));
+        let (parks, wakes, polls) = (polling.clone(), polling.clone(), polling.clone());
         let (tx, rx) = std::sync::mpsc::sync_channel(1);
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .max_blocking_threads(64)
+                .on_thread_park(move || parks.parks())
+                .on_thread_unpark(move || wakes.wakes())
                 .build()
                 .expect("the host can start an I/O runtime");
             let tid = rustix::thread::gettid().as_raw_nonzero().get();
             if tx.send((runtime.handle().clone(), tid)).is_ok() {
+                runtime.spawn(async move { polls.run().await });
                 runtime.block_on(stopped.notified());
             }
             runtime.shutdown_background();
         };
         std::thread::Builder::new().name(name.to_string()).spawn(run).expect("the host can start a thread");
         let (handle, tid) = rx.recv().expect("the I/O thread starts");
-        IoThread(Arc::new(Inner { name: name.to_string(), handle, stop, tid }))
+        IoThread(Arc::new(Inner { name: name.to_string(), handle, stop, tid, polling }))
     }
 
     pub fn name(&self) -> &str {
@@ -47,6 +54,15 @@ impl IoThread {
     /// The system's thread id (`query-iothreads`).
     pub fn thread_id(&self) -> i32 {
         self.0.tid
+    }
+
+    /// How long the thread looks for new work before it sleeps.
+    pub fn polling(&self) -> Limits {
+        self.0.polling.limits()
+    }
+
+    pub fn set_polling(&self, limits: Limits) {
+        self.0.polling.set_limits(limits);
     }
 
     /// Whether both are the same thread.

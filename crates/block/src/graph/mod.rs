@@ -11,6 +11,7 @@ mod keys;
 mod node;
 mod open;
 pub mod perm;
+mod polling;
 mod reopen;
 mod surgery;
 mod workers;
@@ -22,6 +23,7 @@ pub use io::{Change, Hook, RangeGuard};
 pub use iothread::IoThread;
 pub use node::{Node, Pin, Settings};
 pub(crate) use open::take_settings;
+pub use polling::Limits as PollLimits;
 
 use crate::backend::Backend;
 use crate::types::Perm;

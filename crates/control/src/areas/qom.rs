@@ -1,6 +1,7 @@
 use super::types;
 use crate::{Call, Routes};
 use base::{Failure, Result, fail};
+use block::{IoThread, PollLimits};
 use cpu::models::{Property, Request};
 use schema::introspect::CommandLineParameterType;
 use schema::qom::*;
@@ -185,8 +186,15 @@ async fn query_iothreads(call: Call, _: QueryIothreads) -> Result<Vec<IothreadIn
     let threads = objects.list().into_iter().filter(|(_, kind)| *kind == "iothread");
     Ok(threads
         .filter_map(|(id, _)| {
-            let thread = objects.find(&id)?.downcast::<block::IoThread>().ok()?;
-            Some(IothreadInfo { thread_id: thread.thread_id().into(), id })
+            let thread = objects.find(&id)?.downcast::<IoThread>().ok()?;
+            let PollLimits { most, grow, shrink } = thread.polling();
+            Some(IothreadInfo {
+                id,
+                thread_id: thread.thread_id().into(),
+                poll_max_ns: most as i64,
+                poll_grow: grow as i64,
+                poll_shrink: shrink as i64,
+            })
         })
         .collect())
 }

@@ -2,7 +2,7 @@ use crate::Session;
 use crate::parse::{Args, key_values};
 use base::Result;
 use schema::chardev::{ChardevRemove, RingbufRead, RingbufWrite};
-use schema::qom::{DeviceAdd, DeviceDel, ObjectDel, QomGet, QomList, QomSet, QueryIothreads};
+use schema::qom::{DeviceAdd, DeviceDel, IothreadInfo, ObjectDel, QomGet, QomList, QomSet, QueryIothreads};
 use std::fmt::Write;
 
 pub async fn chardev_remove(session: Session, args: Args) -> Result<String> {
@@ -68,7 +68,12 @@ pub async fn object_del(session: Session, args: Args) -> Result<String> {
 pub async fn iothreads(session: Session, _: Args) -> Result<String> {
     let mut out = String::new();
     for thread in session.control.call(QueryIothreads {}).await? {
-        let _ = writeln!(out, "{}:\n  thread_id={}", thread.id, thread.thread_id);
+        let IothreadInfo { id, thread_id, poll_max_ns, poll_grow, poll_shrink } = thread;
+        let _ = writeln!(
+            out,
+            "{id}:\n  thread_id={thread_id}\n  poll-max-ns={poll_max_ns}\n  poll-grow={poll_grow}\n  \
+             poll-shrink={poll_shrink}"
+        );
     }
     Ok(out)
 }
