@@ -66,10 +66,14 @@ pub async fn prepare(
     });
     let chardevs = chardev::Chardevs::new(tokio::runtime::Handle::current(), surroundings);
     chardevs.set_escape(invocation.escape);
-    let host = Host::new(notices, chardevs, fdsets.clone(), clocks);
+    let host = Host::new(notices, chardevs, fdsets.clone(), clocks.clone());
+    // As in QEMU, objects of the command line are made before the accelerator, whose clock
+    // (that of the test channel) they therefore do not follow.
+    host.graph.throttle_groups.set_clock(clocks.realtime);
     for (object, place) in invocation.machine.objects.iter().zip(&invocation.places.objects) {
         host.objects.add(object).map_err(|f| Complaint::at(place, f))?;
     }
+    host.graph.throttle_groups.set_clock(host.graph.clock.clone());
     for (chardev, place) in invocation.chardevs.iter().zip(&invocation.places.chardevs) {
         let added = host.chardevs.add(chardev).await.map_err(|f| Complaint::at(place, f))?;
         if let Some(pty) = added.pty {

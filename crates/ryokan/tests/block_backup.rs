@@ -111,7 +111,7 @@ fn what_backups_refuse_leaves_nothing_behind() {
         (json!({"target": "x"}), "Cannot find device='x' nor node-name='x'"),
         (json!({"target": "disk"}), "Source and target cannot be the same"),
         (json!({"target": "big"}), "Source and target image have different sizes"),
-        (json!({"speed": -1}), "Invalid parameter 'speed'"),
+        (json!({"speed": -1}), "Parameter 'speed' expects a non-negative value"),
         (json!({"sync": "bitmap"}), "must provide a valid bitmap name for 'bitmap' sync mode"),
         (json!({"sync": "incremental"}), "must provide a valid bitmap name for 'incremental' sync mode"),
         (json!({"bitmap-mode": "never"}), "Cannot specify bitmap sync mode without a bitmap"),

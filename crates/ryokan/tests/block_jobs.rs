@@ -71,7 +71,7 @@ fn verbs_hold_in_the_states_they_are_for() {
     assert_eq!(bench.job("j")["offset"], stood);
     bench.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
     let negative = bench.refused("block-job-set-speed", json!({"device": "j", "speed": -5}));
-    assert_eq!(negative, "GenericError: Invalid parameter 'speed'");
+    assert_eq!(negative, "GenericError: Parameter 'speed' expects a non-negative value");
     bench.run("block-job-resume", json!({"device": "j"}));
     bench.run("block-job-resume", json!({"device": "j"}));
     assert_eq!(bench.story("j", "PENDING"), ["running", "waiting", "pending", "PENDING"]);

@@ -240,7 +240,7 @@ fn what_mirrors_refuse_leaves_nothing_behind() {
         (json!({"granularity": 256}), "Parameter 'granularity' expects a value in range [512B, 64MB]"),
         (json!({"granularity": 3000}), "Parameter 'granularity' expects a power of 2"),
         (json!({"buf-size": -1}), "Invalid parameter 'buf-size'"),
-        (json!({"speed": -1}), "Invalid parameter 'speed'"),
+        (json!({"speed": -1}), "Parameter 'speed' expects a non-negative value"),
         (json!({"sync": "incremental"}), "Sync mode 'incremental' not supported"),
         (json!({"format": "nonsense"}), "Invalid block format 'nonsense'"),
         (json!({"job-id": "1x"}), "Invalid job ID '1x'"),

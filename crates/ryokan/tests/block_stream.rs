@@ -126,11 +126,7 @@ fn what_stream_and_commit_refuse_leaves_everything() {
         json!({"device": "none"}),
         "GenericError: Cannot find device='none' nor node-name='none'",
     );
-    says(
-        "block-stream",
-        json!({"device": "mid"}),
-        "GenericError: An explicit job ID is required for this node",
-    );
+    says("block-stream", json!({"device": "mid"}), "GenericError: Invalid job ID ''");
     says(
         "block-stream",
         stream(json!({"base": file})),
@@ -156,7 +152,11 @@ fn what_stream_and_commit_refuse_leaves_everything() {
         stream(json!({"backing-file": "x"})),
         "GenericError: backing file specified, but streaming the entire chain",
     );
-    says("block-stream", stream(json!({"speed": -1})), "GenericError: Invalid parameter 'speed'");
+    says(
+        "block-stream",
+        stream(json!({"speed": -1})),
+        "GenericError: Parameter 'speed' expects a non-negative value",
+    );
     says(
         "block-stream",
         stream(json!({"filter-node-name": "mid"})),

@@ -13,6 +13,8 @@ use std::sync::{Arc, Weak};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Settings {
     pub read_only: bool,
+    /// Its own options say so: a parent that becomes writable does not change it.
+    pub own_read_only: bool,
     /// May become read-only when the file cannot be written.
     pub auto_read_only: bool,
     pub cache: Cache,
@@ -32,6 +34,7 @@ impl Settings {
         let backing = role.contains(Role::BACKING);
         Settings {
             read_only: self.read_only || backing,
+            own_read_only: false,
             auto_read_only: self.auto_read_only && !backing,
             discard: true,
             detect_zeroes: DetectZeroes::Off,

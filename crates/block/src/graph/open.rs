@@ -306,6 +306,7 @@ pub(crate) fn take_settings(options: &mut Options, defaults: Settings) -> Result
     let mut settings = defaults;
     if let Some(on) = options.take_bool("read-only")? {
         settings.read_only = on;
+        settings.own_read_only = on;
     }
     if let Some(on) = options.take_bool("auto-read-only")? {
         settings.auto_read_only = on;

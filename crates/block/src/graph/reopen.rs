@@ -55,18 +55,19 @@ impl Graph {
                 .map(|child| child.node())
                 .collect();
             if !on {
-                for child in &below {
+                // What the user has made read-only stays it, and refuses the permission to write.
+                for child in below.iter().filter(|child| !child.settings().own_read_only) {
                     self.set_read_only(child, false).await?;
                 }
             }
-            self.apply(node, settings, &mut Options::new()).await?;
-            if on {
+            let applied = self.apply(node, settings, &mut Options::new()).await;
+            if on || applied.is_err() {
                 for child in &below {
                     // Another user may need it writable.
                     let _ = self.set_read_only(child, true).await;
                 }
             }
-            Ok(())
+            applied
         })
     }
 

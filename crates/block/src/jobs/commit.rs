@@ -27,7 +27,6 @@ struct Commit {
     spec: CommitSpec,
     held: Held,
     base_was_read_only: bool,
-    overlay_was_read_only: bool,
 }
 
 impl Jobs {
@@ -37,23 +36,18 @@ impl Jobs {
             bail!("cannot commit an image into itself");
         }
         spec.active.check_busy()?;
+        let above: Vec<Arc<Node>> = chain(Some(spec.top.clone()), Some(&spec.base)).collect();
+        if above.last().and_then(below).is_none() {
+            bail!("'{}' is not in this backing file chain", spec.base.filename());
+        }
+        for node in above.iter().chain([&spec.base, &spec.overlay]) {
+            node.check_busy()?;
+        }
         let mut held = Held::new(graph, "commit", &spec.setup.id);
         held.keep(&spec.overlay);
         held.block(&spec.active);
-        let mut node = Some(spec.top.clone());
-        loop {
-            let Some(next) = node else {
-                bail!("'{}' is not in this backing file chain", spec.base.filename())
-            };
-            next.check_busy()?;
-            held.block(&next);
-            if Arc::ptr_eq(&next, &spec.base) {
-                break;
-            }
-            node = below(&next);
-        }
+        above.iter().chain([&spec.base]).for_each(|node| held.block(node));
         let base_was_read_only = spec.base.is_read_only();
-        let overlay_was_read_only = spec.overlay.is_read_only();
         if base_was_read_only {
             graph.set_read_only(&spec.base, false).await?;
         }
@@ -76,13 +70,13 @@ impl Jobs {
             return Err(why);
         }
         let setup = spec.setup.clone();
-        self.start(setup, Commit { spec, held, base_was_read_only, overlay_was_read_only })
+        self.start(setup, Commit { spec, held, base_was_read_only })
     }
 }
 
 /// Who stands on the base sees it change: only the overlay, which reads through the filter, may.
 fn attach(held: &mut Held, spec: &CommitSpec, grows: bool) -> Result<()> {
-    held.freeze(&spec.top, Some(&spec.base));
+    held.freeze(&spec.top, Some(&spec.base))?;
     held.attach("main node", &spec.active, Perm::empty(), Perm::all())?;
     for node in chain(Some(spec.top.clone()), Some(&spec.base)) {
         // What lies in it is wrong once the base is written.
@@ -161,7 +155,7 @@ impl Commit {
             job,
             graph: &self.held.graph,
             size: top.size(),
-            piece: CHUNK,
+            piece: CHUNK / 2,
             on_error: *on_error,
             leaves_out: false,
         };
@@ -169,11 +163,23 @@ impl Commit {
         base.flush().await
     }
 
+    /// Puts all that stand on the top onto the base.
     async fn relink(&self) -> Result<()> {
-        let graph = &self.held.graph;
-        let (overlay, base) = (&self.spec.overlay, &self.spec.base);
+        let overlays = self.held.graph.nodes().into_iter().filter(|node| {
+            let below = node.backing();
+            below.is_some_and(|below| self.held.is_filter(&below) || Arc::ptr_eq(&below, &self.spec.top))
+        });
+        for overlay in overlays {
+            self.relink_one(&overlay).await?;
+        }
+        Ok(())
+    }
+
+    async fn relink_one(&self, overlay: &Arc<Node>) -> Result<()> {
+        let (graph, base) = (&self.held.graph, &self.spec.base);
         let drained = graph.drain(overlay).await;
-        if self.overlay_was_read_only {
+        let was_read_only = overlay.is_read_only();
+        if was_read_only {
             graph.set_read_only(overlay, false).await?;
         }
         let name = self.spec.backing_file.clone().unwrap_or_else(|| base.filename());
@@ -182,7 +188,7 @@ impl Commit {
             Ok(()) => graph.set_backing(overlay, Some(base)),
             Err(error) => Err(error.into()),
         };
-        if self.overlay_was_read_only {
+        if was_read_only {
             let _ = graph.set_read_only(overlay, true).await;
         }
         drop(drained);

@@ -1,9 +1,10 @@
 //! What several jobs share: nodes held for a job, allocation over a chain, copying a piece.
 
+use super::filter;
 use crate::driver::Driver;
 use crate::graph::{Child, Graph, Node, Parent, Pin};
 use crate::types::*;
-use base::Result;
+use base::{Result, bail};
 use std::sync::Arc;
 
 /// Longest piece copied at once.
@@ -64,14 +65,19 @@ impl Held {
     }
 
     /// Keeps users from changing what stands on what, from `top` down to `base` (`None`: to the
-    /// end).
-    pub fn freeze(&mut self, top: &Arc<Node>, base: Option<&Arc<Node>>) {
-        for node in chain(Some(top.clone()), base) {
-            if let Some(link) = node.child(Role::BACKING) {
-                link.freeze();
-                self.frozen.push(link);
+    /// end). Refuses a chain through the filter of a job that will take it out.
+    pub fn freeze(&mut self, top: &Arc<Node>, base: Option<&Arc<Node>>) -> Result<()> {
+        let links: Vec<Child> =
+            chain(Some(top.clone()), base).filter_map(|node| node.child(Role::BACKING)).collect();
+        for link in &links {
+            let below = link.node();
+            if filter::comes_out(below.driver()) {
+                bail!("Cannot freeze '{}' link to '{}'", link.name(), below.name());
             }
         }
+        links.iter().for_each(Child::freeze);
+        self.frozen.extend(links);
+        Ok(())
     }
 
     /// Puts the job's filter over a node; to be called before the node is attached.
@@ -90,9 +96,19 @@ impl Held {
         })?;
         drop(drained);
         let node = filter.clone();
-        self.block(&node);
+        // Customary: the filter of a commit is open to others.
+        if driver.name == filter::COMMIT.name {
+            self.keep(&node);
+        } else {
+            self.block(&node);
+        }
         self.filter = Some(filter);
         Ok(node)
+    }
+
+    /// Whether a node is the filter of this job.
+    pub fn is_filter(&self, node: &Arc<Node>) -> bool {
+        self.filter.as_ref().is_some_and(|filter| Arc::ptr_eq(filter, node))
     }
 
     /// Takes the filter out; its users use what it showed.

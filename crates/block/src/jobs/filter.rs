@@ -35,6 +35,11 @@ pub(super) static BACKUP: Driver = named("copy-before-write", |open| {
 pub(super) static STREAM: Driver =
     named("copy-on-read", |open| place(open, "file", |perm, shared| (perm | Perm::WRITE_UNCHANGED, shared)));
 
+/// Whether a driver is that of a filter that its job takes out although others may stand on it.
+pub(super) fn comes_out(driver: &Driver) -> bool {
+    [MIRROR.name, COMMIT.name].contains(&driver.name)
+}
+
 /// What the users of the filter do and share, as the filter does it to the node below.
 type Perms = fn(Perm, Perm) -> (Perm, Perm);
 

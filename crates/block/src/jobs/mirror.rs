@@ -162,7 +162,7 @@ async fn prepare(held: &mut Held, spec: &MirrorSpec, commits: bool) -> Result<()
             // What lies in it is wrong once the base is written.
             held.attach("intermediate node", &node, Perm::empty(), Perm::WRITE | Perm::WRITE_UNCHANGED)?;
         }
-        held.freeze(source, Some(target));
+        held.freeze(source, Some(target))?;
     }
     let grows = commits && target.size() < source.size();
     let perm = if grows { Perm::WRITE | Perm::RESIZE } else { Perm::WRITE };

@@ -177,9 +177,6 @@ impl Jobs {
 
     /// Refuses ids that cannot be.
     pub fn check_id(&self, id: &str) -> Result<()> {
-        if id.is_empty() {
-            bail!("An explicit job ID is required for this node");
-        }
         if !crate::graph::well_formed(id) {
             bail!("Invalid job ID '{id}'");
         }

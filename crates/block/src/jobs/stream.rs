@@ -22,6 +22,9 @@ pub struct StreamSpec {
 
 struct Stream {
     spec: StreamSpec,
+    /// The node above the base, which may be another one by and by (a job's filter, which that
+    /// job takes out).
+    last: Option<Arc<Node>>,
     held: Held,
     tracked: bool,
     was_read_only: bool,
@@ -35,11 +38,11 @@ impl Jobs {
             bail!("backing file specified, but streaming the entire chain");
         }
         let mut node = below(&spec.top);
+        let last = spec.base.as_ref().and_then(|base| chain(Some(spec.top.clone()), Some(base)).last());
         let mut held = Held::new(graph, "stream", &spec.setup.id);
         held.block(&spec.top);
         while let Some(next) = node {
             if spec.base.as_ref().is_some_and(|base| Arc::ptr_eq(base, &next)) {
-                held.keep(&next);
                 break;
             }
             next.check_busy()?;
@@ -53,7 +56,7 @@ impl Jobs {
         let prepared = async {
             let filter =
                 held.put_filter(&filter::STREAM, spec.filter_node_name.as_deref(), &spec.top).await?;
-            attach(&mut held, &spec, &filter)
+            attach(&mut held, &spec, last.as_ref(), &filter)
         };
         if let Err(why) = prepared.await {
             held.take_filter().await;
@@ -68,11 +71,11 @@ impl Jobs {
         spec.top.track();
         drop(drained);
         let setup = spec.setup.clone();
-        self.start(setup, Stream { spec, held, tracked: true, was_read_only })
+        self.start(setup, Stream { spec, last, held, tracked: true, was_read_only })
     }
 }
 
-fn attach(held: &mut Held, spec: &StreamSpec, filter: &Arc<Node>) -> Result<()> {
+fn attach(held: &mut Held, spec: &StreamSpec, last: Option<&Arc<Node>>, filter: &Arc<Node>) -> Result<()> {
     let still = Perm::GUEST_SHARED | Perm::WRITE;
     held.attach("main node", filter, Perm::empty(), Perm::all())?;
     held.attach_root(filter, Perm::CONSISTENT_READ, still)?;
@@ -80,17 +83,15 @@ fn attach(held: &mut Held, spec: &StreamSpec, filter: &Arc<Node>) -> Result<()> 
     for node in chain(below(&spec.top), spec.base.as_ref()) {
         held.attach("intermediate node", &node, Perm::empty(), Perm::GUEST_SHARED)?;
     }
-    held.freeze(&spec.top, spec.base.as_ref());
-    Ok(())
+    held.freeze(&spec.top, last)
 }
 
 impl Stream {
     async fn fill(&self, job: &Job) -> IoResult {
         let top = &self.spec.top;
         let size = top.size();
-        let same = |below: &Arc<Node>| self.spec.base.as_ref().is_some_and(|base| Arc::ptr_eq(base, below));
-        // Nothing lies between the top and what it shall stand on.
-        if below(top).is_none_or(|below| same(&below)) {
+        let nothing_between = self.last.as_ref().is_some_and(|last| Arc::ptr_eq(last, top));
+        if nothing_between || below(top).is_none() {
             return Ok(());
         }
         let pass = Pass {
@@ -101,7 +102,7 @@ impl Stream {
             on_error: self.spec.on_error,
             leaves_out: true,
         };
-        pass.run(&Arc::new(Fill { top: top.clone(), base: self.spec.base.clone() })).await
+        pass.run(&Arc::new(Fill { top: top.clone(), last: self.last.clone() })).await
     }
 
     async fn relink(&self) -> Result<()> {
@@ -110,25 +111,26 @@ impl Stream {
             return Ok(());
         }
         let drained = graph.drain(top).await;
-        let base = self.spec.base.as_ref();
-        let name = match (base, &self.spec.backing_file) {
+        let base = self.last.as_ref().and_then(below);
+        let image = base.as_ref().map(Node::skip_filters);
+        let name = match (&image, &self.spec.backing_file) {
             (_, Some(name)) => Some(name.clone()),
-            (Some(base), None) => Some(base.filename()),
+            (Some(image), None) => Some(image.filename()),
             (None, None) => None,
         };
-        let format = base.map(|base| base.driver().name);
+        let format = image.map(|image| image.driver().name);
         top.flush().await?;
-        graph.set_backing(top, base)?;
+        graph.set_backing(top, base.as_ref())?;
         let changed = top.layer().change_backing(name.as_deref(), format).await;
         drop(drained);
         changed.map_err(Into::into)
     }
 }
 
-/// What goes into the top: all that nodes between it and the base hold.
+/// What goes into the top: all that the nodes below it hold, down to the last one.
 struct Fill {
     top: Arc<Node>,
-    base: Option<Arc<Node>>,
+    last: Option<Arc<Node>>,
 }
 
 impl Fill {
@@ -167,7 +169,10 @@ impl Sweep for Fill {
             }
             let next = below(&self.top).ok_or_else(|| errno(libc::EIO))?;
             match at < next.size() {
-                true => allocated_above(&next, self.base.as_ref(), at, len).await,
+                true => {
+                    let base = self.last.as_ref().and_then(below);
+                    allocated_above(&next, base.as_ref(), at, len).await
+                }
                 false => Ok((true, len)),
             }
         })

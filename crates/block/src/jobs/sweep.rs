@@ -7,6 +7,8 @@ use crate::backend::OnError;
 use crate::graph::Graph;
 use crate::notice::Action;
 use crate::types::*;
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -37,106 +39,155 @@ pub(super) struct Pass<'a> {
 
 type Worked = Result<(), Failed>;
 
+/// How far a pass has come. Pieces end in any order; what is counted, and which error is told,
+/// is as if they were done one after the other.
+#[derive(Default)]
+struct Course {
+    /// All before it is done and counted.
+    mark: u64,
+    /// Begins and lengths of what is done behind the mark.
+    done: BTreeMap<u64, u64>,
+    /// What is to be done (again).
+    again: BTreeMap<u64, u64>,
+    /// What has failed and is looked at when the mark comes there.
+    failed: BTreeMap<u64, (u64, Failed)>,
+    /// What has not yet been looked at begins here.
+    next: u64,
+    /// The first error that was left out.
+    left_out: Option<io::Error>,
+}
+
+impl Course {
+    fn finish(&mut self, job: &Job, from: u64, len: u64) {
+        self.done.insert(from, len);
+        while let Some(len) = self.done.remove(&self.mark) {
+            self.mark += len;
+            job.advance(len);
+        }
+    }
+
+    fn note(&mut self, job: &Job, ended: Ended<Worked>) {
+        match ended.result {
+            Ok(()) => self.finish(job, ended.from, ended.len),
+            Err(failed) => {
+                self.failed.insert(ended.from, (ended.len, failed));
+            }
+        }
+    }
+
+    /// The next piece to begin: none behind a failure, which may end all.
+    fn take(&mut self, pass: &Pass<'_>) -> Option<(u64, u64)> {
+        let end = self.failed.keys().next().copied().unwrap_or(u64::MAX);
+        if self.again.keys().next().is_some_and(|from| *from < end) {
+            return self.again.pop_first();
+        }
+        let (from, len) = (self.next, pass.piece.min(pass.size - self.next));
+        if from > end || len == 0 {
+            return None;
+        }
+        self.next += len;
+        Some((from, len))
+    }
+}
+
 impl Pass<'_> {
     /// Goes over the whole of the image.
     pub async fn run(self, what: &Arc<impl Sweep>) -> IoResult {
         let mut crew = Crew::new(self.graph, IN_FLIGHT);
-        let result = self.go(what, &mut crew).await;
-        crew.settle().await;
-        result
+        let mut course = Course::default();
+        let result = self.go(what, &mut crew, &mut course).await;
+        // What was begun ends, and counts.
+        loop {
+            match crew.next().await {
+                Ok(None) => return result,
+                Ok(Some(ended)) => course.note(self.job, ended),
+                Err(_) => {}
+            }
+        }
     }
 
-    async fn go(&self, what: &Arc<impl Sweep>, crew: &mut Crew<Worked>) -> IoResult {
+    async fn go(&self, what: &Arc<impl Sweep>, crew: &mut Crew<Worked>, course: &mut Course) -> IoResult {
         let job = self.job;
         job.set_len(self.size);
-        let (mut at, mut again, mut left_out) = (0, Vec::new(), None);
         loop {
             if job.is_to_pause() {
                 while let Some(ended) = crew.next().await? {
-                    match ended.result {
-                        Ok(()) => job.advance(ended.len),
-                        Err(_) => again.push((ended.from, ended.len)),
-                    }
+                    course.note(job, ended);
                 }
+                // That they failed is found out again.
+                let failed = std::mem::take(&mut course.failed);
+                course.again.extend(failed.into_iter().map(|(from, (len, _))| (from, len)));
             }
             job.pause_point().await?;
+            if let Some((len, failed)) = course.failed.remove(&course.mark) {
+                self.failed(course, len, failed).await?;
+                continue;
+            }
             let next = match crew.is_full() || job.is_limited() && !crew.is_empty() {
                 true => None,
-                false => again.pop().or_else(|| self.piece_at(&mut at)),
+                false => course.take(self),
             };
-            let ended = match next {
-                None if crew.is_empty() => return left_out.map_or(Ok(()), Err),
-                None => crew.next().await?,
-                Some((from, len)) => match what.look(from, len).await {
-                    Ok((todo, run)) => {
-                        if run < len {
-                            again.push((from + run, len - run));
-                        }
-                        match todo {
-                            true => self.start(what, crew, from, run).await?,
-                            false => job.advance(run),
-                        }
-                        continue;
+            match next {
+                None if crew.is_empty() => return course.left_out.take().map_or(Ok(()), Err),
+                None => {
+                    if let Some(ended) = crew.next().await? {
+                        course.note(job, ended);
                     }
-                    Err(error) => Some(Ended { from, len, result: Err(Failed::Source(error)) }),
-                },
-            };
-            let Some(ended) = ended else { continue };
-            if let Some(error) = self.ended(ended, &mut again).await? {
-                left_out.get_or_insert(error);
+                }
+                Some((from, len)) => self.begin(what, crew, course, from, len).await?,
             }
         }
     }
 
-    fn piece_at(&self, at: &mut u64) -> Option<(u64, u64)> {
-        let from = *at;
-        let len = self.piece.min(self.size - from);
-        *at += len;
-        (len > 0).then_some((from, len))
-    }
-
-    async fn start(&self, what: &Arc<impl Sweep>, crew: &mut Crew<Worked>, from: u64, len: u64) -> IoResult {
-        self.job.pace(len).await?;
+    async fn begin(
+        &self,
+        what: &Arc<impl Sweep>,
+        crew: &mut Crew<Worked>,
+        course: &mut Course,
+        from: u64,
+        len: u64,
+    ) -> IoResult {
+        let (todo, run) = match what.look(from, len).await {
+            Ok(found) => found,
+            Err(error) => {
+                course.failed.insert(from, (len, Failed::Source(error)));
+                return Ok(());
+            }
+        };
+        if run < len {
+            course.again.insert(from + run, len - run);
+        }
+        if !todo {
+            course.finish(self.job, from, run);
+            return Ok(());
+        }
+        self.job.pace(run).await?;
         let what = what.clone();
-        crew.start(from, len, async move { what.work(from, len).await });
+        crew.start(from, run, async move { what.work(from, run).await });
         Ok(())
     }
 
-    /// Counts what was done; of what was not, decides what becomes of it. Returns the error if
-    /// the piece is left out.
-    async fn ended(
-        &self,
-        ended: Ended<Worked>,
-        again: &mut Vec<(u64, u64)>,
-    ) -> IoResult<Option<std::io::Error>> {
-        let job = self.job;
-        let (write, error) = match ended.result {
-            Ok(()) => {
-                job.advance(ended.len);
-                return Ok(None);
-            }
-            Err(Failed::Source(error)) => (false, error),
-            Err(Failed::Target(error)) => (true, error),
+    /// Decides what becomes of the piece at the mark, which failed. The error ends the pass.
+    async fn failed(&self, course: &mut Course, len: u64, failed: Failed) -> IoResult {
+        let (job, from) = (self.job, course.mark);
+        let (write, error) = match failed {
+            Failed::Source(error) => (false, error),
+            Failed::Target(error) => (true, error),
         };
-        if job.is_to_pause() {
-            // One error has stopped the job: that others failed too is found out again.
-            again.push((ended.from, ended.len));
-            return Ok(None);
-        }
         match job.on_error(self.on_error, write, &error) {
-            Action::Report => Err(error),
+            Action::Report => return Err(error),
             Action::Ignore if self.leaves_out => {
-                job.advance(ended.len);
-                Ok(Some(error))
+                course.finish(job, from, len);
+                course.left_out.get_or_insert(error);
             }
             action => {
-                again.push((ended.from, ended.len));
+                course.again.insert(from, len);
                 if action == Action::Ignore {
                     job.wait(Duration::from_millis(10)).await;
                 }
-                Ok(None)
             }
         }
+        Ok(())
     }
 }
 

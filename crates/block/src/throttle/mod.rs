@@ -207,13 +207,19 @@ impl State {
 /// The named groups. Groups made by `-object throttle-group` are held by their object;
 /// others live as long as a member.
 pub struct Groups {
-    clock: Clock,
+    /// What groups to come are measured with.
+    clock: Mutex<Clock>,
     named: Mutex<HashMap<String, Weak<Group>>>,
 }
 
 impl Groups {
     pub(crate) fn new(clock: Clock) -> Self {
-        Groups { clock, named: Mutex::default() }
+        Groups { clock: Mutex::new(clock), named: Mutex::default() }
+    }
+
+    /// Groups made from now on are measured with `clock`.
+    pub fn set_clock(&self, clock: Clock) {
+        *self.clock.lock() = clock;
     }
 
     pub fn find(&self, name: &str) -> Option<Arc<Group>> {
@@ -227,7 +233,7 @@ impl Groups {
         if let Some(group) = named.get(name).and_then(Weak::upgrade) {
             return group;
         }
-        let group = Group::new(name, self.clock.clone());
+        let group = Group::new(name, self.clock.lock().clone());
         named.insert(name.to_string(), Arc::downgrade(&group));
         group
     }

@@ -49,7 +49,9 @@ pub(super) fn setup(graph: &Graph, kind: Kind, job: JobOptions, node: &Arc<Node>
     };
     let id = job.job_id.unwrap_or_else(device);
     graph.jobs.check_id(&id)?;
-    let Ok(speed) = u64::try_from(job.speed.unwrap_or(0)) else { bail!("Invalid parameter 'speed'") };
+    let Ok(speed) = u64::try_from(job.speed.unwrap_or(0)) else {
+        bail!("Parameter 'speed' expects a non-negative value")
+    };
     Ok(Setup {
         speed,
         auto_finalize: job.auto_finalize.unwrap_or(true),
@@ -337,7 +339,9 @@ async fn blockdev_mirror(call: Call, command: BlockdevMirror) -> Result<()> {
 
 async fn set_speed(call: Call, command: BlockJobSetSpeed) -> Result<()> {
     let job = graph(&call).jobs.block_job(&command.device)?;
-    let Ok(speed) = u64::try_from(command.speed) else { bail!("Invalid parameter 'speed'") };
+    let Ok(speed) = u64::try_from(command.speed) else {
+        bail!("Parameter 'speed' expects a non-negative value")
+    };
     job.set_speed(speed)
 }
 

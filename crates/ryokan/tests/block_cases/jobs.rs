@@ -26,7 +26,7 @@ fn jobs() {
             ),
             (json!({"bottom": "qn"}), "Node 'qn' is not in a chain starting from 'd'"),
             (json!({"backing-file": "y"}), "backing file specified, but streaming the entire chain"),
-            (json!({"speed": -1}), "Invalid parameter 'speed'"),
+            (json!({"speed": -1}), "Parameter 'speed' expects a non-negative value"),
             (
                 json!({"filter-node-name": "mid"}),
                 "Could not create node: Duplicate nodes with node-name='mid'",
@@ -49,7 +49,7 @@ fn jobs() {
             (json!({"top": "@mid.qcow2", "base": "@mid.qcow2"}), "cannot commit an image into itself"),
             (json!({"device": "q"}), "cannot commit an image into itself"),
             (json!({"backing-file": "y"}), "'backing-file' specified, but 'top' is the active layer"),
-            (json!({"speed": -1}), "Invalid parameter 'speed'"),
+            (json!({"speed": -1}), "Parameter 'speed' expects a non-negative value"),
             (json!({"filter-node-name": "mid"}), "Duplicate nodes with node-name='mid'"),
             (json!({"device": "mid"}), "Need a root block node"),
         ],
@@ -71,7 +71,7 @@ fn jobs() {
                 "must provide a valid bitmap name for \"dirty-bitmap\" sync mode",
             ),
             (json!({"sync": "dirty-bitmap", "bitmap": "x"}), "Bitmap 'x' could not be found"),
-            (json!({"speed": -1}), "Invalid parameter 'speed'"),
+            (json!({"speed": -1}), "Parameter 'speed' expects a non-negative value"),
             (
                 json!({"mode": "existing", "target": "@free.qcow2", "format": "raw"}),
                 "Source and target image have different sizes",
@@ -101,7 +101,7 @@ fn jobs() {
         (json!({"granularity": 1000}), "Parameter 'granularity' expects a power of 2"),
         (json!({"sync": "incremental"}), "Sync mode 'incremental' not supported"),
         (json!({"sync": "dirty-bitmap"}), "Sync mode 'dirty-bitmap' not supported"),
-        (json!({"speed": -1}), "Invalid parameter 'speed'"),
+        (json!({"speed": -1}), "Parameter 'speed' expects a non-negative value"),
         (json!({"buf-size": -1}), "Invalid parameter 'buf-size'"),
     ];
     let shared = json!({"device": "r", "job-id": "j", "target": "t", "sync": "full"});
@@ -199,7 +199,7 @@ fn steering() {
         b,
         "block-job-set-speed",
         json!({"device": "j"}),
-        &[(json!({"speed": -1}), "Invalid parameter 'speed'")],
+        &[(json!({"speed": -1}), "Parameter 'speed' expects a non-negative value")],
     );
     // What the job works on belongs to it.
     let rooted = "Need a root block node";
