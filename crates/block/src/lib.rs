@@ -40,6 +40,7 @@ pub use driver::{
     Check, Context, Create, CreateOption, Driver, Fix, Info, Kind, Layer, Open, Probe, Snapshot, Snapshots,
     StoredBitmaps, layer_of,
 };
+pub use graph::filename;
 pub use graph::{Child, Drained, Graph, Haste, Hook, IoThread, Node, Parent, Pin, PollLimits, Settings};
 pub use notice::{Action, Notice};
 pub use options::{Options, parse_size};

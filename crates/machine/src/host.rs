@@ -78,7 +78,10 @@ impl device::Backends for Host {
         let mut held = self.graph.backends();
         held.retain(|backend| backend.is_for_device() && backend.front_end().is_some());
         unplug();
-        held.iter().filter(|backend| backend.front_end().is_none()).for_each(block::Backend::delete);
+        for backend in held.iter().filter(|backend| backend.front_end().is_none()) {
+            backend.cancel_jobs();
+            backend.delete();
+        }
     }
 
     fn object(&self, id: &str) -> Option<Arc<dyn Any + Send + Sync>> {

@@ -381,6 +381,16 @@ impl Backend {
         }
     }
 
+    /// Cancels the jobs that have to do with its medium, which goes away.
+    pub fn cancel_jobs(&self) {
+        let (Some(node), Some(graph)) = (self.node(), self.graph()) else { return };
+        for edge in node.parents() {
+            let Parent::Job { id, .. } = edge.parent() else { continue };
+            // One that has ended, or ends already, refuses.
+            let _ = graph.jobs.find(id).map(|job| job.cancel(false));
+        }
+    }
+
     /// Takes the back end out of the graph and its medium out of it.
     pub fn delete(&self) {
         self.release_root();

@@ -45,6 +45,8 @@ pub struct Graph {
     workers: workers::Workers,
     /// Held while unused nodes are closed: who collects returns when they are.
     collecting: tokio::sync::Mutex<()>,
+    /// One job at a time puts images onto others.
+    pub(crate) relinking: tokio::sync::Mutex<()>,
     /// Held while edges and permissions change.
     topology: Mutex<()>,
     nodes: Mutex<Vec<Arc<Node>>>,
@@ -71,6 +73,7 @@ impl Graph {
             main: IoThread::start("block"),
             workers: Default::default(),
             collecting: Default::default(),
+            relinking: Default::default(),
             topology: Mutex::new(()),
             nodes: Mutex::default(),
             backends: Mutex::default(),

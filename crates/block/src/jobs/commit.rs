@@ -78,9 +78,16 @@ impl Jobs {
 fn attach(held: &mut Held, spec: &CommitSpec, grows: bool) -> Result<()> {
     held.freeze(&spec.top, Some(&spec.base))?;
     held.attach("main node", &spec.active, Perm::empty(), Perm::all())?;
-    for node in chain(Some(spec.top.clone()), Some(&spec.base)) {
-        // What lies in it is wrong once the base is written.
-        held.attach("intermediate node", &node, Perm::empty(), Perm::WRITE | Perm::WRITE_UNCHANGED)?;
+    // What lies in them is wrong once the base is written, unless they only show the base.
+    let mut between: Vec<Arc<Node>> = chain(Some(spec.top.clone()), Some(&spec.base)).collect();
+    let filters = between.iter().rev().take_while(|node| node.filtered().is_some()).count();
+    let last = between.split_off(between.len() - filters);
+    let shared = Perm::WRITE | Perm::WRITE_UNCHANGED;
+    for node in between {
+        held.attach("intermediate node", &node, Perm::empty(), shared)?;
+    }
+    for node in last {
+        held.attach("intermediate node", &node, Perm::empty(), shared | Perm::CONSISTENT_READ)?;
     }
     let mut perm = Perm::CONSISTENT_READ | Perm::WRITE;
     perm.set(Perm::RESIZE, grows);
@@ -165,6 +172,7 @@ impl Commit {
 
     /// Puts all that stand on the top onto the base.
     async fn relink(&self) -> Result<()> {
+        let _alone = self.held.graph.relinking.lock().await;
         let overlays = self.held.graph.nodes().into_iter().filter(|node| {
             let below = node.backing();
             below.is_some_and(|below| self.held.is_filter(&below) || Arc::ptr_eq(&below, &self.spec.top))

@@ -253,7 +253,12 @@ impl Job {
         let mut state = self.state.lock();
         state.user_paused = false;
         state.io_status = IoStatus::Ok;
+        let (stays, ready) = (state.held > 0, state.ready);
         drop(state);
+        // At once, whenever the body comes to know of it.
+        if !stays && matches!(self.status(), Paused | Standby) {
+            self.set_status(if ready { Ready } else { Running });
+        }
         self.woken.notify_waiters();
         Ok(())
     }

@@ -110,6 +110,7 @@ impl Stream {
         if top.backing().is_none() {
             return Ok(());
         }
+        let _alone = graph.relinking.lock().await;
         let drained = graph.drain(top).await;
         let base = self.last.as_ref().and_then(below);
         let image = base.as_ref().map(Node::skip_filters);
@@ -200,6 +201,8 @@ impl Body for Stream {
             self.held.take_filter().await;
             self.held.release();
             if self.was_read_only {
+                // The filter, which fills the top, is still there.
+                self.held.graph.collect().await;
                 // It stays writable if somebody began to write it.
                 let _ = self.held.graph.set_read_only(&self.spec.top, true).await;
             }

@@ -83,17 +83,23 @@ pub(super) fn in_chain(top: &Arc<Node>, wanted: impl Fn(&Arc<Node>) -> bool) -> 
     None
 }
 
-/// The image under `top` of that file name.
+/// The image that `top` stands on, directly or not, of that file name; a relative one is seen from
+/// the image above.
 fn by_file(top: &Arc<Node>, file: &str) -> Option<Arc<Node>> {
-    in_chain(top, |node| {
-        let place = node.place();
-        let named = place == file || node.filename() == file;
-        let same = || match (std::fs::canonicalize(&place), std::fs::canonicalize(file)) {
-            (Ok(one), Ok(other)) => one == other,
-            _ => false,
+    let mut above = top.skip_filters();
+    while let Some(image) = above.backing().map(|below| below.skip_filters()) {
+        let place = image.place();
+        let named = place == file || image.filename() == file;
+        let same = || {
+            let seen = block::filename::combine(&above.place(), file).ok()?;
+            Some(std::fs::canonicalize(&place).ok()? == std::fs::canonicalize(seen).ok()?)
         };
-        named || same()
-    })
+        if named || same() == Some(true) {
+            return Some(image);
+        }
+        above = image;
+    }
+    None
 }
 
 fn exclusive(one: (&str, &Option<String>), other: (&str, &Option<String>)) -> Result<()> {
@@ -112,7 +118,7 @@ fn stream_base(graph: &Graph, top: &Arc<Node>, command: &BlockStream) -> Result<
     exclusive(bottom, node)?;
     let under = top.filtered().or_else(|| top.backing());
     if let Some(file) = &command.base {
-        let found = under.and_then(|below| by_file(&below, file));
+        let found = by_file(top, file);
         return found.ok_or_else(|| fail!("Can't find '{file}' in the backing chain")).map(Some);
     }
     if let Some(name) = &command.base_node {
@@ -162,8 +168,9 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     let top = match (&command.top_node, &command.top) {
         (Some(name), _) => in_chain(&active, |node| node.name() == name)
             .ok_or_else(|| fail!("'{name}' is not in this backing file chain"))?,
+        (_, Some(file)) if shown.place() == *file || shown.filename() == *file => shown.clone(),
         (_, Some(file)) => by_file(&shown, file).ok_or_else(|| fail!("Top image file {file} not found"))?,
-        _ => shown.clone(),
+        _ => active.clone(),
     };
     let base = match (&command.base_node, &command.base) {
         (Some(name), _) => in_chain(&top, |node| node.name() == name)
@@ -176,6 +183,11 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     };
     if Arc::ptr_eq(&top, &base) {
         bail!("cannot commit an image into itself");
+    }
+    let mut node = Some(top.clone());
+    while let Some(one) = node {
+        one.check_busy()?;
+        node = if Arc::ptr_eq(&one, &base) { None } else { one.filtered().or_else(|| one.backing()) };
     }
     let is_active = Arc::ptr_eq(&top.skip_filters(), &shown);
     let written = top.parents().iter().any(|edge| edge.perm().0.contains(Perm::WRITE));
@@ -191,7 +203,7 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
             on_source_error: on_error,
             on_target_error: on_error,
             filter_node_name: command.filter_node_name,
-            ..MirrorSpec::new(setup, if is_active { active } else { top }, base)
+            ..MirrorSpec::new(setup, top, base)
         };
         return there(&call, async move { graph.jobs.mirror(&graph, spec).await.map(drop) }).await;
     }
