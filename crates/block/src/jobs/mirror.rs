@@ -7,10 +7,10 @@ use super::crew::{Crew, Ended};
 use super::{Body, Job, Jobs, Kind, Setup, filter};
 use crate::backend::OnError;
 use crate::bitmap::DirtyBitmap;
-use crate::graph::{Child, Drained, Graph, Hook, Node, Parent};
+use crate::graph::{Drained, Graph, Hook, Node, Parent};
 use crate::notice::Action;
 use crate::types::*;
-use base::{Result, bail, fail};
+use base::{Failure, Result, bail, fail};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -191,19 +191,44 @@ fn replaceable(graph: &Graph, name: &str, source: &Arc<Node>) -> Result<Arc<Node
     Ok(node)
 }
 
+/// Whether `source` shows what `node` holds, to all who look at `node`.
 fn shows(source: &Arc<Node>, node: &Arc<Node>) -> bool {
     if Arc::ptr_eq(source, node) {
         return true;
     }
-    let through: Vec<Child> = source
-        .children()
-        .into_iter()
-        .filter(|child| child.role().contains(Role::FILTERED) || source.driver().name == "quorum")
-        .collect();
-    through.iter().any(|child| shows(&child.node(), node))
+    let voted = source.driver().name == "quorum";
+    source.children().iter().any(|child| {
+        let below = child.node();
+        match child.role().contains(Role::FILTERED) {
+            true => shows(&below, node),
+            // One child may differ from what the quorum shows: nobody else may see that change.
+            false => {
+                voted
+                    && shows(&below, node)
+                    && below.parents().iter().all(|edge| {
+                        edge.same(child) || !edge.perm().0.intersects(Perm::CONSISTENT_READ | Perm::WRITE)
+                    })
+            }
+        }
+    })
+}
+
+/// Why the switch is not made, where all can be read; the job's own error is short, as is customary.
+fn not_permitted(why: impl std::fmt::Display) -> Failure {
+    eprintln!("{why}");
+    Failure::new(base::failure::strerror(&errno(libc::EPERM)))
 }
 
 impl Mirror {
+    /// What is copied as a whole, in bytes: the target fills the rest of its cluster from nothing
+    /// while it does not stand on its backing image.
+    fn whole(&self) -> u64 {
+        match self.spec.sync {
+            MirrorSync::Full => 1,
+            _ => self.spec.target.layer().info().cluster_size.unwrap_or(1),
+        }
+    }
+
     /// Marks what is to be copied at first.
     async fn begin(&self, job: &Job) -> IoResult {
         let source = &self.spec.source;
@@ -249,7 +274,8 @@ impl Mirror {
 
     async fn follow(&mut self, job: &Job, crew: &mut Crew<Copied>) -> IoResult {
         let usual = if self.spec.buf_size == 0 { CHUNK } else { self.spec.buf_size.min(CHUNK) };
-        let chunk = usual.max(u64::from(self.bitmap.granularity()));
+        let whole = self.whole();
+        let chunk = usual.max(u64::from(self.bitmap.granularity())).next_multiple_of(whole);
         let mut at = 0;
         loop {
             if job.is_to_pause() {
@@ -261,6 +287,10 @@ impl Mirror {
                 return Err(error);
             }
             let next = self.bitmap.next_dirty(at, chunk).or_else(|| self.bitmap.next_dirty(0, chunk));
+            let next = next.map(|(from, len)| {
+                let (start, end) = (from - from % whole, (from + len).next_multiple_of(whole));
+                (start, end.min(self.spec.source.size()).max(from + len) - start)
+            });
             match next {
                 // A range that is on its way is not sent again before it has arrived.
                 Some((from, len))
@@ -362,7 +392,13 @@ impl Mirror {
         let graph = self.held.graph.clone();
         let (source, target) = (self.spec.source.clone(), self.spec.target.clone());
         let replaced = match &self.spec.replaces {
-            Some(name) => replaceable(&graph, name, &source)?,
+            Some(name) => replaceable(&graph, name, &source).map_err(|_| {
+                not_permitted(format!(
+                    "Can no longer replace '{name}' by '{}', because it can no longer be guaranteed that doing so \
+                     would not lead to an abrupt change of visible data",
+                    target.name()
+                ))
+            })?,
             None => source.clone(),
         };
         if self.spec.backing == BackingMode::Header {
@@ -384,7 +420,7 @@ impl Mirror {
             })
             .filter(|edge| !matches!(edge.parent(), Parent::Node(name) if name == target.name()))
             .collect();
-        graph.redirect_all(&edges, &target)?;
+        graph.redirect_all(&edges, &target).map_err(not_permitted)?;
         if let Err(why) = self.put_under(&target) {
             graph.redirect_all(&edges, &replaced)?;
             return Err(why);

@@ -46,7 +46,11 @@ fn jobs() {
             (json!({"top-node": "qn"}), "'qn' is not in this backing file chain"),
             (json!({"base": "@x"}), "Can't find '@x' in the backing chain"),
             (json!({"base-node": "qn"}), "'qn' is not in this backing file chain"),
-            (json!({"top": "@mid.qcow2", "base": "@mid.qcow2"}), "cannot commit an image into itself"),
+            // A base is looked for below the top.
+            (
+                json!({"top": "@mid.qcow2", "base": "@mid.qcow2"}),
+                "Can't find '@mid.qcow2' in the backing chain",
+            ),
             (json!({"device": "q"}), "cannot commit an image into itself"),
             (json!({"backing-file": "y"}), "'backing-file' specified, but 'top' is the active layer"),
             (json!({"speed": -1}), "Parameter 'speed' expects a non-negative value"),
