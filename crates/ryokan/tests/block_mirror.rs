@@ -81,6 +81,40 @@ fn drive_mirror_top_stands_on_the_same_base() {
     pivoted(&images, "copy.qcow2");
 }
 
+/// What stands in an image's cluster beside what is copied comes from below, not from nothing.
+#[test]
+fn a_mirror_of_the_top_fills_clusters_that_are_larger_than_the_sources() {
+    let images = Images::new();
+    images.create("base.qcow2", SIZE, &[]);
+    images.io("base.qcow2", &["write -P 1 0 4M"]);
+    images.overlay("top.qcow2", "base.qcow2");
+    images.io("top.qcow2", &["write -P 2 1088k 512"]);
+    let (base, copy) = (images.path("base.qcow2"), images.path("copy.qcow2"));
+    let drive = format!("if=none,id=d,driver=qcow2,node-name=top,file.filename={}", images.path("top.qcow2"));
+    let mut bench = Bench::start(images, &["-drive", &drive]);
+    for (size, sync) in [("128k", "top"), ("1M", "top"), ("128k", "none")] {
+        let size = format!("cluster_size={size},backing_file={base},backing_fmt=qcow2");
+        tool("qemu-img", &["create", "-q", "-f", "qcow2", "-o", &size, &copy]);
+        let node = json!({"driver": "qcow2", "node-name": "copy", "backing": null,
+            "file": {"driver": "file", "filename": copy}});
+        bench.run("blockdev-add", node);
+        bench.run("blockdev-mirror", json!({"device": "d", "job-id": "j", "target": "copy", "sync": sync}));
+        bench.story("j", "READY");
+        bench.io("d", "write -P 3 64k 1k");
+        bench.run("block-job-cancel", json!({"device": "j"}));
+        bench.story("j", "null");
+        bench.run("blockdev-del", json!({"node-name": "copy"}));
+        bench.io("d", "flush");
+        if sync == "top" {
+            bench.images.check("copy.qcow2");
+            bench.images.same("copy.qcow2", "top.qcow2");
+        } else {
+            bench.images.io("copy.qcow2", &["read -P 3 64k 1k", "read -P 1 0 64k", "read -P 1 65k 63k"]);
+        }
+    }
+    bench.quit();
+}
+
 #[test]
 fn drive_mirror_into_what_exists_and_of_new_writes_only() {
     let mut bench = bench();
