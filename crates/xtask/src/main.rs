@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask demo | test | layers | docs | bench`.
+//! The project's own commands: `cargo xtask demo | test | layers | docs | bench | suites`.
 
 #![forbid(unsafe_code)]
 
@@ -8,6 +8,7 @@ mod docs;
 mod layers;
 mod packages;
 mod run;
+mod suites;
 mod test;
 
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ cargo xtask COMMAND
   layers         check that crates import only downwards and are in ARCHITECTURE.md
   docs           write docs/qmp.md from the schema
   bench NAME     measure against QEMU and the host (cpu, control, block)
+  suites         QEMU's block test suite with Ryokan in its place (see docs/proof.md)
   packages       install the Debian packages that the tests and the demo need
 ";
 
@@ -32,6 +34,7 @@ fn main() -> ExitCode {
         "test" => test::run(&rest),
         "bench" => bench::run(&rest),
         "docs" => docs::write(),
+        "suites" => suites::run(&rest),
         "layers" => layers::check(),
         "packages" => packages::install(),
         "" | "help" | "--help" | "-h" => {
