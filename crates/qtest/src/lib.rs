@@ -34,6 +34,8 @@ struct State {
     output: VecDeque<u8>,
     log: Log,
     opened: Instant,
+    /// The other side is there.
+    open: bool,
 }
 
 /// The server side on one character device; it serves as long as this lives.
@@ -66,6 +68,7 @@ impl Server {
                 output: VecDeque::new(),
                 log,
                 opened: Instant::now(),
+                open: false,
             }),
             watched: Mutex::default(),
             me: OnceLock::new(),
@@ -146,6 +149,12 @@ impl Server {
         };
     }
 
+    fn close(&self) {
+        if std::mem::take(&mut self.state.lock().open) {
+            self.log('I', "CLOSED");
+        }
+    }
+
     /// Takes the next complete line out of the input.
     fn next_line(&self) -> Option<Vec<u8>> {
         let mut state = self.state.lock();
@@ -156,6 +165,12 @@ impl Server {
             line.pop();
         }
         Some(if std::mem::take(&mut state.skipping) { b"\xff".to_vec() } else { line })
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
@@ -190,10 +205,11 @@ impl FrontEnd for Server {
                 state.opened = Instant::now();
                 state.input.clear();
                 state.output.clear();
+                state.open = true;
                 drop(state);
                 self.log('I', "OPENED");
             }
-            Event::Closed => self.log('I', "CLOSED"),
+            Event::Closed => self.close(),
             _ => {}
         }
     }
