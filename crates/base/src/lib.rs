@@ -4,6 +4,7 @@
 //! - [`clock`]: clocks that can be stopped or driven by hand, and timers on them.
 //! - [`fd`]: inherited descriptors and descriptor sets.
 //! - [`rank`]: a non-poisoning mutex whose lock order is checked in debug builds.
+//! - [`quotes`]: single quotes in JSON.
 //! - [`notice`]: the never-blocking queue from lower layers to the control plane.
 
 #![deny(unsafe_code)]
@@ -13,7 +14,15 @@ pub mod failure;
 pub mod fd;
 pub mod notice;
 pub mod ofd;
+pub mod quotes;
 pub mod rank;
+
+/// The name the program was called by, without its directory: how messages begin.
+pub fn program() -> String {
+    let path = std::env::args_os().next().unwrap_or_default();
+    let name = std::path::Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
+    name.unwrap_or_else(|| "ryokan".to_string())
+}
 
 pub use failure::{Class, Failure, Result};
 pub use rank::{Mutex, MutexGuard};

@@ -57,7 +57,7 @@ fn libvirt_domain() {
         -chardev socket,id=charmonitor,fd=29,server=on,wait=off -mon chardev=charmonitor,id=monitor,mode=control
         -rtc base=utc,driftfix=slew -no-shutdown -boot strict=on -kernel K -initrd I -append A
         -device {"driver":"virtio-serial-pci","id":"virtio-serial0","bus":"pci.0","addr":"0x4"}
-        -blockdev {"node-name":"f","read-only":false,"driver":"qcow2","file":"s","backing":null}
+        -blockdev {"node-name":"f","read-only":false,'driver':'qcow2',"file":"s","backing":null}
         -add-fd set=0,fd=27,opaque=serial0-source -chardev file,id=charserial0,path=/dev/fdset/0,append=on
         -device {"driver":"isa-serial","chardev":"charserial0","id":"serial0","index":0}
         -chardev pty,id=p,logfile=/dev/fdset/0,logappend=on -audiodev {"id":"audio1","driver":"none"}

@@ -9,7 +9,7 @@ use spec::Tree;
 /// are texts. `Ok(None)`: help was asked for.
 pub fn parse(text: &str, implied: Option<&str>) -> Result<Option<Tree>> {
     if text.trim_start().starts_with('{') {
-        return match serde_json::from_str(text) {
+        return match serde_json::from_str(&base::quotes::double(text)) {
             Ok(Value::Object(map)) => Ok(Some(map)),
             Ok(_) => bail!("JSON value is not an object"),
             Err(error) => bail!("JSON parse error, {error}"),

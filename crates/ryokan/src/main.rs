@@ -20,9 +20,8 @@ use std::sync::Arc;
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 fn main() -> ExitCode {
-    let mut args = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned());
-    let program = args.next().unwrap_or_default();
-    let program = program.rsplit('/').next().filter(|name| !name.is_empty()).unwrap_or("ryokan").to_string();
+    let args = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned());
+    let program = base::program();
     let mut messages = Messages::new(&program);
     let invocation = match cli::parse(args) {
         Err(complaint) => return failed(&messages, complaint.message()),
