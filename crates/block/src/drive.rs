@@ -5,7 +5,7 @@ use crate::backend::{Backend, OnError, Setup};
 use crate::graph::{Graph, Settings, take_settings};
 use crate::options::Options;
 use crate::throttle::Config;
-use base::{Result, bail, fail};
+use base::{Failure, Result, bail, fail};
 use serde_json::{Map, Value};
 
 /// Old throttle keys of `-drive` and what they are called now.
@@ -179,9 +179,11 @@ impl Graph {
     /// `snapshot=on`: writes go to a file that is gone at the end.
     async fn temporary_overlay(&self, base: &crate::graph::Node) -> Result<crate::graph::Pin> {
         let dir = std::env::var("TMPDIR").unwrap_or_else(|_| "/var/tmp".into());
-        let stamp =
-            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |t| t.as_nanos());
-        let path = format!("{dir}/vl.{}.{stamp:x}", std::process::id());
+        let file = tempfile::Builder::new().prefix("vl.").rand_bytes(6).tempfile_in(&dir);
+        let file = file
+            .map_err(|why| Failure::os(format!("Could not open temporary file '{dir}/vl.XXXXXX'"), &why))?;
+        // It goes with this at the latest.
+        let path = file.path().to_string_lossy().into_owned();
         let mut options = Options::new();
         options.set("size", base.size());
         self.create_image(&path, "qcow2", options).await?;
@@ -189,9 +191,7 @@ impl Graph {
             "driver": "qcow2", "file": {"driver": "file", "filename": path}, "backing": base.name(),
             "cache": {"no-flush": true}, "discard": "unmap",
         });
-        let opened = self.open(Options::json(overlay), Settings::default()).await;
-        let _ = std::fs::remove_file(&path);
-        opened
+        self.open(Options::json(overlay), Settings::default()).await
     }
 }
 

@@ -63,6 +63,11 @@ pub struct Driver {
     pub defaults: (&'static str, &'static str),
     /// A running machine with such a writable node cannot migrate.
     pub blocks_migration: bool,
+    /// `blockdev-reopen` can be asked for it.
+    pub reopens: bool,
+    /// Its own options that [`Layer::reopen`] takes anew, to their defaults where they are not
+    /// given; all others stay as they are.
+    pub changes: &'static [&'static str],
     /// Options that change what a node shows, so that its file name alone does not say what it is.
     pub telling: &'static [&'static str],
 }
@@ -82,6 +87,8 @@ impl Driver {
         read_only: false,
         defaults: ("", ""),
         blocks_migration: false,
+        reopens: true,
+        changes: &[],
         telling: &[],
     };
 }
@@ -155,8 +162,7 @@ impl Open {
             Some(Value::String(name)) if name.is_empty() => return Ok(None),
             Some(Value::Object(map)) => {
                 let mut table = Options(map);
-                let whole = ["filename", "file", "driver"].iter().any(|key| table.contains(key));
-                if !whole {
+                if !names_file(&table) {
                     let Some((name, format)) = header else {
                         bail!("Driver specified for an image without backing file")
                     };
@@ -205,6 +211,18 @@ impl Open {
         }
         Err(fail!("Block node is read-only"))
     }
+}
+
+/// Whether options of a backing file say where it lies, so that the header need not.
+fn names_file(table: &Options) -> bool {
+    let format = table
+        .get_str("driver")
+        .is_none_or(|name| crate::formats::find(name).is_some_and(|driver| driver.kind == Kind::Format));
+    let file = match table.get("file") {
+        Some(Value::Object(file)) => file.contains_key("filename") || file.contains_key("driver"),
+        file => file.is_some(),
+    };
+    !format || file || table.contains("filename")
 }
 
 /// What a create function is given: `blockdev-create` options without `driver`.
@@ -431,8 +449,20 @@ pub trait Layer: Send + Sync + 'static {
     }
 
     /// New settings (`blockdev-reopen`, or read-only to read-write and back); no request
-    /// is in flight. Settings it does not look at need nothing.
+    /// is in flight. Settings it does not look at need nothing. Of options there are those that
+    /// [`Driver::changes`] names.
     fn reopen<'a>(&'a self, _to: &'a Settings, _options: &'a mut Options) -> Fut<'a, Result<()>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    /// The `file` child is about to lead to another node: all goes to the old one.
+    fn leave_file(&self) -> Fut<'_, Result<()>> {
+        Box::pin(async { self.flush().await.map_err(Into::into) })
+    }
+
+    /// The `file` child leads elsewhere since [`Layer::leave_file`], or stayed after all: what was
+    /// known of it is read again.
+    fn file_moved(&self) -> Fut<'_, Result<()>> {
         Box::pin(async { Ok(()) })
     }
 

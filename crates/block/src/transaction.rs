@@ -190,6 +190,10 @@ impl Graph {
         if !old.is_read_only() {
             old.flush().await.map_err(|_| Failure::new("An IO error has occurred"))?;
         }
+        if crate::graph::below(old, overlay) {
+            let (old, overlay) = (old.name(), overlay.name());
+            bail!("Making '{old}' a backing child of '{overlay}' would create a cycle");
+        }
         let edges = old.parents();
         self.set_backing(overlay, Some(old))?;
         if let Err(why) = self.redirect_all(&edges, overlay) {

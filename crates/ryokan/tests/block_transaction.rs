@@ -219,10 +219,9 @@ fn reopening_changes_all_or_nothing() {
         more.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
         all
     };
-    let reopen = |list: Vec<Value>| json!({"options": list});
-    bench.run("blockdev-reopen", reopen(vec![top(json!({"backing": "other"}))]));
+    bench.run("blockdev-reopen", reopen(&[top(json!({"backing": "other"}))]));
     bench.io("top", "read -P 8 0 1M");
-    bench.run("blockdev-reopen", reopen(vec![top(json!({"backing": null}))]));
+    bench.run("blockdev-reopen", reopen(&[top(json!({"backing": null}))]));
     bench.io("top", "read -P 0 0 1M");
     // As it was first called.
     bench.run("x-blockdev-reopen", top(json!({"backing": "base", "read-only": true})));
@@ -245,23 +244,197 @@ fn reopening_changes_all_or_nothing() {
         // The good one comes first, and is taken back.
         let other =
             json!({"driver": "qcow2", "node-name": "other", "file": "other-file", "detect-zeroes": "on"});
-        let refused = bench.refused("blockdev-reopen", reopen(vec![other, bad]));
+        let refused = bench.refused("blockdev-reopen", reopen(&[other, bad]));
         assert!(refused.contains(text), "{refused}");
         assert_eq!(state(&mut bench), before, "{text}");
     }
-    let unnamed = bench.refused("blockdev-reopen", reopen(vec![json!({"driver": "raw"})]));
+    let unnamed = bench.refused("blockdev-reopen", reopen(&[json!({"driver": "raw"})]));
     assert_eq!(unnamed, "GenericError: node-name not specified");
-    // A writer below forbids read-only.
+    // A writer below forbids read-only; a drive without device is one once it is written.
+    bench.io("d", "write -P 1 0 64k");
     let a = json!({"driver": "qcow2", "node-name": "a", "read-only": true});
-    let refused = bench.refused("blockdev-reopen", reopen(vec![top(json!({"backing": null})), a]));
+    let refused = bench.refused("blockdev-reopen", reopen(&[top(json!({"backing": null})), a]));
     assert!(refused.contains("read-only"), "{refused}");
     assert_eq!(state(&mut bench), before);
     bench.io("top", "read -P 7 0 1M");
-    bench.run("blockdev-reopen", reopen(vec![top(json!({}))]));
+    bench.run("blockdev-reopen", reopen(&[top(json!({}))]));
     bench.io("top", "write -P 9 0 64k");
     let images = bench.quit();
     images.check("top.qcow2");
     images.io("top.qcow2", &["read -P 9 0 64k"]);
+}
+
+/// blockdev-reopen of these nodes at once.
+fn reopen(list: &[Value]) -> Value {
+    json!({"options": list})
+}
+
+/// `base` with other and further options.
+fn with(base: &Value, more: Value) -> Value {
+    let mut all = base.clone();
+    more.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+    all
+}
+
+#[test]
+fn what_stands_on_what_is_reopened_too() {
+    let mut bench = bench();
+    for (name, value) in [("base.qcow2", 7), ("one.raw", 3), ("two.raw", 4)] {
+        bench.images.create(name, "2M", &[]);
+        bench.images.io(name, &[&format!("write -P {value} 0 1M"), "write -P 9 1M 1M"]);
+    }
+    bench.images.overlay("top.qcow2", "base.qcow2");
+    let file = |bench: &Bench, name: &str| json!({"driver": "file", "filename": bench.images.path(name)});
+    let top = json!({"driver": "qcow2", "node-name": "top", "file": file(&bench, "top.qcow2"),
+        "backing": {"driver": "qcow2", "node-name": "base", "file": file(&bench, "base.qcow2")}});
+    bench.run("blockdev-add", top.clone());
+    let before = bench.run("query-named-block-nodes", json!({"flat": true}));
+    bench.run("blockdev-reopen", reopen(&[with(&top, json!({"cache": {"no-flush": true}}))]));
+    for name in ["top", "base"] {
+        assert_eq!(bench.node(name)["cache"]["no-flush"], true, "{name}");
+    }
+    let on = with(&top["backing"], json!({"detect-zeroes": "on"}));
+    bench.run("blockdev-reopen", reopen(&[with(&top, json!({"backing": on}))]));
+    assert_eq!(bench.node("base")["detect_zeroes"], "on");
+    assert_eq!(bench.node("base")["ro"], true);
+    bench.run("blockdev-reopen", reopen(&[top.clone()]));
+    assert_eq!(bench.run("query-named-block-nodes", json!({"flat": true})), before);
+    // By the monitor's command: what was said stays, the rest comes from above.
+    bench.io("top", "reopen -o backing.detect-zeroes=on,cache.no-flush=on");
+    let base = bench.node("base");
+    assert_eq!((&base["detect_zeroes"], &base["cache"]["no-flush"]), (&json!("on"), &json!(true)));
+    bench.io("top", "reopen -c writeback");
+    let base = bench.node("base");
+    assert_eq!((&base["detect_zeroes"], &base["cache"]["no-flush"]), (&json!("on"), &json!(false)));
+    assert!(bench.try_io("top", "reopen -c none -o cache.direct=on").contains("Cannot set both"));
+    let bad = bench.try_io("top", "reopen -o backing.nonsense=1");
+    assert!(bad.contains("Cannot change the option 'nonsense'"), "{bad}");
+    // A node that is only referred to keeps its options to itself.
+    bench.run("blockdev-reopen", reopen(&[with(&top, json!({"backing": null}))]));
+    bench.open("base", "base.qcow2", json!({"read-only": true}));
+    bench.run("blockdev-reopen", reopen(&[with(&top, json!({"backing": "base"}))]));
+    let refused = bench.refused("blockdev-reopen", reopen(&[top]));
+    assert_eq!(refused, "GenericError: Cannot change the option 'backing.driver'");
+    bench.io("top", "read -P 7 0 1M");
+
+    // A backing file of which only the name of its file's node is said is the header's.
+    bench.images.overlay("again.qcow2", "base.qcow2");
+    bench.open(
+        "again",
+        "again.qcow2",
+        json!({"backing": {"driver": "qcow2", "file": {"node-name": "below"}}}),
+    );
+    assert_eq!(bench.node("below")["file"], bench.images.path("base.qcow2"));
+    bench.io("again", "read -P 7 0 1M");
+
+    bench.open("one", "one.raw", json!({}));
+    bench.open("two", "two.raw", json!({}));
+    let raw = |name: &str, file: &str| json!({"driver": "raw", "node-name": name, "file": file});
+    let part = with(&raw("one", "one-file"), json!({"offset": 1 << 20, "size": 65536}));
+    bench.run("blockdev-reopen", reopen(&[part]));
+    bench.io("one", "read -P 9 0 64k");
+    assert_eq!(bench.node("one")["image"]["virtual-size"], 65536);
+    bench.run("blockdev-reopen", reopen(&[raw("one", "one-file")]));
+    bench.io("one", "read -P 3 0 1M");
+    for _ in 0..2 {
+        bench.run("blockdev-reopen", reopen(&[raw("one", "two-file"), raw("two", "one-file")]));
+        bench.io("one", "read -P 4 0 1M");
+        bench.run("blockdev-reopen", reopen(&[raw("one", "one-file"), raw("two", "two-file")]));
+        bench.io("one", "read -P 3 0 1M");
+    }
+    bench.quit();
+}
+
+#[test]
+fn an_image_is_read_anew_from_another_file() {
+    let mut bench = bench();
+    for (name, order) in [
+        ("x.qcow2", ["write -P 5 0 64k", "write -P 6 1M 64k"]),
+        ("y.qcow2", ["write -P 6 1M 64k", "write -P 8 0 64k"]),
+    ] {
+        bench.images.create(name, "2M", &[]);
+        bench.images.io(name, &order);
+    }
+    bench.images.create("coarse.qcow2", "2M", &["-o", "cluster_size=128k"]);
+    for name in ["x", "y", "coarse"] {
+        bench.open(name, &format!("{name}.qcow2"), json!({}));
+    }
+    bench.io("x", "write -P 1 128k 64k");
+    let image = |name: &str, file: &str| json!({"driver": "qcow2", "node-name": name, "file": file});
+    // Each takes the other's file; alone none can.
+    let taken = bench.refused("blockdev-reopen", reopen(&[image("x", "y-file")]));
+    assert!(taken.contains("Permission conflict on node 'y-file'"), "{taken}");
+    let swap = reopen(&[image("x", "y-file"), image("y", "x-file")]);
+    // Bitmaps in a file that is taken would be lost.
+    bench.run("block-dirty-bitmap-add", json!({"node": "y", "name": "b", "persistent": true}));
+    bench.io("y", "write -P 9 1984k 64k");
+    let refused = bench.refused("blockdev-reopen", swap.clone());
+    assert_eq!(refused, "GenericError: The new file of node 'x' has dirty bitmaps of its own");
+    let bitmap = bench.node("y")["dirty-bitmaps"][0].clone();
+    assert_eq!((&bitmap["count"], &bitmap["recording"]), (&json!(65536), &json!(true)));
+    bench.run("block-dirty-bitmap-remove", json!({"node": "y", "name": "b"}));
+    bench.run("blockdev-reopen", swap);
+    for (node, command) in [
+        ("x", "read -P 8 0 64k"),
+        ("x", "read -P 6 1M 64k"),
+        ("x", "read -P 0 128k 64k"),
+        ("y", "read -P 5 0 64k"),
+        ("y", "read -P 1 128k 64k"),
+        ("y", "write -P 2 512k 64k"),
+    ] {
+        bench.io(node, command);
+    }
+    let refused =
+        bench.refused("blockdev-reopen", reopen(&[image("x", "coarse-file"), image("coarse", "y-file")]));
+    assert_eq!(refused, "GenericError: The new file of node 'x' is not an image of the same kind");
+    bench.io("x", "read -P 8 0 64k");
+    let images = bench.quit();
+    for name in ["x.qcow2", "y.qcow2", "coarse.qcow2"] {
+        images.check(name);
+    }
+    images.io("x.qcow2", &["read -P 5 0 64k", "read -P 1 128k 64k", "read -P 2 512k 64k"]);
+    images.io("y.qcow2", &["read -P 8 0 64k", "read -P 0 128k 64k"]);
+}
+
+#[test]
+fn options_that_stay_as_they_are() {
+    let mut bench = bench();
+    bench.images.create("f.raw", "1M", &[]);
+    let path = bench.images.path("f.raw");
+    let file = json!({"driver": "file", "node-name": "f", "filename": path, "locking": "on"});
+    let null = json!({"driver": "null-co", "node-name": "n", "size": 1024});
+    for one in [&file, &null] {
+        bench.run("blockdev-add", one.clone());
+        bench.run("blockdev-reopen", reopen(&[one.clone()]));
+    }
+    let without = |from: &Value, key: &str| {
+        let mut all = from.clone();
+        all.as_object_mut().unwrap().remove(key);
+        all
+    };
+    let mut cases = vec![
+        (with(&file, json!({"locking": "off"})), "Cannot change the option 'locking'"),
+        (without(&file, "locking"), "Option 'locking' cannot be reset to its default value"),
+        (with(&file, json!({"aio": "io_uring"})), "Cannot change the option 'aio'"),
+        (with(&file, json!({"force-share": true})), "Cannot change the option 'force-share'"),
+        (with(&file, json!({"filename": "x"})), "Cannot change the option 'filename'"),
+        (
+            with(&file, json!({"filename": null})),
+            "Invalid parameter type for 'options[0].filename', expected: string",
+        ),
+        (with(&null, json!({"size": 2048})), "Cannot change the option 'size'"),
+        (without(&null, "size"), "Option 'size' cannot be reset to its default value"),
+        (with(&null, json!({"driver": "x"})), "Parameter 'driver' does not accept value 'x'"),
+    ];
+    bench.run("blockdev-add", json!({"driver": "null-co", "node-name": "m", "size": 1024}));
+    let quorum = json!({"driver": "quorum", "node-name": "q", "children": ["n", "m"], "vote-threshold": 1});
+    bench.run("blockdev-add", quorum.clone());
+    cases.push((quorum, "Block format 'quorum' used by node 'q' does not support reopening files"));
+    for (options, text) in cases {
+        let refused = bench.refused("blockdev-reopen", reopen(&[options]));
+        assert_eq!(refused, format!("GenericError: {text}"));
+    }
+    bench.quit();
 }
 
 #[test]

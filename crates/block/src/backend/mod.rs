@@ -95,6 +95,8 @@ pub(crate) struct Inner {
     write_cache: AtomicBool,
     /// The drive was given as read-only (also holds for media put in later).
     read_only: AtomicBool,
+    /// Others than a device write by it (monitor, exports), even where it is read-only.
+    lent: AtomicBool,
     habit: Mutex<medium::Habit>,
     /// Deleted with the device that has it.
     for_device: AtomicBool,
@@ -204,6 +206,7 @@ impl Backend {
             resumed: Notify::new(),
             write_cache: AtomicBool::new(true),
             read_only: AtomicBool::new(setup.read_only),
+            lent: AtomicBool::new(false),
             habit: Mutex::default(),
             for_device: AtomicBool::new(false),
             thread: Mutex::new(graph.main_thread().clone()),
@@ -410,7 +413,11 @@ impl Backend {
 
     fn wanted_perm(&self, node: &Node) -> (Perm, Perm) {
         let mut perm = Perm::CONSISTENT_READ;
-        if !self.0.read_only.load(Ordering::Acquire) && !node.is_read_only() {
+        let lent = self.0.lent.load(Ordering::Acquire);
+        // A drive that no device has only shows its medium.
+        let idle = self.front_end().is_none() && !self.name().is_empty();
+        let writes = !idle && !self.0.read_only.load(Ordering::Acquire);
+        if (writes || lent) && !node.is_read_only() {
             perm |= Perm::WRITE;
         }
         match self.front_end() {
@@ -421,6 +428,14 @@ impl Backend {
                 (perm, shared)
             }
         }
+    }
+
+    /// Lets the monitor or an export write by it from now on.
+    pub fn lend(&self) -> Result<()> {
+        if self.0.lent.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        self.refresh_perm().inspect_err(|_| self.0.lent.store(false, Ordering::Release))
     }
 
     /// Takes the permissions again (front end or read-only changed).
@@ -488,7 +503,7 @@ impl Backend {
         }
         let inside = self.0.gate.enter().await;
         let root = self.root().ok_or_else(|| errno(libc::ENOMEDIUM))?;
-        if write && self.0.read_only.load(Ordering::Acquire) {
+        if write && self.0.read_only.load(Ordering::Acquire) && !self.0.lent.load(Ordering::Acquire) {
             return Err(errno(libc::EPERM));
         }
         Ok(Access { root, _inside: inside })

@@ -218,7 +218,8 @@ async fn info(
     let wanted: Vec<u16> = numbers.map(|pair| be(pair) as u16).collect();
     let name = String::from_utf8_lossy(name).into_owned();
     let Some(export) = server.seat(&name) else {
-        reply(stream, option, REP_ERR_UNKNOWN, format!("export '{name}' not present").as_bytes()).await?;
+        let text = format!("export '{}' not present", shown(&name));
+        reply(stream, option, REP_ERR_UNKNOWN, text.as_bytes()).await?;
         return Ok(None);
     };
     if wanted.contains(&INFO_NAME) {
@@ -239,6 +240,15 @@ async fn info(
     reply(stream, option, REP_INFO, &out).await?;
     reply(stream, option, REP_ACK, &[]).await?;
     Ok(Some(export))
+}
+
+/// A name for an error text: long ones are cut.
+fn shown(name: &str) -> String {
+    const LONGEST: usize = 80;
+    match name.len() < LONGEST {
+        true => name.to_string(),
+        false => format!("{}...", &name[..name.floor_char_boundary(LONGEST)]),
+    }
 }
 
 async fn meta(
@@ -290,4 +300,16 @@ async fn meta(
         agreed.contexts_of = name;
     }
     reply(stream, option, REP_ACK, &[]).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::shown;
+
+    #[test]
+    fn long_names_are_cut_at_a_letter() {
+        assert_eq!(shown(&"a".repeat(79)), "a".repeat(79));
+        assert_eq!(shown(&"a".repeat(80)), "a".repeat(80) + "...");
+        assert_eq!(shown(&format!("a{}", "\u{e4}".repeat(2048))), format!("a{}...", "\u{e4}".repeat(39)));
+    }
 }

@@ -10,7 +10,7 @@ use crate::graph::{Child, Node};
 use crate::options::Options;
 use crate::types::*;
 use base::{Mutex, Result, bail, fail};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
@@ -181,7 +181,9 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             if !config.is_empty() {
                 open.options.set("config", config);
             }
-            open.options.set("image", json!({"filename": image}));
+            let mut below = open.options.take_table("image")?.unwrap_or_default();
+            below.set("filename", image);
+            open.options.set("image", below.0);
         }
         let mut rules = Rules { state: 1, ..Rules::default() };
         if let Some(config) = open.options.take_str("config")?.filter(|config| !config.is_empty()) {

@@ -8,8 +8,14 @@ use base::{Result, bail};
 use serde_json::json;
 use std::sync::Arc;
 
-pub static DRIVER: Driver =
-    Driver { name: "blkverify", kind: Kind::Filter, schemes: &["blkverify"], open, ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver {
+    name: "blkverify",
+    kind: Kind::Filter,
+    schemes: &["blkverify"],
+    open,
+    reopens: false,
+    ..Driver::DEFAULT
+};
 
 struct Verify {
     raw: Child,

@@ -36,20 +36,30 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     })
 }
 
+/// Past filters and raw images that are all of what they stand on: what says what is allocated.
+fn image_of(node: &Arc<Node>) -> Arc<Node> {
+    let mut image = node.skip_filters();
+    while let Some(below) = crate::formats::raw::whole(&image) {
+        image = below.skip_filters();
+    }
+    image
+}
+
 impl CopyOnRead {
     async fn copy(&self, offset: u64, len: u64) -> IoResult {
         let node = self.file.node();
+        let image = image_of(&node);
         let below = self.bottom.as_ref().and_then(|bottom| bottom.backing());
         let mut at = offset;
         let end = (offset + len).min(node.size());
         while at < end {
-            let status = node.block_status(at, end - at).await?;
+            let status = image.block_status(at, end - at).await?;
             let mut run = status.len.min(end - at);
             if !status.flags.contains(StatusFlags::ALLOCATED) {
-                let (wanted, part) = crate::jobs::allocated_to(&node, below.as_ref(), at, run).await?;
+                let (wanted, part) = crate::jobs::allocated_to(&image, below.as_ref(), at, run).await?;
                 run = part;
                 if wanted {
-                    run = self.pull(&node, at, run.min(1 << 20)).await?;
+                    run = self.pull(&node, &image, at, run.min(1 << 20)).await?;
                 }
             }
             at += run;
@@ -57,14 +67,14 @@ impl CopyOnRead {
         Ok(())
     }
 
-    async fn pull(&self, node: &Arc<Node>, at: u64, len: u64) -> IoResult<u64> {
+    async fn pull(&self, node: &Arc<Node>, image: &Arc<Node>, at: u64, len: u64) -> IoResult<u64> {
         let _alone = node.exclusive(at, len).await;
-        let now = node.block_status(at, len).await?;
+        let now = image.block_status(at, len).await?;
         let len = now.len.min(len);
         if now.flags.contains(StatusFlags::ALLOCATED) {
             return Ok(len);
         }
-        let (zero, run) = known_zero(node, at, len).await?;
+        let (zero, run) = known_zero(image, at, len).await?;
         if zero {
             node.zero_unchanged(at, run).await?;
         } else {

@@ -9,7 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tokio::sync::Mutex;
 
-pub static DRIVER: Driver = Driver { name: "preallocate", kind: Kind::Filter, open, ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver {
+    name: "preallocate",
+    kind: Kind::Filter,
+    open,
+    changes: &["prealloc-align", "prealloc-size"],
+    ..Driver::DEFAULT
+};
 
 struct Preallocate {
     file: Child,
@@ -153,6 +159,13 @@ impl Layer for Preallocate {
             self.writable.store(!to.read_only, Ordering::Release);
             Ok(())
         })
+    }
+
+    fn reopened_by(&self) -> Options {
+        let mut options = Options::new();
+        options.set("prealloc-align", self.align.load(Ordering::Relaxed));
+        options.set("prealloc-size", self.ahead.load(Ordering::Relaxed));
+        options
     }
 
     fn child_perm(&self, _role: Role, read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {

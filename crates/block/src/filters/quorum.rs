@@ -17,6 +17,7 @@ pub static DRIVER: Driver = Driver {
     name: "quorum",
     kind: Kind::Filter,
     open,
+    reopens: false,
     telling: &["vote-threshold", "blkverify", "rewrite-corrupted", "read-pattern"],
     ..Driver::DEFAULT
 };

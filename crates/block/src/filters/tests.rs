@@ -409,6 +409,12 @@ fn permissions_can_be_taken_for_tests() {
 
 #[test]
 fn copy_on_read_stops_at_its_bottom() {
+    read_above_the_bottom(|image| image);
+    // A raw image over it says nothing of its own.
+    read_above_the_bottom(|image| json!({"driver": "raw", "file": image}));
+}
+
+fn read_above_the_bottom(wrap: fn(Value) -> Value) {
     let bench = Bench::new();
     let [base, mid, top] = ["base", "mid", "top"].map(|name| bench.dir.path().join(name));
     let tool = |args: &[&str]| assert!(Command::new("qemu-img").args(args).status().unwrap().success());
@@ -425,7 +431,7 @@ fn copy_on_read_stops_at_its_bottom() {
     options["node-name"] = "top".into();
     options["backing"] = image(&mid);
     options["backing"]["node-name"] = "mid".into();
-    let filter = bench.add("cor", json!({"driver": "copy-on-read", "bottom": "mid", "file": options}));
+    let filter = bench.add("cor", json!({"driver": "copy-on-read", "bottom": "mid", "file": wrap(options)}));
     let drive = bench.drive("d", &filter);
     let data = drive.read_blocking(0, 2 << 20).unwrap();
     assert!(data[..1 << 20].iter().all(|byte| *byte == 1) && data[1 << 20..].iter().all(|byte| *byte == 2));

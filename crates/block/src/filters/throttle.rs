@@ -9,8 +9,14 @@ use crate::types::*;
 use base::{Mutex, Result, fail};
 use std::sync::{Arc, Weak};
 
-pub static DRIVER: Driver =
-    Driver { name: "throttle", kind: Kind::Filter, open, telling: &["throttle-group"], ..Driver::DEFAULT };
+pub static DRIVER: Driver = Driver {
+    name: "throttle",
+    kind: Kind::Filter,
+    open,
+    changes: &["throttle-group"],
+    telling: &["throttle-group"],
+    ..Driver::DEFAULT
+};
 
 struct Throttle {
     file: Child,

@@ -2,7 +2,8 @@
 
 use crate::driver::{Create, CreateOption, Driver, Info, Kind, Layer, Open};
 use crate::filters::blkdebug;
-use crate::graph::Child;
+use crate::graph::{Child, Node, Settings};
+use crate::options::Options;
 use crate::types::*;
 use base::{Result, bail};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ pub static DRIVER: Driver = Driver {
     open,
     create: Some(create),
     create_options: &[CreateOption { name: "size", modern: "size", help: "Virtual disk size" }],
+    changes: &["offset", "size"],
     telling: &["offset", "size"],
     ..Driver::DEFAULT
 };
@@ -22,40 +24,54 @@ pub static DRIVER: Driver = Driver {
 /// another format.
 const GUARDED: u64 = 512;
 
+/// No size was given.
+const WHOLE: u64 = u64::MAX;
+
 struct Raw {
     file: Child,
-    offset: u64,
-    /// Given as an option; otherwise the size is the file's.
-    size: Option<AtomicU64>,
+    offset: AtomicU64,
+    /// Given as an option; otherwise ([`WHOLE`]) it is the file's.
+    size: AtomicU64,
     probed: bool,
+}
+
+/// The node that a raw image shows all of.
+pub(crate) fn whole(node: &Node) -> Option<Arc<Node>> {
+    let raw: &Raw = crate::driver::layer_of(node)?;
+    (raw.offset() == 0 && raw.fixed_size().is_none()).then(|| raw.file.node())
 }
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     Box::pin(async {
-        let offset = open.options.take_u64("offset")?.unwrap_or(0);
-        let size = open.options.take_u64("size")?;
+        let (offset, size) = take_window(&mut open.options)?;
         let probed = open.options.take_bool("probed")?.unwrap_or(false);
         let window = offset != 0 || size.is_some();
         let role = if window { Role::DATA | Role::PRIMARY } else { Role::FILTER };
         let file = open.child("file", role).await?;
-        let whole = file.size();
-        if offset > whole {
-            bail!("Offset ({offset}) cannot be greater than size of the containing file ({whole})");
-        }
-        if let Some(size) = size
-            && size > whole - offset
-        {
-            bail!(
-                "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({whole})"
-            );
-        }
-        let size = match size {
-            None if offset != 0 => Some(whole - offset),
-            size => size,
-        };
-        let raw = Raw { file, offset, size: size.map(AtomicU64::new), probed };
+        let size = window_size(&file, offset, size)?;
+        let raw = Raw { file, offset: AtomicU64::new(offset), size: AtomicU64::new(size), probed };
         Ok(Arc::new(raw) as Arc<dyn Layer>)
     })
+}
+
+fn take_window(options: &mut Options) -> Result<(u64, Option<u64>)> {
+    Ok((options.take_u64("offset")?.unwrap_or(0), options.take_u64("size")?))
+}
+
+/// Bytes from `offset` that the window has, which must lie in the file; [`WHOLE`] is all of it.
+fn window_size(file: &Child, offset: u64, size: Option<u64>) -> Result<u64> {
+    let whole = file.size();
+    if offset > whole {
+        bail!("Offset ({offset}) cannot be greater than size of the containing file ({whole})");
+    }
+    match size {
+        Some(size) if size > whole - offset => bail!(
+            "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({whole})"
+        ),
+        Some(size) => Ok(size),
+        None if offset != 0 => Ok(whole - offset),
+        None => Ok(WHOLE),
+    }
 }
 
 fn create(create: &mut Create) -> Fut<'_, Result<()>> {
@@ -70,8 +86,16 @@ fn create(create: &mut Create) -> Fut<'_, Result<()>> {
 }
 
 impl Raw {
+    fn offset(&self) -> u64 {
+        self.offset.load(Ordering::Acquire)
+    }
+
+    fn fixed_size(&self) -> Option<u64> {
+        Some(self.size.load(Ordering::Acquire)).filter(|size| *size != WHOLE)
+    }
+
     fn at(&self, offset: u64) -> IoResult<u64> {
-        offset.checked_add(self.offset).ok_or_else(|| errno(libc::EINVAL))
+        offset.checked_add(self.offset()).ok_or_else(|| errno(libc::EINVAL))
     }
 
     /// Refuses to turn a guessed raw image into something else.
@@ -80,7 +104,7 @@ impl Raw {
             return Ok(());
         }
         let mut head = vec![0; 2048.min(self.size().max(offset + data.len() as u64)) as usize];
-        self.file.read(self.offset, &mut head).await?;
+        self.file.read(self.offset(), &mut head).await?;
         let end = (offset as usize + data.len()).min(head.len());
         head[offset as usize..end].copy_from_slice(&data[..end - offset as usize]);
         let size = self.size();
@@ -95,10 +119,7 @@ impl Raw {
 
 impl Layer for Raw {
     fn size(&self) -> u64 {
-        match &self.size {
-            Some(size) => size.load(Ordering::Acquire),
-            None => self.file.size(),
-        }
+        self.fixed_size().unwrap_or_else(|| self.file.size())
     }
 
     fn limits(&self) -> Limits {
@@ -107,11 +128,11 @@ impl Layer for Raw {
     }
 
     fn grows(&self) -> bool {
-        self.size.is_none() && self.file.node().layer().grows()
+        self.fixed_size().is_none() && self.file.node().layer().grows()
     }
 
     fn read<'a>(&'a self, offset: u64, buf: &'a mut [u8]) -> Fut<'a, IoResult> {
-        if self.offset == 0 && !blkdebug::watching() {
+        if self.offset() == 0 && !blkdebug::watching() {
             return self.file.read(offset, buf);
         }
         Box::pin(async move {
@@ -121,7 +142,7 @@ impl Layer for Raw {
     }
 
     fn write<'a>(&'a self, offset: u64, data: &'a [u8], flags: WriteFlags) -> Fut<'a, IoResult> {
-        if self.offset == 0 && !self.probed && !blkdebug::watching() {
+        if self.offset() == 0 && !self.probed && !blkdebug::watching() {
             return self.file.write(offset, data, flags);
         }
         Box::pin(async move {
@@ -151,11 +172,30 @@ impl Layer for Raw {
 
     fn truncate<'a>(&'a self, size: u64, how: Truncate) -> Fut<'a, Result<()>> {
         Box::pin(async move {
-            if self.size.is_some() {
+            if self.fixed_size().is_some() {
                 bail!("Cannot resize fixed-size raw disks");
             }
             self.file.truncate(size, how).await
         })
+    }
+
+    fn reopen<'a>(&'a self, _to: &'a Settings, options: &'a mut Options) -> Fut<'a, Result<()>> {
+        Box::pin(async {
+            let (offset, size) = take_window(options)?;
+            let size = window_size(&self.file, offset, size)?;
+            self.offset.store(offset, Ordering::Release);
+            self.size.store(size, Ordering::Release);
+            Ok(())
+        })
+    }
+
+    fn reopened_by(&self) -> Options {
+        let mut options = Options::new();
+        options.set("offset", self.offset());
+        if let Some(size) = self.fixed_size() {
+            options.set("size", size);
+        }
+        options
     }
 
     fn child_perm(&self, role: Role, read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {
@@ -167,7 +207,7 @@ impl Layer for Raw {
     }
 
     fn zero_initialised(&self) -> bool {
-        self.offset == 0 && self.file.node().layer().zero_initialised()
+        self.offset() == 0 && self.file.node().layer().zero_initialised()
     }
 
     fn as_any(&self) -> &dyn std::any::Any {

@@ -29,8 +29,8 @@ pub fn combine(image: &str, name: &str) -> Result<String> {
 /// The options in a `json:{...}` file name.
 pub fn parse_json(name: &str) -> Result<Option<Options>> {
     let Some(text) = name.strip_prefix("json:") else { return Ok(None) };
-    let value: Value =
-        serde_json::from_str(text).map_err(|why| fail!("Could not parse the JSON options: {why}"))?;
+    let value: Value = serde_json::from_str(&base::quotes::double(text))
+        .map_err(|why| fail!("Could not parse the JSON options: {why}"))?;
     match value {
         Value::Object(map) => Options::crumple(map).map(Some),
         _ => bail!("Invalid JSON object given"),
@@ -122,6 +122,7 @@ fn stands_elsewhere(node: &Node) -> bool {
     }
     match (node.layer().header_backing(), node.backing().map(|below| below.skip_implicit())) {
         (None, None) => false,
+        (Some(name), Some(below)) if node.found_backing(&name, &below) => stands_elsewhere(&below),
         (Some(name), Some(below)) => {
             let place = place_of(&below);
             let from_header = combine(&place_of(node), &name).unwrap_or_default();
@@ -230,7 +231,11 @@ mod tests {
         assert_eq!(combine("b.qcow2", "c.raw").unwrap(), "c.raw");
         assert_eq!(combine("http://h/x/b.img", "c").unwrap(), "http://h/x/c");
         assert_eq!(combine("/a/b", "nbd:h:1").unwrap(), "nbd:h:1");
-        let options = parse_json("json:{\"driver\":\"raw\",\"file.filename\":\"x\"}").unwrap().unwrap();
-        assert_eq!(options.get("file").unwrap()["filename"], "x");
+        for text in
+            ["json:{\"driver\":\"raw\",\"file.filename\":\"x\"}", "json:{'driver':'raw','file.filename':'x'}"]
+        {
+            let options = parse_json(text).unwrap().unwrap();
+            assert_eq!(options.get("file").unwrap()["filename"], "x");
+        }
     }
 }

@@ -40,7 +40,7 @@ impl Graph {
             children: Vec::new(),
             pins: Vec::new(),
         };
-        let filter = match self.finish_open(&mut open, false, Options::new()).await {
+        let filter = match self.finish_open(&mut open, false, Default::default()).await {
             Ok(filter) => filter,
             Err(why) => {
                 open.children.drain(..).for_each(|child| self.detach(&child));

@@ -87,6 +87,14 @@ pub(super) struct State {
     hooked: AtomicUsize,
 }
 
+impl State {
+    /// A format may have written by opening; of others there is nothing to flush yet.
+    pub fn of(kind: crate::driver::Kind) -> Self {
+        let fresh = kind != crate::driver::Kind::Format;
+        State { flushed: AtomicU64::new(fresh.into()), ..State::default() }
+    }
+}
+
 impl Node {
     /// From now on writes keep out of each other's ranges. To be called while the node is
     /// drained; undone by [`Node::untrack`].

@@ -24,6 +24,7 @@ pub use iothread::IoThread;
 pub use node::{Node, Pin, Settings};
 pub(crate) use open::take_settings;
 pub use polling::Limits as PollLimits;
+pub(crate) use surgery::below;
 
 use crate::backend::Backend;
 use crate::types::Perm;
@@ -209,7 +210,11 @@ impl Graph {
     pub async fn collect(&self) {
         let _alone = self.collecting.lock().await;
         while let Some(node) = self.take_unused() {
-            if let Err(error) = node.layer().close().await {
+            let closed = node.layer().close().await;
+            // A filter holds nothing of its own: what it stands on tells.
+            if let Err(error) = closed
+                && node.driver().kind != crate::driver::Kind::Filter
+            {
                 let what = Failure::os(format!("closing node '{}'", node.name()), &error);
                 eprintln!("block: {what}");
             }

@@ -13,8 +13,6 @@ use std::sync::{Arc, Weak};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Settings {
     pub read_only: bool,
-    /// Its own options say so: a parent that becomes writable does not change it.
-    pub own_read_only: bool,
     /// May become read-only when the file cannot be written.
     pub auto_read_only: bool,
     pub cache: Cache,
@@ -34,7 +32,6 @@ impl Settings {
         let backing = role.contains(Role::BACKING);
         Settings {
             read_only: self.read_only || backing,
-            own_read_only: false,
             auto_read_only: self.auto_read_only && !backing,
             discard: true,
             detect_zeroes: DetectZeroes::Off,
@@ -50,6 +47,11 @@ pub struct Node {
     layer: Arc<dyn Layer>,
     /// What it was opened with, but for what says who and what it is.
     given: Options,
+    /// The backing file that its header named when it was opened, and the node that was opened
+    /// for it.
+    found: Mutex<Option<(String, String)>>,
+    /// Settings that were said, not taken from the node above or the defaults.
+    explicit: Mutex<Options>,
     settings: Mutex<Settings>,
     read_only: AtomicBool,
     no_flush: AtomicBool,
@@ -58,6 +60,8 @@ pub struct Node {
     pub(super) parents: Mutex<Vec<Weak<Edge>>>,
     /// Kept by the user (`blockdev-add`) until `blockdev-del`.
     pub(super) kept: AtomicBool,
+    /// Opened by the options of a node above.
+    pub(super) inherited: AtomicBool,
     implicit: AtomicBool,
     pub(super) pins: AtomicUsize,
     pub(super) io: super::io::State,
@@ -73,15 +77,23 @@ pub(super) struct Parts {
     pub settings: Settings,
     pub children: Vec<Child>,
     pub options: Options,
+    pub explicit: Options,
 }
 
 impl Node {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let backing = parts.children.iter().find(|child| child.role().contains(Role::BACKING));
+        let found = backing.filter(|_| !parts.options.contains("backing")).and_then(|child| {
+            let name = parts.layer.header_backing()?;
+            Some((name, child.node().name().to_string()))
+        });
         Arc::new(Node {
             name: parts.context.node_name.clone(),
             driver: parts.driver,
             layer: parts.layer,
             given: parts.options,
+            found: Mutex::new(found),
+            explicit: Mutex::new(parts.explicit),
             settings: Mutex::new(parts.settings),
             read_only: AtomicBool::new(parts.settings.read_only),
             no_flush: AtomicBool::new(parts.settings.cache.no_flush),
@@ -89,9 +101,10 @@ impl Node {
             children: Mutex::new(parts.children),
             parents: Mutex::default(),
             kept: AtomicBool::new(false),
+            inherited: AtomicBool::new(false),
             implicit: AtomicBool::new(false),
             pins: AtomicUsize::new(0),
-            io: super::io::State::default(),
+            io: super::io::State::of(parts.driver.kind),
             write_threshold: AtomicU64::new(0),
             blockers: Mutex::default(),
         })
@@ -127,6 +140,29 @@ impl Node {
 
     pub(super) fn given(&self) -> &Options {
         &self.given
+    }
+
+    /// Whether `below` was opened because the header said `name`.
+    pub(super) fn found_backing(&self, name: &str, below: &Node) -> bool {
+        self.found.lock().as_ref().is_some_and(|(said, node)| said == name && node == below.name())
+    }
+
+    /// The header names another backing file than what was opened.
+    pub(super) fn forget_found(&self) {
+        *self.found.lock() = None;
+    }
+
+    pub(super) fn explicit(&self) -> Options {
+        self.explicit.lock().clone()
+    }
+
+    /// Whether its own options made it read-only.
+    pub(super) fn is_said_read_only(&self) -> bool {
+        self.is_read_only() && self.explicit.lock().contains("read-only")
+    }
+
+    pub(super) fn set_explicit(&self, options: Options) {
+        *self.explicit.lock() = options;
     }
 
     pub fn settings(&self) -> Settings {
@@ -284,7 +320,7 @@ impl Node {
     /// As [`Node::check_busy`]; also refuses a node that an overlay stands on.
     pub fn check_free(&self) -> base::Result<()> {
         self.check_busy()?;
-        let edge = self.parents().into_iter().find(|edge| edge.role().contains(Role::BACKING));
+        let edge = self.parents().into_iter().rev().find(|edge| edge.role().contains(Role::BACKING));
         let Some(super::Parent::Node(overlay)) = edge.map(|edge| edge.parent().clone()) else {
             return Ok(());
         };
@@ -304,6 +340,12 @@ impl Node {
     /// Opened by `blockdev-add` for its own sake.
     pub(super) fn is_kept(&self) -> bool {
         self.kept.load(Ordering::Acquire)
+    }
+
+    /// Opened by the options of a node above: that one's settings are its own where nothing else
+    /// was said.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.inherited.load(Ordering::Acquire)
     }
 
     /// Keeps the node open until the pin is dropped (and the graph collected).

@@ -5,7 +5,7 @@ use crate::driver::{Context, Driver, Kind, Open, Probe};
 use crate::options::Options;
 use crate::types::*;
 use base::{Failure, Result, bail, fail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -91,8 +91,14 @@ impl Graph {
             }
             None => self.auto_name(),
         };
+        let explicit = explicit_settings(&options);
+        let writeback = options.get("cache").and_then(|cache| cache.get("writeback")).cloned();
         let settings = take_settings(&mut options, defaults)?;
-        let given = options.clone();
+        if let Some(writeback) = writeback.filter(|_| place.depth > 0) {
+            // Of the back end, not of a node: refused as what is left.
+            options.set("cache", json!({"writeback": writeback}));
+        }
+        let given = (options.clone(), explicit);
         let driver = self.choose_driver(&mut options, place)?;
         let mut open = Open {
             graph: self.arc(),
@@ -109,7 +115,10 @@ impl Graph {
             pins: Vec::new(),
         };
         match self.finish_open(&mut open, driver.is_none(), given).await {
-            Ok(pin) => Ok(pin),
+            Ok(pin) => {
+                pin.inherited.store(place.role.is_some(), Ordering::Release);
+                Ok(pin)
+            }
             Err(why) => {
                 for child in open.children.drain(..) {
                     self.detach(&child);
@@ -126,7 +135,7 @@ impl Graph {
         &self,
         open: &mut Open,
         probe: bool,
-        mut given: Options,
+        (mut given, explicit): (Options, Options),
     ) -> Result<super::Pin> {
         if probe {
             open.driver = self.probe(open).await?;
@@ -164,6 +173,7 @@ impl Graph {
             settings: open.settings,
             children: std::mem::take(&mut open.children),
             options: given,
+            explicit,
         });
         if let Err(why) = self.settle(&node) {
             for child in node.children() {
@@ -206,12 +216,18 @@ impl Graph {
             {
                 options.take("filename");
                 give_file(options, filename)?;
+            } else if place.role.is_none() {
+                take_prefix(options, driver);
             }
             return Ok(Some(driver));
         }
         let wants_protocol = place.role.is_some_and(|role| !role.contains(Role::BACKING));
         match filename {
-            Some(filename) if wants_protocol => protocol_of(&filename).map(Some),
+            Some(filename) if wants_protocol => {
+                let driver = protocol_of(&filename)?;
+                take_prefix(options, driver);
+                Ok(Some(driver))
+            }
             Some(filename) => {
                 options.take("filename");
                 give_file(options, filename)?;
@@ -253,6 +269,14 @@ impl Graph {
         self.attach(&child, perm, shared)?;
         open.children.push(child.clone());
         Ok(child)
+    }
+}
+
+/// A file name that may be more than a path is one without its prefix.
+fn take_prefix(options: &mut Options, driver: &Driver) {
+    let name = options.get_str("filename").unwrap_or_default();
+    if let Some(path) = crate::protocols::file::strip_prefix(driver, name) {
+        options.set("filename", path);
     }
 }
 
@@ -301,12 +325,22 @@ fn expand_json(options: &mut Options) -> Result<()> {
     Ok(())
 }
 
+/// What `options` say of the settings that `blockdev-reopen` can change.
+pub(super) fn explicit_settings(options: &Options) -> Options {
+    let names = ["read-only", "auto-read-only", "cache", "discard", "detect-zeroes"];
+    let said =
+        names.iter().filter_map(|name| options.get(name).map(|value| (name.to_string(), value.clone())));
+    Options(said.collect())
+}
+
+pub(super) const AIO: [(&str, Aio); 3] =
+    [("threads", Aio::Threads), ("native", Aio::Native), ("io_uring", Aio::IoUring)];
+
 /// Takes the options every node has.
 pub(crate) fn take_settings(options: &mut Options, defaults: Settings) -> Result<Settings> {
     let mut settings = defaults;
     if let Some(on) = options.take_bool("read-only")? {
         settings.read_only = on;
-        settings.own_read_only = on;
     }
     if let Some(on) = options.take_bool("auto-read-only")? {
         settings.auto_read_only = on;
@@ -328,8 +362,7 @@ pub(crate) fn take_settings(options: &mut Options, defaults: Settings) -> Result
     if settings.force_share && !settings.read_only {
         bail!("force-share=on can only be used with read-only images");
     }
-    let aio = [("threads", Aio::Threads), ("native", Aio::Native), ("io_uring", Aio::IoUring)];
-    settings.aio = options.take_word("aio", &aio)?.unwrap_or(settings.aio);
+    settings.aio = options.take_word("aio", &AIO)?.unwrap_or(settings.aio);
     if settings.aio == Aio::Native && !settings.cache.direct {
         bail!("aio=native was specified, but it requires cache.direct=on, which was not specified.");
     }

@@ -82,16 +82,22 @@ impl Graph {
 
     /// Lets several edges lead to `to`, all or none.
     pub fn redirect_all(&self, edges: &[Child], to: &Arc<Node>) -> Result<()> {
+        let moves: Vec<_> = edges.iter().map(|child| (child.clone(), to.clone())).collect();
+        self.redirect_each(&moves)
+    }
+
+    /// Lets several edges lead elsewhere, all or none.
+    pub(super) fn redirect_each(&self, moves: &[(Child, Arc<Node>)]) -> Result<()> {
         let _topology = self.topology.lock();
         let mut plan = perm::Plan::default();
-        let mut starts = vec![to.clone()];
-        for child in edges {
+        let mut starts = Vec::new();
+        for (child, to) in moves {
             plan.lead(child, Some(to));
-            starts.push(child.node());
+            starts.extend([to.clone(), child.node()]);
         }
         plan.check(&starts)?;
         plan.commit()?;
-        for child in edges {
+        for (child, to) in moves {
             let old = child.node();
             old.parents.lock().retain(|edge| !std::ptr::eq(edge.as_ptr(), Arc::as_ptr(&child.0)));
             to.parents.lock().push(Arc::downgrade(&child.0));

@@ -170,15 +170,14 @@ impl Commit {
         base.flush().await
     }
 
-    /// Puts all that stand on the top onto the base.
+    /// All that stood on what was committed stands on the base now.
     async fn relink(&self) -> Result<()> {
         let _alone = self.held.graph.relinking.lock().await;
-        let overlays = self.held.graph.nodes().into_iter().filter(|node| {
-            let below = node.backing();
-            below.is_some_and(|below| self.held.is_filter(&below) || Arc::ptr_eq(&below, &self.spec.top))
-        });
-        for overlay in overlays {
-            self.relink_one(&overlay).await?;
+        let mut overlays = self.held.overlays();
+        overlays.retain(|one| !Arc::ptr_eq(one, &self.spec.overlay));
+        self.relink_one(&self.spec.overlay).await?;
+        for overlay in &overlays {
+            self.relink_one(overlay).await?;
         }
         Ok(())
     }

@@ -29,6 +29,17 @@ impl Held {
         Held { graph, kind, id, pins, edges, blocks, frozen, filter: None }
     }
 
+    /// The images that stand on the job's filter.
+    pub fn overlays(&self) -> Vec<Arc<Node>> {
+        let edges = self.filter.as_ref().map(|filter| filter.parents()).unwrap_or_default();
+        let backing = edges.iter().filter(|edge| edge.role().contains(Role::BACKING));
+        let above = backing.filter_map(|edge| match edge.parent() {
+            Parent::Node(name) => self.graph.find(name),
+            _ => None,
+        });
+        above.collect()
+    }
+
     pub fn keep(&mut self, node: &Arc<Node>) {
         self.pins.push(node.pin());
     }
@@ -104,11 +115,6 @@ impl Held {
         }
         self.filter = Some(filter);
         Ok(node)
-    }
-
-    /// Whether a node is the filter of this job.
-    pub fn is_filter(&self, node: &Arc<Node>) -> bool {
-        self.filter.as_ref().is_some_and(|filter| Arc::ptr_eq(filter, node))
     }
 
     /// Takes the filter out; its users use what it showed.

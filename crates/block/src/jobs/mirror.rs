@@ -429,6 +429,8 @@ impl Mirror {
             // It stays writable if somebody else writes it.
             let _ = graph.set_read_only(&source, true).await;
         }
+        // The base is the active image now.
+        self.base_was_read_only &= settings.read_only;
         Ok(())
     }
 

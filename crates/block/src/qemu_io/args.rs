@@ -1,5 +1,6 @@
 //! Words of a command line, sizes in and out.
 
+use crate::options::Options;
 use std::collections::HashMap;
 
 /// Words separated by blanks; quotes keep blanks.
@@ -94,4 +95,14 @@ pub(super) fn size_text(value: f64) -> String {
     };
     let text = format!("{value:.3}");
     format!("{} {unit}", text.strip_suffix(".000").unwrap_or(&text))
+}
+
+/// `cache.direct=on,detect-zeroes=on`: a comma in a value stands twice, a name alone is on.
+pub fn options(text: &str) -> Result<Options, String> {
+    let mut flat = Vec::new();
+    for part in text.replace(",,", "\0").split(',').filter(|part| !part.is_empty()) {
+        let (key, value) = part.split_once('=').unwrap_or((part, "on"));
+        flat.push((key.to_string(), value.replace('\0', ",").into()));
+    }
+    Options::crumple(flat).map_err(|why| why.text)
 }

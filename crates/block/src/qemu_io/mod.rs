@@ -7,6 +7,7 @@ mod args;
 mod io;
 
 use crate::backend::Backend;
+use crate::options::Options;
 use crate::types::*;
 use args::{Words, size_text};
 use std::sync::Arc;
@@ -121,6 +122,10 @@ pub async fn run(backend: &Backend, line: &str, out: &Out) -> String {
     let writes = ["write", "writev", "aio_write", "discard", "truncate"].contains(&command.name);
     if writes && backend.node().is_some_and(|node| node.is_read_only()) {
         return "Block node is read-only\n".into();
+    }
+    // It stays lent: requests may go on after the command.
+    if writes && let Err(why) = backend.lend() {
+        return format!("{}\n", why.text);
     }
     perform(backend, command, words, out).await;
     String::new()
@@ -296,14 +301,37 @@ async fn reopen(backend: &Backend, words: Vec<String>) -> Answer {
     let (Some(node), Some(graph)) = (backend.node(), backend.graph()) else {
         return Err("reopen: no medium".into());
     };
+    let mut new = match words.value('o') {
+        Some(text) => args::options(&text)?,
+        None => Options::new(),
+    };
+    let mut cache = new.take_table("cache").map_err(|why| why.text)?.unwrap_or_default();
+    let mut writeback = cache.take_bool("writeback").map_err(|why| why.text)?;
     if let Some(mode) = words.value('c') {
-        let Some((writeback, ..)) = crate::drive::cache_mode(&mode) else {
+        if writeback.is_some() || !cache.is_empty() {
+            return Err("Cannot set both -c and the cache options".into());
+        }
+        let Some((back, direct, no_flush)) = crate::drive::cache_mode(&mode) else {
             return Err(format!("Invalid cache option: {mode}"));
         };
-        backend.set_write_cache(writeback);
+        writeback = Some(back);
+        cache.set("direct", direct);
+        cache.set("no-flush", no_flush);
     }
-    if words.value('o').is_some() {
-        return Err("reopen -o is not supported; use blockdev-reopen".into());
+    if writeback.is_some_and(|on| on != backend.write_cache()) && backend.front_end().is_some() {
+        return Err("Cannot change cache.writeback: Device attached".into());
+    }
+    if (words.flag('r') || words.flag('w')) && new.contains("read-only") {
+        return Err("Cannot set both -r/-w and 'read-only'".into());
+    }
+    if !cache.is_empty() {
+        new.set("cache", cache.0);
+    }
+    if !new.is_empty() {
+        graph.reopen(vec![graph.as_it_is(&node, new)]).await.map_err(|why| why.text)?;
+    }
+    if let Some(on) = writeback {
+        backend.set_write_cache(on);
     }
     if words.flag('r') || words.flag('w') {
         let on = words.flag('r');

@@ -73,6 +73,7 @@ async fn blockdev_add(call: Call, command: BlockdevAdd) -> Result<()> {
     if !options.contains("driver") {
         bail!("Parameter 'driver' is missing");
     }
+    check_nulls(&options, "")?;
     there(&call, async move { at.add(options).await.map(drop) }).await
 }
 
@@ -120,11 +121,30 @@ async fn x_blockdev_reopen(call: Call, command: XBlockdevReopen) -> Result<()> {
     reopen(&call, vec![command.options]).await
 }
 
+/// Refuses `null` for strings, where it would count as not given.
+fn check_nulls(options: &Options, path: &str) -> Result<()> {
+    for (key, value) in &options.0 {
+        match value {
+            Value::Null if ["driver", "node-name", "filename"].contains(&key.as_str()) => {
+                bail!("Invalid parameter type for '{path}{key}', expected: string")
+            }
+            Value::Object(table) => {
+                check_nulls(&Options(table.clone()), &format!("{path}{key}."))?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 async fn reopen(call: &Call, list: Vec<Map>) -> Result<()> {
     let at = graph(call);
     there(call, async move {
-        let list: Result<Vec<Options>> = list.into_iter().map(Options::crumple).collect();
-        at.reopen(list?).await
+        let list = list.into_iter().map(Options::crumple).collect::<Result<Vec<Options>>>()?;
+        for (at, options) in list.iter().enumerate() {
+            check_nulls(options, &format!("options[{at}]."))?;
+        }
+        at.reopen(list).await
     })
     .await
 }

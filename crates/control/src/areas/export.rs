@@ -102,7 +102,16 @@ pub(super) fn nbd_server(call: &Call) -> Result<Arc<Server>> {
 }
 
 /// The bitmap of that name in the chain of `node`, to be shown by an export.
-fn bitmap(node: &Arc<Node>, name: &str, writable: bool) -> Result<Arc<DirtyBitmap>> {
+fn own_bitmap(node: &Arc<Node>, name: &str, writable: bool) -> Result<Arc<DirtyBitmap>> {
+    let found = bitmap(node, name)?;
+    if !writable && found.is_enabled() && !node.is_read_only() {
+        bail!("Enabled bitmap '{name}' incompatible with readonly export");
+    }
+    Ok(found)
+}
+
+/// The bitmap of that name in the chain of `node`, whatever is exported.
+fn bitmap(node: &Arc<Node>, name: &str) -> Result<Arc<DirtyBitmap>> {
     let mut next = Some(node.skip_filters());
     let mut found = None;
     while let (None, Some(node)) = (&found, &next) {
@@ -116,9 +125,6 @@ fn bitmap(node: &Arc<Node>, name: &str, writable: bool) -> Result<Arc<DirtyBitma
     }
     if found.is_inconsistent() {
         bail!("Bitmap '{name}' is inconsistent and cannot be used");
-    }
-    if !writable && found.is_enabled() && !node.is_read_only() {
-        bail!("Enabled bitmap '{name}' incompatible with readonly export");
     }
     Ok(found)
 }
@@ -156,7 +162,7 @@ async fn nbd_server_add(call: Call, command: NbdServerAdd) -> Result<()> {
     let read_only = of_drive.as_ref().map_or(node.is_read_only(), Backend::is_read_only);
     let writable = command.writable.unwrap_or(false) && !read_only;
     let bitmaps = match command.bitmap {
-        Some(name) => vec![bitmap(&node, &name, writable)?],
+        Some(name) => vec![own_bitmap(&node, &name, writable)?],
         None => Vec::new(),
     };
     let name = match command.name {
@@ -166,7 +172,11 @@ async fn nbd_server_add(call: Call, command: NbdServerAdd) -> Result<()> {
         name => name.unwrap_or_else(|| device.clone()),
     };
     let owns_backend = of_drive.is_none();
-    let backend = of_drive.map_or_else(|| own_backend(&graph, &node, writable), Ok)?;
+    let backend = match of_drive {
+        Some(backend) if writable => backend.lend().map(|()| backend)?,
+        Some(backend) => backend,
+        None => own_backend(&graph, &node, writable)?,
+    };
     let setup = ExportSetup {
         id: name.clone(),
         name,
@@ -196,12 +206,12 @@ async fn block_export_add(call: Call, command: BlockExportAdd) -> Result<()> {
     let mut bitmaps = Vec::new();
     for value in command.bitmaps.unwrap_or_default() {
         bitmaps.push(match value {
-            Value::String(name) => bitmap(&node, &name, writable)?,
+            Value::String(name) => own_bitmap(&node, &name, writable)?,
             Value::Object(map) => {
                 let mut options = Options(map);
                 let (at, name) = (options.need_str("node")?, options.need_str("name")?);
                 options.finish_in("bitmaps")?;
-                bitmap(&graph.lookup(None, Some(&at))?, &name, writable)?
+                bitmap(&graph.lookup(None, Some(&at))?, &name)?
             }
             _ => bail!("Invalid parameter type for 'bitmaps', expected: string or object"),
         });

@@ -168,7 +168,7 @@ fn apply(backend: &Backend, props: &Props) -> Result<()> {
 
 /// The object that `iothread=` names. Holding it keeps it from being deleted.
 pub fn iothread(props: &Props, wiring: &Wiring<'_>) -> Result<Option<Arc<IoThread>>> {
-    let Some(id) = props.str("iothread") else { return Ok(None) };
+    let Some(id) = props.str("iothread").filter(|id| !id.is_empty()) else { return Ok(None) };
     let object = wiring.services.backends.object(id).ok_or_else(|| Failure::device_not_found(id))?;
     let wrong = |_| fail!("Invalid parameter type for 'iothread', expected: iothread");
     object.downcast::<IoThread>().map(Some).map_err(wrong)

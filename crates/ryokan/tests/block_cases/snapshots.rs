@@ -48,6 +48,7 @@ fn snapshots_and_bitmaps() {
             (json!({"overlay": "d"}), "The overlay is already in use"),
             (json!({"overlay": "qn"}), "The overlay is already in use"),
             (json!({"overlay": "t"}), "The overlay does not support backing images"),
+            (json!({"node": "over"}), "Making 'over' a backing child of 'over' would create a cycle"),
         ],
     );
     refuses(

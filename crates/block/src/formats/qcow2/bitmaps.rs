@@ -92,6 +92,15 @@ fn encode(all: &[Entry]) -> Vec<u8> {
 }
 
 impl Qcow2 {
+    /// Refuses a file whose bitmaps would be lost because the node does not have them.
+    pub(super) async fn check_bitmaps_are_ours(&self, header: &Header) -> Result<()> {
+        let ours = |name: &str| self.context.bitmaps.find(name).is_some_and(|one| one.is_persistent());
+        match self.directory(header).await?.iter().all(|entry| ours(&entry.name)) {
+            true => Ok(()),
+            false => bail!("The new file of node '{}' has dirty bitmaps of its own", self.context.node_name),
+        }
+    }
+
     async fn directory(&self, header: &Header) -> Result<Vec<Entry>> {
         let Some(ext) = header.bitmaps else { return Ok(Vec::new()) };
         let data = self.file.read_vec(ext.directory_offset, ext.directory_size, MAX_DIRECTORY).await;

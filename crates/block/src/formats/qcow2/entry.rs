@@ -25,7 +25,7 @@ pub enum Kind {
 }
 
 /// What entries look like in this image.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Geometry {
     pub cluster_bits: u32,
     pub extended: bool,

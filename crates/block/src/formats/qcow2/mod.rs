@@ -33,7 +33,7 @@ use crate::driver::*;
 use crate::graph::{Child, Settings};
 use crate::options::Options;
 use crate::types::*;
-use base::{Mutex, Result, bail};
+use base::{Failure, Mutex, Result, bail};
 use entry::{Geometry, Kind};
 use header::*;
 use meta::Meta;
@@ -56,6 +56,7 @@ pub static DRIVER: Driver = Driver {
         "cluster_size=65536 extended_l2=off compression_type=zlib ",
         " lazy_refcounts=off refcount_bits=16",
     ),
+    changes: open::RUNTIME,
     telling: &["encrypt", "data-file"],
     ..Driver::DEFAULT
 };
@@ -94,7 +95,7 @@ pub struct Qcow2 {
     /// The header in the file is older than the one in memory.
     header_stale: AtomicBool,
     cached_tables: usize,
-    pass_discard: bool,
+    pass_discard: AtomicBool,
     pool: Handle,
 }
 
@@ -268,7 +269,13 @@ impl Layer for Qcow2 {
             if let Err(why) = self.store_bitmaps().await {
                 eprintln!("qcow2: bitmaps of node '{}' are lost: {why}", self.context.node_name);
             }
-            self.settle_down().await
+            if let Err(why) = self.settle_down().await {
+                for table in ["L2 table", "refcount block"] {
+                    let what = format!("{}: Failed to flush the {table} cache", base::program());
+                    eprintln!("{}", Failure::os(what, &why));
+                }
+            }
+            Ok(())
         })
     }
 
@@ -278,8 +285,8 @@ impl Layer for Qcow2 {
 
     fn reopen<'a>(&'a self, to: &'a Settings, options: &'a mut Options) -> Fut<'a, Result<()>> {
         Box::pin(async move {
-            // The key stays what it is.
-            open::take_runtime_options(options)?;
+            let runtime = open::take_runtime_options(options)?;
+            runtime.check(&self.meta.lock().header)?;
             let was = self.read_only.load(Ordering::Acquire);
             if to.read_only && !was {
                 self.store_bitmaps().await?;
@@ -295,8 +302,30 @@ impl Layer for Qcow2 {
                     return Err(why);
                 }
             }
+            self.pass_discard.store(runtime.passes_discard(to), Ordering::Relaxed);
             Ok(())
         })
+    }
+
+    fn leave_file(&self) -> Fut<'_, Result<()>> {
+        Box::pin(async {
+            if !self.read_only.load(Ordering::Acquire) {
+                self.alive()?;
+                self.store_bitmaps().await?;
+                self.settle_down().await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn file_moved(&self) -> Fut<'_, Result<()>> {
+        Box::pin(self.read_again())
+    }
+
+    fn reopened_by(&self) -> Options {
+        let mut options = Options::new();
+        options.set("pass-discard-request", self.pass_discard.load(Ordering::Relaxed));
+        options
     }
 
     fn make_empty(&self) -> Fut<'_, IoResult> {

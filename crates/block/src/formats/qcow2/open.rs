@@ -6,7 +6,7 @@ use super::meta::Meta;
 use super::refcounts::Refcounts;
 use super::{Qcow2, encrypt, snapshot};
 use crate::driver::{Layer, Open};
-use crate::graph::Child;
+use crate::graph::{Child, Settings};
 use crate::options::Options;
 use crate::types::*;
 use base::{Failure, Mutex, Result, bail};
@@ -27,26 +27,15 @@ pub(super) fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if header.has(INCOMPAT_CORRUPT) && !open.settings.read_only {
             bail!("qcow2: Image is corrupt; cannot be opened read/write");
         }
-        if runtime.lazy == Some(true) && header.version < 3 {
-            bail!("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
-        }
+        runtime.check(&header)?;
         let data = open_data(open, &header).await?;
-        let l1 = read_words(&file, header.l1_offset, u64::from(header.l1_size)).await?;
-        let bytes = u64::from(header.reftable_clusters) << header.cluster_bits;
-        let table = read_words(&file, header.reftable_offset, bytes / 8).await?;
+        let (l1, refs) = read_tables(&file, &header).await?;
         let stored = snapshot::read_table(&file, &header).await?;
         let names = header.backing.clone();
         let backing = match &names {
             Some(name) => open.backing(Some((name, header.backing_format.as_deref()))).await?,
             None => open.backing(None).await?,
         };
-        let refs = Refcounts::new(
-            header.cluster_bits,
-            header.refcount_order,
-            table,
-            header.reftable_offset,
-            file.size(),
-        );
         let geometry = Geometry::of(&header);
         let tables = (runtime.cache.unwrap_or(CACHE_BYTES) >> header.cluster_bits).clamp(2, 1 << 16) as usize;
         let image = Qcow2 {
@@ -67,7 +56,7 @@ pub(super) fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             complained: AtomicBool::new(false),
             header_stale: AtomicBool::new(false),
             cached_tables: tables,
-            pass_discard: runtime.pass_discard.unwrap_or(true) && open.settings.discard,
+            pass_discard: AtomicBool::new(runtime.passes_discard(&open.settings)),
             pool: open.graph.main_thread().handle().clone(),
             file,
         };
@@ -90,6 +79,15 @@ pub(super) async fn read_header(file: &Child) -> Result<Header> {
         file.read(0, &mut head).await.map_err(failed)?;
     }
     Header::parse(&head, file.size())
+}
+
+/// The tables that are kept in memory: of L2 tables and of refcount blocks.
+async fn read_tables(file: &Child, header: &Header) -> Result<(Vec<u64>, Refcounts)> {
+    let l1 = read_words(file, header.l1_offset, u64::from(header.l1_size)).await?;
+    let bytes = u64::from(header.reftable_clusters) << header.cluster_bits;
+    let table = read_words(file, header.reftable_offset, bytes / 8).await?;
+    let (bits, order) = (header.cluster_bits, header.refcount_order);
+    Ok((l1, Refcounts::new(bits, order, table, header.reftable_offset, file.size())))
 }
 
 async fn open_data(open: &mut Open, header: &Header) -> Result<Option<Child>> {
@@ -128,7 +126,41 @@ pub(super) struct Runtime {
     cache: Option<u64>,
     pass_discard: Option<bool>,
     lazy: Option<bool>,
+    entry: Option<u64>,
     encrypt: Option<Options>,
+}
+
+/// What an open image can be given anew; the key stays what it is.
+pub(super) const RUNTIME: &[&str] = &[
+    "cache-size",
+    "l2-cache-size",
+    "l2-cache-entry-size",
+    "refcount-cache-size",
+    "cache-clean-interval",
+    "lazy-refcounts",
+    "pass-discard-request",
+    "pass-discard-snapshot",
+    "pass-discard-other",
+    "discard-no-unref",
+    "overlap-check",
+];
+
+impl Runtime {
+    /// Refuses what does not suit the image.
+    pub(super) fn check(&self, header: &Header) -> Result<()> {
+        if self.lazy == Some(true) && header.version < 3 {
+            bail!("Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level");
+        }
+        let cluster = 1 << header.cluster_bits;
+        if self.entry.is_some_and(|size| !size.is_power_of_two() || !(512..=cluster).contains(&size)) {
+            bail!("L2 cache entry size must be a power of two between 512 and the cluster size ({cluster})");
+        }
+        Ok(())
+    }
+
+    pub(super) fn passes_discard(&self, settings: &Settings) -> bool {
+        self.pass_discard.unwrap_or(true) && settings.discard
+    }
 }
 
 /// Options that do not change what is in the image.
@@ -150,11 +182,7 @@ pub(super) fn take_runtime_options(options: &mut Options) -> Result<Runtime> {
         }
     }
     runtime.cache = l2.or(total);
-    if let Some(size) = options.take_u64("l2-cache-entry-size")?
-        && !(size.is_power_of_two() && size >= 512)
-    {
-        bail!("L2 cache entry size must be a power of two between 512 and the cluster size");
-    }
+    runtime.entry = options.take_u64("l2-cache-entry-size")?;
     options.take_u64("cache-clean-interval")?;
     // Refcounts are always kept exactly; the header's feature is shown, not needed.
     runtime.lazy = options.take_bool("lazy-refcounts")?;
@@ -206,6 +234,30 @@ fn take_overlap_check(options: &mut Options) -> Result<()> {
 }
 
 impl Qcow2 {
+    /// Takes the metadata from what is the file now: an image with clusters and keys as before.
+    pub(super) async fn read_again(&self) -> Result<()> {
+        let header = read_header(&self.file).await?;
+        let kind = |header: &Header| {
+            let (geometry, crypto) = (Geometry::of(header), (header.crypt_method, header.crypto));
+            (geometry, header.refcount_order, crypto, header.compression, header.has(INCOMPAT_DATA_FILE))
+        };
+        if kind(&header) != kind(&self.meta.lock().header) {
+            bail!("The new file of node '{}' is not an image of the same kind", self.context.node_name);
+        }
+        self.check_bitmaps_are_ours(&header).await?;
+        let (l1, refs) = read_tables(&self.file, &header).await?;
+        let stored = snapshot::read_table(&self.file, &header).await?;
+        self.size.store(header.size, Ordering::Release);
+        *self.meta.lock() = Meta::new(header, l1, refs);
+        *self.snapshots.lock() = stored;
+        *self.unpacked.lock() = None;
+        self.header_stale.store(false, Ordering::Release);
+        match self.read_only.load(Ordering::Acquire) {
+            true => Ok(()),
+            false => self.begin_writing().await,
+        }
+    }
+
     /// What the first writer must do: repair after a crash, drop features we do not keep.
     pub(super) async fn begin_writing(&self) -> Result<()> {
         let header = self.meta.lock().header.clone();

@@ -38,14 +38,18 @@ impl Qcow2 {
                 .await
                 .map_err(|error| Failure::os("Failed to grow the L1 table", &error))?;
         }
+        let raw = header.autoclear & AUTOCLEAR_RAW_DATA != 0;
         if let Some(data) = &self.data {
             data.truncate(size, Truncate { exact: false, ..how }).await?;
-        } else if how.preallocation != Preallocation::Off {
+        }
+        // What a raw data file holds is the image's, whatever lies under it.
+        let mode = if raw { Preallocation::Metadata } else { how.preallocation };
+        if mode != Preallocation::Off && (raw || self.data.is_none()) {
             // Growth becomes visible only when its space is there.
-            self.preallocate(old, size, how.preallocation).await?;
+            self.preallocate(old, size, mode).await?;
         }
         self.set_size(size).await?;
-        if how.zero && self.backing().is_some() && how.preallocation == Preallocation::Off {
+        if how.zero && !raw && self.backing().is_some() && how.preallocation == Preallocation::Off {
             let from = old.next_multiple_of(self.geometry.subcluster_size());
             if from > old {
                 let edge = vec![0; (from.min(size) - old) as usize];
@@ -173,7 +177,7 @@ impl Qcow2 {
                     Ok((stop, host, host + count * size))
                 })
                 .await?;
-            if host < self.store().size().min(host_end) {
+            if !external && host < self.store().size().min(host_end) {
                 // A cluster used before must not show what was in it.
                 self.store().write_zeroes(host, host_end - host, ZeroFlags::empty()).await?;
             }

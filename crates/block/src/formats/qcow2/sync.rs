@@ -272,7 +272,7 @@ impl Qcow2 {
             }
         }
         *self.unpacked.lock() = None;
-        if self.pass_discard {
+        if self.pass_discard.load(Ordering::Relaxed) {
             self.punch(holes).await;
         }
         Ok(())

@@ -376,6 +376,30 @@ fn an_external_data_file_is_used() {
 }
 
 #[test]
+fn a_raw_data_file_shows_whatever_lies_under_the_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, base) = paths(&dir);
+    let data = dir.path().join("data.raw");
+    let graph = graph();
+    make(&graph, &image, json!({"size": 2 << 20, "data_file": data, "data_file_raw": "on"}));
+    std::fs::write(&data, vec![5; 2 << 20]).unwrap();
+    std::fs::write(&base, vec![7; 4 << 20]).unwrap();
+    let below = json!({"driver": "raw", "file": {"driver": "file", "filename": base}});
+    let image = json!({"driver": "qcow2", "file": {"driver": "file", "filename": image}, "backing": below});
+    let at = graph.clone();
+    let (pin, read) = graph.block_on(async move {
+        let pin = at.open(Options::json(image), Settings::default()).await.unwrap();
+        pin.truncate(3 << 20, Truncate::default()).await.unwrap();
+        let mut read = vec![1; 3 << 20];
+        pin.read(0, &mut read).await.unwrap();
+        (pin, read)
+    });
+    assert!(read[..2 << 20].iter().all(|byte| *byte == 5));
+    assert!(read[2 << 20..].iter().all(|byte| *byte == 0));
+    close(&graph, pin);
+}
+
+#[test]
 fn leaks_and_wrong_counts_are_found_and_repaired() {
     let dir = tempfile::tempdir().unwrap();
     let (image, raw) = paths(&dir);

@@ -7,6 +7,7 @@ use super::meta::Meta;
 use super::refcounts::Attempt;
 use crate::driver::Layer as _;
 use crate::types::*;
+use std::sync::atomic::Ordering;
 
 const ALL_ZERO: u64 = 0xffff_ffff_0000_0000;
 
@@ -63,7 +64,7 @@ impl Qcow2 {
         let mut at = offset.next_multiple_of(cluster);
         let stop = if end >= size { end.next_multiple_of(cluster) } else { end & !(cluster - 1) };
         if let Some(data) = &self.data
-            && self.pass_discard
+            && self.pass_discard.load(Ordering::Relaxed)
             && at < stop.min(end)
         {
             data.discard(at, stop.min(end) - at).await?;

@@ -26,14 +26,21 @@ pub static FILE: Driver = Driver {
     open,
     create: Some(create::create),
     create_options: create::OPTIONS,
+    changes: &["x-check-cache-dropped"],
     ..Driver::DEFAULT
 };
 
 pub static HOST_DEVICE: Driver =
-    Driver { name: "host_device", kind: Kind::Protocol, schemes: &["host_device"], open, ..Driver::DEFAULT };
+    Driver { name: "host_device", schemes: &["host_device"], create: None, create_options: &[], ..FILE };
 
-pub static HOST_CDROM: Driver =
-    Driver { name: "host_cdrom", kind: Kind::Protocol, schemes: &["host_cdrom"], open, ..Driver::DEFAULT };
+pub static HOST_CDROM: Driver = Driver { name: "host_cdrom", schemes: &["host_cdrom"], ..HOST_DEVICE };
+
+/// Takes the prefix of such a driver off a file name that is not known to be a path.
+pub(crate) fn strip_prefix(driver: &Driver, name: &str) -> Option<String> {
+    let ours = [&FILE, &HOST_DEVICE, &HOST_CDROM].iter().any(|one| one.name == driver.name);
+    let rest = name.strip_prefix(driver.name)?.strip_prefix(':')?;
+    ours.then(|| rest.to_string())
+}
 
 /// The driver for a plain path.
 pub(crate) fn driver_for(path: &str) -> &'static Driver {
@@ -67,12 +74,9 @@ struct FileLayer {
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     Box::pin(async {
-        let name = open
-            .options
-            .take_str("filename")?
-            .ok_or_else(|| fail!("The '{}' block driver requires a file name", open.driver.name))?;
-        let prefix = format!("{}:", open.driver.name);
-        let path = name.strip_prefix(&prefix).unwrap_or(&name).to_string();
+        let path = open.options.take_str("filename")?.filter(|path| !path.is_empty());
+        let path =
+            path.ok_or_else(|| fail!("The '{}' block driver requires a file name", open.driver.name))?;
         let words = [("on", Some(true)), ("off", Some(false)), ("auto", None)];
         let locking = open.options.take_word("locking", &words)?.flatten();
         // Hints that need nothing here.
@@ -327,8 +331,9 @@ impl Layer for FileLayer {
         self.lock.lock().change(file.fd(), perm, shared, &self.filename)
     }
 
-    fn reopen<'a>(&'a self, to: &'a Settings, _options: &'a mut Options) -> Fut<'a, Result<()>> {
+    fn reopen<'a>(&'a self, to: &'a Settings, options: &'a mut Options) -> Fut<'a, Result<()>> {
         Box::pin(async move {
+            options.take_bool("x-check-cache-dropped")?;
             if to.aio != self.aio {
                 bail!("Cannot change the option 'aio'");
             }

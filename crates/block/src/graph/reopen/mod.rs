@@ -1,48 +1,37 @@
 //! Other settings for open nodes: `blockdev-reopen`, read-only to read-write and back.
 
-use super::{Child, Graph, Node, Pin, Settings, open::take_settings, perm};
+mod plan;
+
+use super::{Child, Graph, Node, Pin, Settings, perm};
 use crate::options::Options;
 use crate::types::*;
-use base::{Failure, Result, bail, fail};
-use serde_json::Value;
+use base::{Failure, Result, bail};
+use plan::Plan;
 use std::sync::Arc;
-
-/// What is to become of a node.
-struct Plan {
-    node: Arc<Node>,
-    settings: Settings,
-    /// What is left for the layer.
-    options: Options,
-    children: Vec<(Child, Arc<Node>)>,
-    backing: Option<Option<Arc<Node>>>,
-}
 
 /// What was changed, and how it was.
 enum Step {
-    Child(Child, Arc<Node>, Pin),
+    /// The nodes whose files these are, and where they led.
+    Files(Vec<Arc<Node>>, Vec<(Child, Arc<Node>)>, Vec<Pin>),
     Backing(Arc<Node>, Option<Arc<Node>>, Option<Pin>),
-    Settings(Arc<Node>, Settings, Options),
+    /// Its settings, those that were said, and what brings its layer back.
+    Settings(Arc<Node>, Settings, Options, Options),
 }
 
 /// Largest size of a node in bytes.
 const LARGEST: u64 = i64::MAX as u64 & !((1 << 30) - 1);
 
-/// Refuses to let a node stand on another while a job needs what it stands on.
-fn check_link(node: &Node) -> Result<()> {
-    let Some(link) = node.child(Role::BACKING) else { return Ok(()) };
-    let (name, below) = (node.name(), link.node());
-    if below.is_implicit() {
-        bail!("Cannot replace implicit backing child of {name}");
-    }
-    if link.is_frozen() {
-        bail!("Cannot change frozen 'backing' link from '{name}' to '{}'", below.name());
-    }
-    Ok(())
-}
-
 impl Graph {
     /// Makes a node and the files under it writable, or read-only again.
-    pub fn set_read_only<'a>(&'a self, node: &'a Arc<Node>, on: bool) -> Fut<'a, Result<()>> {
+    pub async fn set_read_only(&self, node: &Arc<Node>, on: bool) -> Result<()> {
+        self.make_read_only(node, on).await?;
+        let mut explicit = node.explicit();
+        explicit.set("read-only", on);
+        node.set_explicit(explicit);
+        Ok(())
+    }
+
+    fn make_read_only<'a>(&'a self, node: &'a Arc<Node>, on: bool) -> Fut<'a, Result<()>> {
         Box::pin(async move {
             if node.is_read_only() == on {
                 return Ok(());
@@ -56,15 +45,15 @@ impl Graph {
                 .collect();
             if !on {
                 // What the user has made read-only stays it, and refuses the permission to write.
-                for child in below.iter().filter(|child| !child.settings().own_read_only) {
-                    self.set_read_only(child, false).await?;
+                for child in below.iter().filter(|child| !child.is_said_read_only()) {
+                    self.make_read_only(child, false).await?;
                 }
             }
-            let applied = self.apply(node, settings, &mut Options::new()).await;
+            let applied = self.apply(node, settings, &mut node.layer().reopened_by()).await;
             if on || applied.is_err() {
                 for child in &below {
                     // Another user may need it writable.
-                    let _ = self.set_read_only(child, true).await;
+                    let _ = self.make_read_only(child, true).await;
                 }
             }
             applied
@@ -87,8 +76,8 @@ impl Graph {
             }
             return Ok(());
         }
-        if settings.read_only && perm::cumulative(node).0.intersects(Perm::WRITE) {
-            bail!("Block node is read-only");
+        if settings.read_only && perm::cumulative(node).0.intersects(Perm::WRITE | Perm::WRITE_UNCHANGED) {
+            bail!("Read-only block node '{}' cannot support read-write users", node.name());
         }
         node.layer().reopen(&settings, options).await?;
         node.set_settings(settings);
@@ -107,112 +96,61 @@ impl Graph {
     pub async fn reopen(&self, list: Vec<Options>) -> Result<()> {
         let mut plans = Vec::new();
         for options in list {
-            self.plan_reopen(options, None, &mut plans)?;
+            self.plan_reopen(options, &mut plans)?;
+        }
+        for plan in &plans {
+            self.check_threads(plan)?;
         }
         let mut held = Vec::new();
         for plan in &plans {
             held.extend(self.drain(&plan.node).await);
         }
         let mut done = Vec::new();
-        let mut result = Ok(());
-        for plan in plans {
-            result = self.perform_reopen(plan, &mut done).await;
-            if result.is_err() {
-                break;
-            }
+        let result = self.perform_all(plans, &mut done).await;
+        for step in done.into_iter().rev().filter(|_| result.is_err()) {
+            self.undo_reopen(step).await;
         }
-        if result.is_err() {
-            for step in done.into_iter().rev() {
-                self.undo_reopen(step).await;
-            }
-        }
+        // What was kept for going back is closed.
         drop(held);
         self.collect().await;
         result
     }
 
-    /// Looks at one node's options without changing anything. `at` is the node where its place in
-    /// its parent's options says which.
-    fn plan_reopen(&self, mut options: Options, at: Option<Arc<Node>>, plans: &mut Vec<Plan>) -> Result<()> {
-        let name = options.take_str("node-name")?;
-        let node = match (at, name) {
-            (Some(node), None) => node,
-            (Some(node), Some(name)) if node.name() == name => node,
-            (Some(_), Some(_)) => bail!("Cannot change the option 'node-name'"),
-            (None, None) => bail!("node-name not specified"),
-            (None, Some(name)) => {
-                self.find(&name).ok_or_else(|| fail!("Failed to find node with node-name='{name}'"))?
+    /// Nodes become writable from below, and read-only from above.
+    async fn perform_all(&self, mut plans: Vec<Plan>, done: &mut Vec<Step>) -> Result<()> {
+        let mut moved = Vec::new();
+        let mut moves = Vec::new();
+        for plan in &mut plans {
+            if let Some(to) = plan.file.take() {
+                moved.push(plan.node.clone());
+                moves.push(to);
             }
-        };
-        if let Some(driver) = options.take_str("driver")?
-            && driver != node.driver().name
-        {
-            bail!("Cannot change the option 'driver'");
         }
-        let defaults = Settings { aio: node.settings().aio, ..Settings::default() };
-        let settings = take_settings(&mut options, defaults)?;
-        let backing = self.plan_backing(&node, &mut options)?;
-        let mut children = Vec::new();
-        for child in node.children().into_iter().filter(|child| !child.role().contains(Role::BACKING)) {
-            match options.take(child.name()) {
-                None => {}
-                Some(Value::String(name)) => {
-                    let to = self.named(&name)?;
-                    self.check_cycle(&node, &to, child.name())?;
-                    if !Arc::ptr_eq(&to, &child.node()) {
-                        children.push((child, to));
-                    }
+        let (down, mut up): (Vec<_>, Vec<_>) =
+            plans.into_iter().partition(|plan| plan.settings.read_only && !plan.node.is_read_only());
+        up.reverse();
+        let joins = |plan: &Plan| moves.iter().any(|(_, to)| super::surgery::below(to, &plan.node));
+        let (early, late): (Vec<_>, Vec<_>) = up.into_iter().partition(joins);
+        for plan in early {
+            self.perform_reopen(plan, done).await?;
+        }
+        let back = moves.iter().map(|(child, _)| (child.clone(), child.node())).collect::<Vec<_>>();
+        let pins = back.iter().map(|(_, node)| node.pin()).collect();
+        for (at, node) in moved.iter().enumerate() {
+            if let Err(why) = node.layer().leave_file().await {
+                for left in &moved[..at] {
+                    let _ = left.layer().file_moved().await;
                 }
-                Some(Value::Object(table)) => self.plan_reopen(Options(table), Some(child.node()), plans)?,
-                Some(_) => bail!("Cannot change the option '{}'", child.name()),
+                return Err(why);
             }
         }
-        if let Some(filename) = options.take_str("filename")?
-            && node.layer().filename().is_some_and(|now| now != filename)
-        {
-            bail!("Cannot change the option 'filename'");
+        done.push(Step::Files(moved.clone(), back, pins));
+        self.redirect_each(&moves)?;
+        for node in &moved {
+            node.layer().file_moved().await?;
         }
-        plans.push(Plan { node, settings, options, children, backing });
-        Ok(())
-    }
-
-    fn plan_backing(&self, node: &Arc<Node>, options: &mut Options) -> Result<Option<Option<Arc<Node>>>> {
-        let given = options.take("backing");
-        if !node.driver().backing {
-            return match given {
-                None => Ok(None),
-                Some(_) => bail!("Cannot change the option 'backing'"),
-            };
-        }
-        match given {
-            None if node.backing().is_some() || node.layer().header_backing().is_some() => {
-                bail!("backing is missing for '{}'", node.name())
-            }
-            None => Ok(None),
-            Some(Value::Null) => {
-                check_link(node)?;
-                Ok(Some(None))
-            }
-            Some(Value::String(name)) => {
-                let to = self.named(&name)?;
-                self.check_cycle(node, &to, "backing")?;
-                if node.backing().is_some_and(|now| Arc::ptr_eq(&now.skip_implicit(), &to)) {
-                    return Ok(None);
-                }
-                check_link(node)?;
-                Ok(Some(Some(to)))
-            }
-            Some(_) => bail!("Cannot change the option 'backing'"),
-        }
-    }
-
-    fn named(&self, name: &str) -> Result<Arc<Node>> {
-        self.find(name).ok_or_else(|| fail!("Cannot find device='' nor node-name='{name}'"))
-    }
-
-    fn check_cycle(&self, node: &Arc<Node>, to: &Arc<Node>, role: &str) -> Result<()> {
-        if super::surgery::below(to, node) {
-            bail!("Making '{}' a {role} child of '{}' would create a cycle", to.name(), node.name());
+        for plan in late.into_iter().chain(down) {
+            self.perform_reopen(plan, done).await?;
         }
         Ok(())
     }
@@ -232,7 +170,9 @@ impl Graph {
         if was_read_only {
             self.set_read_only(node, true).await?;
         }
-        changed.map_err(|why| Failure::os(format!("Could not change backing file to '{name}'"), &why))
+        changed.map_err(|why| Failure::os(format!("Could not change backing file to '{name}'"), &why))?;
+        node.forget_found();
+        Ok(())
     }
 
     /// Whether `node` is what its users see, filters aside.
@@ -248,16 +188,11 @@ impl Graph {
     /// Changes one node; what was changed is noted in `done`, also when a later part fails.
     async fn perform_reopen(&self, mut plan: Plan, done: &mut Vec<Step>) -> Result<()> {
         let node = plan.node;
-        for (child, to) in plan.children {
-            let was = child.node();
-            let pin = was.pin();
-            self.redirect(&child, &to)?;
-            done.push(Step::Child(child, was, pin));
-        }
-        let (old, by) = (node.settings(), node.layer().reopened_by());
+        let (old, said, by) = (node.settings(), node.explicit(), node.layer().reopened_by());
         self.follow(&node, plan.settings.read_only, false).await;
         self.apply(&node, plan.settings, &mut plan.options).await?;
-        done.push(Step::Settings(node.clone(), old, by));
+        node.set_explicit(plan.explicit);
+        done.push(Step::Settings(node.clone(), old, said, by));
         if let Some(key) = plan.options.0.keys().next() {
             bail!("Cannot change the option '{key}'");
         }
@@ -286,9 +221,9 @@ impl Graph {
         for child in node.children() {
             let below = child.node();
             let file = child.role().intersects(Role::PRIMARY | Role::DATA | Role::METADATA);
-            if file && (below.settings().auto_read_only || !below.is_kept()) {
+            if file && (below.settings().auto_read_only || below.is_inherited()) {
                 // Where it cannot, the node's own change says so.
-                let _ = self.set_read_only(&below, read_only).await;
+                let _ = self.make_read_only(&below, read_only).await;
             }
         }
     }
@@ -296,9 +231,16 @@ impl Graph {
     /// Going back to what was allowed before is allowed.
     async fn undo_reopen(&self, step: Step) {
         match step {
-            Step::Child(child, was, _pin) => drop(self.redirect(&child, &was)),
+            Step::Files(nodes, moves, _pins) => {
+                let _ = self.redirect_each(&moves);
+                for node in nodes {
+                    // It was read from there before.
+                    let _ = node.layer().file_moved().await;
+                }
+            }
             Step::Backing(node, was, _pin) => drop(self.set_backing(&node, was.as_ref())),
-            Step::Settings(node, old, mut by) => {
+            Step::Settings(node, old, said, mut by) => {
+                node.set_explicit(said);
                 self.follow(&node, old.read_only, false).await;
                 let _ = self.apply(&node, old, &mut by).await;
                 self.follow(&node, old.read_only, true).await;
