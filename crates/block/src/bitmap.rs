@@ -72,6 +72,8 @@ pub struct DirtyBitmap {
     read_only: AtomicBool,
     /// Kept by a job for itself, never shown.
     private: AtomicBool,
+    /// Records in its place.
+    successor: Mutex<Option<Arc<DirtyBitmap>>>,
 }
 
 struct Bits {
@@ -95,6 +97,7 @@ impl DirtyBitmap {
             inconsistent: AtomicBool::new(false),
             read_only: AtomicBool::new(false),
             private: AtomicBool::new(false),
+            successor: Mutex::default(),
         }
     }
 
@@ -130,6 +133,20 @@ impl DirtyBitmap {
 
     pub fn enable(&self, on: bool) {
         self.enabled.store(on, Ordering::Release);
+    }
+
+    /// Lets another record in its place, or no more.
+    pub(crate) fn set_successor(&self, next: Option<&Arc<DirtyBitmap>>) {
+        *self.successor.lock() = next.cloned();
+    }
+
+    pub(crate) fn has_successor(&self) -> bool {
+        self.successor.lock().is_some()
+    }
+
+    /// Whether what is written now is recorded, in it or in what records in its place.
+    pub fn is_recorded(&self) -> bool {
+        self.is_enabled() || self.successor.lock().as_ref().is_some_and(|next| next.is_enabled())
     }
 
     pub fn is_busy(&self) -> bool {

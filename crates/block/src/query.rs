@@ -36,6 +36,8 @@ pub struct BitmapInfo {
     pub granularity: u32,
     pub recording: bool,
     pub busy: bool,
+    /// Another records in its place.
+    pub has_successor: bool,
     pub persistent: bool,
     pub inconsistent: bool,
 }
@@ -45,8 +47,8 @@ impl BitmapInfo {
     pub fn status(&self) -> &'static str {
         match (self.inconsistent, self.busy, self.recording) {
             (true, ..) => "inconsistent",
-            (_, true, false) => "frozen",
-            (_, true, true) => "locked",
+            (_, true, _) if self.has_successor => "frozen",
+            (_, true, _) => "locked",
             (_, _, true) => "active",
             _ => "disabled",
         }
@@ -238,8 +240,9 @@ pub fn bitmaps(node: &Node) -> Vec<BitmapInfo> {
         name: bitmap.name(),
         count: bitmap.count(),
         granularity: bitmap.granularity(),
-        recording: bitmap.is_enabled(),
+        recording: bitmap.is_recorded(),
         busy: bitmap.is_busy(),
+        has_successor: bitmap.has_successor(),
         persistent: bitmap.is_persistent(),
         inconsistent: bitmap.is_inconsistent(),
     };

@@ -108,10 +108,16 @@ impl Graph {
                 }
             }
         }
+        let job = |step: &Done| match step {
+            Done::Job(job) => Some(job.clone()),
+            _ => None,
+        };
+        let jobs: Vec<_> = done.iter().filter_map(job).collect();
         for step in done {
             self.finish(step).await;
         }
         drop(held);
+        jobs.iter().for_each(|job| job.let_go());
         self.collect().await;
         Ok(())
     }
@@ -392,7 +398,7 @@ impl Graph {
                     eprintln!("block: bitmap '{name}' of node '{}' stays in the image: {why}", node.name());
                 }
             }
-            Done::Job(job) => job.begin(),
+            Done::Job(job) => job.begin_held(),
             _ => {}
         }
     }

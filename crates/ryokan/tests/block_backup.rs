@@ -64,7 +64,8 @@ fn drive_backup_of_the_top_only_and_of_what_is_overwritten() {
     let (top, none) = (bench.images.path("top.qcow2"), bench.images.path("none.qcow2"));
     bench.run("drive-backup", json!({"device": "d", "target": top, "sync": "top"}));
     let story = bench.story("d", "null");
-    assert_eq!(story, ["created", "running", "waiting", "pending", "COMPLETED", "concluded", "null"]);
+    assert_eq!(story[..4], ["created", "running", "paused", "running"]);
+    assert_eq!(story[4..], ["waiting", "pending", "COMPLETED", "concluded", "null"]);
     bench.run("drive-backup", json!({"device": "d", "target": none, "sync": "none"}));
     bench.io("d", "write -P 9 0 4M");
     bench.run("block-job-cancel", json!({"device": "d"}));
@@ -177,7 +178,8 @@ fn a_target_without_space_and_a_bad_source() {
         bench.run("blockdev-add", copy.clone());
         bench.run("blockdev-backup", backup(policy));
         if policy == "enospc" {
-            assert_eq!(bench.story("j", "paused"), ["created", "running", "ERROR write stop", "paused"]);
+            assert_eq!(bench.story("j", "paused"), ["created", "running", "paused"]);
+            assert_eq!(bench.story("j", "paused"), ["running", "ERROR write stop", "paused"]);
             assert_eq!(bench.job("j")["io-status"], "nospace");
             // Guest writes are still safe.
             bench.io("d", "write -P 9 3M 64k");

@@ -59,6 +59,7 @@ fn verbs_hold_in_the_states_they_are_for() {
     assert_eq!(again, "GenericError: Job ID 'j' already in use");
     bench.run("job-pause", json!({"id": "j"}));
     assert_eq!(bench.story("j", "paused"), ["created", "running", "paused"]);
+    assert_eq!(bench.story("j", "paused"), ["running", "paused"]);
     let job = bench.job("j");
     assert_eq!(
         (&job["paused"], &job["busy"], &job["status"]),
@@ -133,6 +134,27 @@ fn a_limit_holds_and_can_be_changed_on_the_way() {
     bench.quit().same("a.qcow2", "copy.raw");
 }
 
+/// A limited mirror asks for a buffer and then waits; that much has been done when it is cancelled,
+/// however soon.
+#[test]
+fn a_cancelled_mirror_tells_of_what_it_had_begun() {
+    for (more, offset) in [(json!({"buf-size": 65536}), 65536), (json!({}), 8 << 20)] {
+        let mut bench = bench();
+        target(&mut bench, "copy");
+        let mut mirror = backup(json!({"speed": 65536}));
+        more.as_object().unwrap().iter().for_each(|(key, value)| mirror[key] = value.clone());
+        bench.run("blockdev-mirror", mirror);
+        bench.run("block-job-cancel", json!({"device": "j", "force": true}));
+        let is_end = |event: &Value| event["event"] == "BLOCK_JOB_CANCELLED";
+        let events = bench.vm.qmp.events_until(is_end, is_end, SOON).unwrap();
+        assert_eq!(
+            (&events[0]["data"]["offset"], &events[0]["data"]["len"]),
+            (&json!(offset), &json!(8 << 20))
+        );
+        bench.quit();
+    }
+}
+
 fn pair(first: Value, second: Value, mode: &str) -> Value {
     let action = |device: &str, target: &str, more: Value| {
         let mut data =
@@ -150,7 +172,7 @@ fn grouped_jobs_end_together() {
     target(&mut bench, "copy-a");
     target(&mut bench, "copy-b");
     bench.run("transaction", pair(json!({}), json!({"speed": 1 << 20, "auto-finalize": false}), "grouped"));
-    assert_eq!(bench.story("job-a", "waiting"), ["created", "running", "waiting"]);
+    assert_eq!(bench.story("job-a", "waiting"), ["created", "running", "paused", "running", "waiting"]);
     bench.run("block-job-set-speed", json!({"device": "job-b", "speed": 0}));
     bench.story("job-b", "PENDING");
     assert_eq!(bench.story("job-a", "pending"), ["pending"]);

@@ -112,6 +112,13 @@ fn a_stream_shows_its_filter_takes_guest_writes_and_can_be_stopped() {
 fn what_stream_and_commit_refuse_leaves_everything() {
     let mut bench = bench();
     bench.open("other", "model.raw", json!({}));
+    bench.images.create("ro.qcow2", "4M", &[]);
+    let fixed = json!({"driver": "qcow2", "node-name": "ro", "read-only": true, "backing": "mid",
+        "file": {"driver": "file", "filename": bench.images.path("ro.qcow2"), "read-only": true}});
+    bench.run("blockdev-add", fixed);
+    let wrong = bench.refused("block-stream", json!({"device": "ro", "job-id": "j", "base-node": "base"}));
+    assert_eq!(wrong, "GenericError: Block node is read-only");
+    bench.run("blockdev-del", json!({"node-name": "ro"}));
     let mut says = |command: &str, arguments: Value, text: &str| {
         assert_eq!(bench.refused(command, arguments), text);
     };

@@ -452,14 +452,19 @@ fn jobs_run_when_all_is_prepared() {
     }
     assert_eq!(bench.run("query-jobs", Value::Null), json!([]));
     bench.run("transaction", json!({"actions": [one, two]}));
-    let begins =
-        |event: &Value| ["created", "running"].iter().any(|status| event["data"]["status"] == *status);
+    let begins = |event: &Value| {
+        ["created", "running", "paused"].iter().any(|status| event["data"]["status"] == *status)
+    };
     let last = |event: &Value| event["data"] == json!({"id": "k", "status": "running"});
-    let events = bench.vm.qmp.events_until(begins, last, SOON).unwrap();
+    // They begin while all disks are held, and are let go together.
+    let mut events = bench.vm.qmp.events_until(begins, last, SOON).unwrap();
+    events.extend(bench.vm.qmp.events_until(begins, last, SOON).unwrap());
     let story: Vec<String> =
         events.iter().map(|one| format!("{} {}", one["data"]["id"], one["data"]["status"])).collect();
     assert_eq!(story[..2], [r#""j" "created""#, r#""k" "created""#], "{story:?}");
-    assert_eq!(story[2..], [r#""j" "running""#, r#""k" "running""#], "{story:?}");
+    let held = [r#""j" "running""#, r#""j" "paused""#, r#""k" "running""#, r#""k" "paused""#];
+    assert_eq!(story[2..6], held, "{story:?}");
+    assert_eq!(story[6..], [r#""j" "running""#, r#""k" "running""#], "{story:?}");
     bench.done("j");
     bench.done("k");
     let images = bench.quit();

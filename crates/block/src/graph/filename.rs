@@ -1,6 +1,6 @@
 //! File names: protocol prefixes, `json:`, names relative to an image.
 
-use super::Node;
+use super::{Child, Node};
 use crate::driver::Kind;
 use crate::options::Options;
 use crate::types::Role;
@@ -152,8 +152,18 @@ fn describe(node: &Node) -> Map<String, Value> {
     let children = node.children();
     if let Some(name) = node.layer().filename() {
         match (node.driver().kind, parse_json(&name)) {
-            // The filter of a job: gone when the node is opened again.
-            (Kind::Filter, _) => return children.first().map_or(Map::new(), |child| describe(&child.node())),
+            // The filter of a job: gone when the node is opened again, and told of if it was named.
+            (Kind::Filter, _) if node.is_implicit() => {
+                return children.first().map_or(Map::new(), |child| describe(&child.node()));
+            }
+            (Kind::Filter, _) => {
+                let mut map = own;
+                map.insert("driver".into(), node.driver().name.into());
+                let below =
+                    |child: &Child| (child.name().to_string(), Value::Object(describe(&child.node())));
+                map.extend(children.iter().map(below));
+                return map;
+            }
             (_, Ok(Some(options))) => return options.0,
             _ => {}
         }

@@ -457,7 +457,13 @@ impl Node {
         if self.is_read_only() {
             base::bail!("Image is read-only");
         }
+        let old = self.size();
         self.layer().truncate(size, how).await?;
+        // What becomes visible of a longer image below was never there.
+        let seen = self.backing().map_or(0, |below| below.size()).min(self.size());
+        if seen > old {
+            self.layer().write_zeroes(old, seen - old, ZeroFlags::empty()).await?;
+        }
         self.io.written.fetch_add(1, Ordering::AcqRel);
         self.bitmaps().resize(self.size());
         Ok(())

@@ -5,7 +5,7 @@ use super::copy::{Failed, Held, How, copy};
 use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
 use crate::bitmap::DirtyBitmap;
-use crate::graph::{Graph, Hook, Node};
+use crate::graph::{Graph, Hook, Node, Parent};
 use crate::notice::Action;
 use crate::types::*;
 use base::{Mutex, Result, bail};
@@ -197,6 +197,10 @@ impl Jobs {
         held.block(&spec.source);
         held.block(&spec.target);
         held.attach("main node", &filter, Perm::empty(), Perm::all())?;
+        if filter.parents().iter().all(|edge| matches!(edge.parent(), Parent::Job { .. })) {
+            // No device writes through the filter, so nobody may write past it.
+            held.check(&spec.source, Perm::CONSISTENT_READ, Perm::GUEST_SHARED)?;
+        }
         held.attach_filter_target(&spec.target, Perm::WRITE, Perm::GUEST_SHARED | Perm::WRITE)?;
         held.attach("target", &spec.target, Perm::empty(), Perm::all())?;
         match &spec.bitmap {
@@ -232,6 +236,7 @@ fn succeed(node: &Node, bitmap: &DirtyBitmap) -> Arc<DirtyBitmap> {
     let next = Arc::new(DirtyBitmap::new(None, bitmap.granularity(), bitmap.size()));
     next.enable(bitmap.is_enabled());
     bitmap.set_busy(true);
+    bitmap.set_successor(Some(&next));
     bitmap.enable(false);
     node.bitmaps().add(next.clone());
     next
@@ -261,8 +266,8 @@ impl Backup {
         let result = self.feed(job, total, &mut running).await;
         // What has begun is waited for: nobody writes to the target after the end.
         while running.join_next().await.is_some() {}
-        result?;
         self.report(job, total);
+        result?;
         self.spec.target.flush().await
     }
 
@@ -358,6 +363,7 @@ impl Backup {
         }
         bitmap.merge(&next);
         bitmap.enable(next.is_enabled());
+        bitmap.set_successor(None);
         bitmap.set_busy(false);
         self.spec.source.bitmaps().remove(&next);
     }

@@ -67,6 +67,7 @@ impl Jobs {
             if base_was_read_only {
                 let _ = graph.set_read_only(&spec.base, true).await;
             }
+            self.tell_stillborn(&spec.setup.id);
             return Err(why);
         }
         let setup = spec.setup.clone();
@@ -78,17 +79,7 @@ impl Jobs {
 fn attach(held: &mut Held, spec: &CommitSpec, grows: bool) -> Result<()> {
     held.freeze(&spec.top, Some(&spec.base))?;
     held.attach("main node", &spec.active, Perm::empty(), Perm::all())?;
-    // What lies in them is wrong once the base is written, unless they only show the base.
-    let mut between: Vec<Arc<Node>> = chain(Some(spec.top.clone()), Some(&spec.base)).collect();
-    let filters = between.iter().rev().take_while(|node| node.filtered().is_some()).count();
-    let last = between.split_off(between.len() - filters);
-    let shared = Perm::WRITE | Perm::WRITE_UNCHANGED;
-    for node in between {
-        held.attach("intermediate node", &node, Perm::empty(), shared)?;
-    }
-    for node in last {
-        held.attach("intermediate node", &node, Perm::empty(), shared | Perm::CONSISTENT_READ)?;
-    }
+    held.attach_above_base(Some(spec.top.clone()), &spec.base)?;
     let mut perm = Perm::CONSISTENT_READ | Perm::WRITE;
     perm.set(Perm::RESIZE, grows);
     held.attach_root(&spec.base, perm, Perm::GUEST_SHARED)?;

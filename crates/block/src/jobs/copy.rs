@@ -57,6 +57,15 @@ impl Held {
         self.join(name, parent, node, perm, shared)
     }
 
+    /// Whether a node could be used so now.
+    pub fn check(&self, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
+        let parent = Parent::Job { kind: self.kind, id: self.id.clone() };
+        let edge = Child::new("source", Role::FILTER, parent, node);
+        self.graph.attach(&edge, perm, shared)?;
+        self.graph.detach(&edge);
+        Ok(())
+    }
+
     /// Reads or writes a node as a device does.
     pub fn attach_root(&mut self, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
         self.join("root", Parent::Backend(String::new()), node, perm, shared)
@@ -72,6 +81,20 @@ impl Held {
         let child = Child::new(name, Role::FILTER, parent, node);
         self.graph.attach(&child, perm, shared)?;
         self.edges.push(child);
+        Ok(())
+    }
+
+    /// Uses the nodes from `top` down to `base` (which is not among them), into which all of them
+    /// are written: what lies in an image is wrong from then on, but not what filters over the
+    /// base show.
+    pub fn attach_above_base(&mut self, top: Option<Arc<Node>>, base: &Arc<Node>) -> Result<()> {
+        let nodes: Vec<Arc<Node>> = chain(top, Some(base)).collect();
+        let images = nodes.iter().rposition(|node| node.filtered().is_none()).map_or(0, |last| last + 1);
+        for (at, node) in nodes.iter().enumerate() {
+            let mut shared = Perm::WRITE | Perm::WRITE_UNCHANGED;
+            shared.set(Perm::CONSISTENT_READ, at >= images);
+            self.attach("intermediate node", node, Perm::empty(), shared)?;
+        }
         Ok(())
     }
 
@@ -99,21 +122,21 @@ impl Held {
         node: &Arc<Node>,
     ) -> Result<Arc<Node>> {
         let drained = self.graph.drain(node).await;
-        let filter = self.graph.put_filter(driver, name, node).await;
+        let put = self.graph.put_filter(driver, name, node).await;
         // Customary: a mirror or commit says it without more ado.
-        let filter = filter.map_err(|why| match driver.name {
+        let put = put.map_err(|why| match driver.name {
             "mirror_top" | "commit_top" => why,
             _ => why.within("Could not create node"),
         })?;
         drop(drained);
-        let node = filter.clone();
+        let node = put.clone();
         // Customary: the filter of a commit is open to others.
         if driver.name == filter::COMMIT.name {
             self.keep(&node);
         } else {
             self.block(&node);
         }
-        self.filter = Some(filter);
+        self.filter = Some(put);
         Ok(node)
     }
 

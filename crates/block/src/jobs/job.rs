@@ -31,6 +31,8 @@ pub struct Setup {
     pub group: Option<Arc<Group>>,
     /// Waits for [`Job::begin`].
     pub deferred: bool,
+    /// Nothing is done, whatever its state, before this is told: who asked for it has the answer.
+    pub after: Option<Arc<Notify>>,
 }
 
 impl Setup {
@@ -44,6 +46,7 @@ impl Setup {
             block_job: true,
             group: None,
             deferred: false,
+            after: None,
         }
     }
 }
@@ -69,6 +72,7 @@ struct State {
     io_status: IoStatus,
     error: Option<String>,
     slice: (Instant, u64),
+    paced: bool,
 }
 
 /// A job; see [`super`].
@@ -118,6 +122,7 @@ impl Job {
             io_status: IoStatus::Ok,
             error: None,
             slice: (Instant::now(), 0),
+            paced: false,
         };
         let jobs = Arc::downgrade(jobs);
         Arc::new(Job { setup, jobs, state: Mutex::new(state), woken: Notify::new(), haste: Mutex::default() })
@@ -202,6 +207,23 @@ impl Job {
         self.woken.notify_waiters();
     }
 
+    /// As [`Job::begin`], while what it works on is held still: shown as paused until
+    /// [`Job::let_go`].
+    pub(crate) fn begin_held(&self) {
+        self.hold();
+        self.begin();
+        if self.status() == Status::Running {
+            self.set_status(Status::Paused);
+        }
+    }
+
+    pub(crate) fn let_go(&self) {
+        self.release();
+        if self.status() == Status::Paused {
+            self.set_status(Status::Running);
+        }
+    }
+
     // What users may ask.
 
     fn refuse(&self, verb: &str) -> Result<()> {
@@ -253,11 +275,15 @@ impl Job {
         let mut state = self.state.lock();
         state.user_paused = false;
         state.io_status = IoStatus::Ok;
-        let (stays, ready) = (state.held > 0, state.ready);
+        let goes_on = match state.status {
+            _ if state.held > 0 => None,
+            Paused => Some(Running),
+            Standby => Some(Ready),
+            _ => None,
+        };
         drop(state);
-        // At once, whenever the body comes to know of it.
-        if !stays && matches!(self.status(), Paused | Standby) {
-            self.set_status(if ready { Ready } else { Running });
+        if let Some(status) = goes_on {
+            self.set_status(status);
         }
         self.woken.notify_waiters();
         Ok(())
@@ -439,6 +465,18 @@ impl Job {
         }
     }
 
+    /// As [`Job::pause_point`], where nothing has been done yet: what users ask meanwhile is
+    /// seen when the first piece is done.
+    pub(super) async fn first_point(&self) {
+        loop {
+            let woken = self.woken.notified();
+            if self.state.lock().held == 0 {
+                break;
+            }
+            woken.await;
+        }
+    }
+
     /// Waits at most `time` for a change of the job's state.
     pub async fn wait(&self, time: Duration) {
         let woken = self.woken.notified();
@@ -449,7 +487,15 @@ impl Job {
 
     /// Whether the job may run, or else was cancelled before.
     pub(super) async fn wait_begun(&self) -> bool {
-        self.wait_until(|state| state.begun).await
+        if !self.wait_until(|state| state.begun).await {
+            return false;
+        }
+        let Some(after) = &self.setup.after else { return true };
+        tokio::select! {
+            biased;
+            _ = after.notified() => true,
+            go = self.wait_until(|_| false) => go,
+        }
     }
 
     /// Whether the job was told to finish, or else was cancelled.
@@ -485,9 +531,12 @@ impl Job {
     /// Counts `bytes` against the speed limit and waits as it demands.
     pub async fn pace(&self, bytes: u64) -> IoResult {
         loop {
-            self.pause_point().await?;
+            if self.has_paced() {
+                self.pause_point().await?;
+            }
             let delay = {
                 let mut state = self.state.lock();
+                state.paced |= bytes > 0;
                 if state.speed == 0 {
                     return Ok(());
                 }
@@ -506,6 +555,11 @@ impl Job {
             };
             self.wait(delay.max(Duration::from_millis(1))).await;
         }
+    }
+
+    /// Whether a piece of work has begun.
+    fn has_paced(&self) -> bool {
+        self.state.lock().paced
     }
 
     /// What is to be done about an I/O error. `Stop` has paused the job already.

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// Pieces copied at once.
 const IN_FLIGHT: usize = 16;
 
+/// Bytes that are asked for together where `buf-size` says nothing.
+const BUFFER: u64 = IN_FLIGHT as u64 * CHUNK;
+
 type Copied = Result<(), Failed>;
 
 /// What is copied at first.
@@ -159,9 +162,8 @@ async fn prepare(held: &mut Held, spec: &MirrorSpec, commits: bool) -> Result<()
     if commits {
         for node in chain(below(source), Some(target)) {
             held.block(&node);
-            // What lies in it is wrong once the base is written.
-            held.attach("intermediate node", &node, Perm::empty(), Perm::WRITE | Perm::WRITE_UNCHANGED)?;
         }
+        held.attach_above_base(below(source), target)?;
         held.freeze(source, Some(target))?;
     }
     let grows = commits && target.size() < source.size();
@@ -247,9 +249,12 @@ impl Mirror {
             self.bitmap.set(0, size);
             return Ok(());
         }
+        job.first_point().await;
         let mut at = 0;
         while at < size {
-            job.pause_point().await?;
+            if at > 0 {
+                job.pause_point().await?;
+            }
             let (data, run) = allocated_above(source, base.as_ref(), at, (size - at).min(1 << 30)).await?;
             if data {
                 self.bitmap.set(at, run);
@@ -268,20 +273,34 @@ impl Mirror {
         self.begin(job).await?;
         let mut crew = Crew::new(&self.held.graph, IN_FLIGHT);
         let result = self.follow(job, &mut crew).await;
+        while let Ok(Some(ended)) = crew.next().await {
+            if ended.result.is_ok() {
+                job.advance(ended.len);
+            }
+        }
         crew.settle().await;
         result
     }
 
     async fn follow(&mut self, job: &Job, crew: &mut Crew<Copied>) -> IoResult {
-        let usual = if self.spec.buf_size == 0 { CHUNK } else { self.spec.buf_size.min(CHUNK) };
+        let buffer = if self.spec.buf_size == 0 { BUFFER } else { self.spec.buf_size.min(BUFFER) };
         let whole = self.whole();
-        let chunk = usual.max(u64::from(self.bitmap.granularity())).next_multiple_of(whole);
-        let mut at = 0;
+        let least = u64::from(self.bitmap.granularity()).next_multiple_of(whole);
+        let buffer = buffer.max(least).next_multiple_of(whole);
+        let piece = buffer.min(CHUNK).max(least).next_multiple_of(whole);
+        let (mut at, mut first) = (0, true);
         loop {
-            if job.is_to_pause() {
-                self.pause(job, crew).await?;
+            match std::mem::take(&mut first) {
+                true => job.first_point().await,
+                false => {
+                    if job.is_to_pause() {
+                        self.pause(job, crew).await?;
+                    }
+                    job.pause_point().await?;
+                }
             }
-            job.pause_point().await?;
+            // A limited job asks for a buffer at a time, and waits between them.
+            let chunk = if job.is_limited() { buffer } else { piece };
             job.set_remaining(self.bitmap.count().min(self.spec.source.size()) + crew.bytes());
             if let Some(error) = self.active.as_ref().and_then(|active| active.failure()) {
                 return Err(error);
@@ -299,8 +318,10 @@ impl Mirror {
                         && (crew.is_empty() || !job.is_limited()) =>
                 {
                     job.pace(len).await?;
-                    self.send(crew, from, len);
                     at = from + len;
+                    for from in (from..at).step_by(piece as usize) {
+                        self.send(crew, from, piece.min(at - from));
+                    }
                 }
                 _ if !crew.is_empty() => {
                     if let Some(ended) = crew.next().await? {
@@ -308,6 +329,8 @@ impl Mirror {
                     }
                 }
                 _ if !job.is_ready() => {
+                    // What was copied last counts against the limit, too.
+                    job.pace(0).await?;
                     self.spec.target.flush().await?;
                     if self.bitmap.count() == 0 {
                         job.set_remaining(0);

@@ -211,6 +211,13 @@ impl Jobs {
         Ok(job)
     }
 
+    /// A job that could not be set up, customarily told of where it had been made already.
+    fn tell_stillborn(&self, id: &str) {
+        for status in [Status::Created, Status::Null] {
+            self.0.notices.send(crate::Notice::JobStatus { id: id.to_string(), status });
+        }
+    }
+
     /// `job-dismiss`.
     pub fn dismiss(&self, id: &str) -> Result<()> {
         let job = self.get(id)?;

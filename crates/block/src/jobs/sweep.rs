@@ -8,7 +8,6 @@ use crate::graph::Graph;
 use crate::notice::Action;
 use crate::types::*;
 use std::collections::BTreeMap;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,54 +38,55 @@ pub(super) struct Pass<'a> {
 
 type Worked = Result<(), Failed>;
 
-/// How far a pass has come. Pieces end in any order; what is counted, and which error is told,
-/// is as if they were done one after the other.
+/// How far a pass has come. What has ended counts when all before it has: progress and errors are
+/// told in the order of the image, however many pieces are worked on at once.
 #[derive(Default)]
 struct Course {
-    /// All before it is done and counted.
-    mark: u64,
-    /// Begins and lengths of what is done behind the mark.
-    done: BTreeMap<u64, u64>,
-    /// What is to be done (again).
-    again: BTreeMap<u64, u64>,
-    /// What has failed and is looked at when the mark comes there.
-    failed: BTreeMap<u64, (u64, Failed)>,
-    /// What has not yet been looked at begins here.
-    next: u64,
-    /// The first error that was left out.
-    left_out: Option<io::Error>,
+    /// Where nothing has begun yet.
+    at: u64,
+    /// Up to where all is done.
+    front: u64,
+    /// Begun before and to be done (again).
+    again: Vec<(u64, u64)>,
+    ended: BTreeMap<u64, (u64, Worked)>,
+    left_out: Option<std::io::Error>,
 }
 
 impl Course {
-    fn finish(&mut self, job: &Job, from: u64, len: u64) {
-        self.done.insert(from, len);
-        while let Some(len) = self.done.remove(&self.mark) {
-            self.mark += len;
-            job.advance(len);
+    fn piece(&mut self, most: u64, size: u64) -> Option<(u64, u64)> {
+        if let Some(piece) = self.again.pop() {
+            return Some(piece);
         }
+        let from = self.at;
+        let len = most.min(size - from);
+        self.at += len;
+        (len > 0).then_some((from, len))
     }
 
-    fn note(&mut self, job: &Job, ended: Ended<Worked>) {
-        match ended.result {
-            Ok(()) => self.finish(job, ended.from, ended.len),
-            Err(failed) => {
-                self.failed.insert(ended.from, (ended.len, failed));
+    fn end(&mut self, ended: Ended<Worked>) {
+        self.ended.insert(ended.from, (ended.len, ended.result));
+    }
+
+    /// What has ended next in the order of the image.
+    fn next(&mut self) -> Option<Ended<Worked>> {
+        let from = self.front;
+        self.ended.remove(&from).map(|(len, result)| Ended { from, len, result })
+    }
+
+    fn pass(&mut self, job: &Job, len: u64) {
+        self.front += len;
+        job.advance(len);
+    }
+
+    /// All that failed is to be tried again.
+    fn retry(&mut self) {
+        let failed: Vec<u64> =
+            self.ended.iter().filter(|(_, (_, result))| result.is_err()).map(|(from, _)| *from).collect();
+        for from in failed.into_iter().rev() {
+            if let Some((len, _)) = self.ended.remove(&from) {
+                self.again.push((from, len));
             }
         }
-    }
-
-    /// The next piece to begin: none behind a failure, which may end all.
-    fn take(&mut self, pass: &Pass<'_>) -> Option<(u64, u64)> {
-        let end = self.failed.keys().next().copied().unwrap_or(u64::MAX);
-        if self.again.keys().next().is_some_and(|from| *from < end) {
-            return self.again.pop_first();
-        }
-        let (from, len) = (self.next, pass.piece.min(pass.size - self.next));
-        if from > end || len == 0 {
-            return None;
-        }
-        self.next += len;
-        Some((from, len))
     }
 }
 
@@ -96,50 +96,65 @@ impl Pass<'_> {
         let mut crew = Crew::new(self.graph, IN_FLIGHT);
         let mut course = Course::default();
         let result = self.go(what, &mut crew, &mut course).await;
-        // What was begun ends, and counts.
-        loop {
-            match crew.next().await {
-                Ok(None) => return result,
-                Ok(Some(ended)) => course.note(self.job, ended),
-                Err(_) => {}
-            }
+        while let Ok(Some(ended)) = crew.next().await {
+            course.end(ended);
         }
+        crew.settle().await;
+        while let Some(Ended { len, result: Ok(()), .. }) = course.next() {
+            course.pass(self.job, len);
+        }
+        result
     }
 
     async fn go(&self, what: &Arc<impl Sweep>, crew: &mut Crew<Worked>, course: &mut Course) -> IoResult {
         let job = self.job;
         job.set_len(self.size);
+        job.first_point().await;
         loop {
-            if job.is_to_pause() {
-                while let Some(ended) = crew.next().await? {
-                    course.note(job, ended);
-                }
-                // That they failed is found out again.
-                let failed = std::mem::take(&mut course.failed);
-                course.again.extend(failed.into_iter().map(|(from, (len, _))| (from, len)));
-            }
-            job.pause_point().await?;
-            if let Some((len, failed)) = course.failed.remove(&course.mark) {
-                self.failed(course, len, failed).await?;
-                continue;
-            }
             let next = match crew.is_full() || job.is_limited() && !crew.is_empty() {
                 true => None,
-                false => course.take(self),
+                false => course.piece(self.piece, self.size),
             };
             match next {
                 None if crew.is_empty() => return course.left_out.take().map_or(Ok(()), Err),
                 None => {
                     if let Some(ended) = crew.next().await? {
-                        course.note(job, ended);
+                        course.end(ended);
                     }
                 }
-                Some((from, len)) => self.begin(what, crew, course, from, len).await?,
+                Some(piece) if job.is_limited() && job.pace(0).await.is_err() => {
+                    course.again.push(piece);
+                    return Err(errno(libc::ECANCELED));
+                }
+                Some((from, len)) => match what.look(from, len).await {
+                    Ok((todo, run)) => {
+                        if run < len {
+                            course.again.push((from + run, len - run));
+                        }
+                        match todo {
+                            true => self.start(what, crew, course, from, run).await?,
+                            false => course.end(Ended { from, len: run, result: Ok(()) }),
+                        }
+                    }
+                    Err(error) => course.end(Ended { from, len, result: Err(Failed::Source(error)) }),
+                },
             }
+            while let Some(ended) = course.next() {
+                self.ended(ended, course).await?;
+            }
+            if job.is_to_pause() {
+                while let Some(ended) = crew.next().await? {
+                    course.end(ended);
+                }
+                while let Some(ended) = course.next() {
+                    self.ended(ended, course).await?;
+                }
+            }
+            job.pause_point().await?;
         }
     }
 
-    async fn begin(
+    async fn start(
         &self,
         what: &Arc<impl Sweep>,
         crew: &mut Crew<Worked>,
@@ -147,44 +162,44 @@ impl Pass<'_> {
         from: u64,
         len: u64,
     ) -> IoResult {
-        let (todo, run) = match what.look(from, len).await {
-            Ok(found) => found,
-            Err(error) => {
-                course.failed.insert(from, (len, Failed::Source(error)));
-                return Ok(());
-            }
-        };
-        if run < len {
-            course.again.insert(from + run, len - run);
+        if let Err(ended) = self.job.pace(len).await {
+            course.again.push((from, len));
+            return Err(ended);
         }
-        if !todo {
-            course.finish(self.job, from, run);
-            return Ok(());
-        }
-        self.job.pace(run).await?;
         let what = what.clone();
-        crew.start(from, run, async move { what.work(from, run).await });
+        crew.start(from, len, async move { what.work(from, len).await });
         Ok(())
     }
 
-    /// Decides what becomes of the piece at the mark, which failed. The error ends the pass.
-    async fn failed(&self, course: &mut Course, len: u64, failed: Failed) -> IoResult {
-        let (job, from) = (self.job, course.mark);
-        let (write, error) = match failed {
-            Failed::Source(error) => (false, error),
-            Failed::Target(error) => (true, error),
+    /// Counts what was done; of what was not, decides what becomes of it.
+    async fn ended(&self, ended: Ended<Worked>, course: &mut Course) -> IoResult {
+        let job = self.job;
+        let (write, error) = match ended.result {
+            Ok(()) => {
+                course.pass(job, ended.len);
+                return Ok(());
+            }
+            Err(Failed::Source(error)) => (false, error),
+            Err(Failed::Target(error)) => (true, error),
         };
+        if job.is_to_pause() {
+            // One error has stopped the job: that others failed too is found out again.
+            course.again.push((ended.from, ended.len));
+            return Ok(());
+        }
         match job.on_error(self.on_error, write, &error) {
             Action::Report => return Err(error),
             Action::Ignore if self.leaves_out => {
-                course.finish(job, from, len);
+                course.pass(job, ended.len);
                 course.left_out.get_or_insert(error);
             }
-            action => {
-                course.again.insert(from, len);
-                if action == Action::Ignore {
-                    job.wait(Duration::from_millis(10)).await;
-                }
+            Action::Ignore => {
+                course.again.push((ended.from, ended.len));
+                job.wait(Duration::from_millis(10)).await;
+            }
+            Action::Stop => {
+                course.again.push((ended.from, ended.len));
+                course.retry();
             }
         }
         Ok(())

@@ -6,7 +6,7 @@ use crate::{Call, Routes};
 use base::{Result, bail, fail};
 use block::jobs::{self, BackupSpec, BackupSync, BitmapMode, Group, Kind, Setup};
 use block::transaction::Action;
-use block::{Graph, Node, Role};
+use block::{Node, Role};
 use schema::blockjobs::*;
 use std::sync::Arc;
 
@@ -108,14 +108,14 @@ impl Wanted {
 
 /// A `drive-backup`; makes or opens its target when it is its turn.
 async fn drive_backup_spec(
-    graph: Arc<Graph>,
+    call: Call,
     command: DriveBackup,
     group: Option<Arc<Group>>,
 ) -> Result<BackupSpec> {
-    let common = command.common;
+    let (graph, common) = (graph(&call), command.common);
     let at_device = root(&graph, &common.device)?;
     let source = at_device.skip_filters();
-    let setup = Setup { group, ..setup(&graph, Kind::Backup, common.job, &at_device)? };
+    let setup = Setup { group, ..setup(&call, Kind::Backup, common.job, &at_device)? };
     let wanted = Wanted {
         sync: common.sync,
         bitmap: common.bitmap,
@@ -151,14 +151,14 @@ async fn drive_backup_spec(
 }
 
 fn blockdev_backup_spec(
-    graph: &Graph,
+    call: &Call,
     command: BlockdevBackup,
     group: Option<Arc<Group>>,
 ) -> Result<BackupSpec> {
-    let common = command.common;
-    let source = root(graph, &common.device)?;
-    let target = root(graph, &common.target)?;
-    let setup = Setup { group, ..setup(graph, Kind::Backup, common.job, &source)? };
+    let (graph, common) = (graph(call), command.common);
+    let source = root(&graph, &common.device)?;
+    let target = root(&graph, &common.target)?;
+    let setup = Setup { group, ..setup(call, Kind::Backup, common.job, &source)? };
     let wanted = Wanted {
         sync: common.sync,
         bitmap: common.bitmap,
@@ -181,8 +181,8 @@ fn blockdev_backup_spec(
 }
 
 pub(super) fn drive_backup_action(call: &Call, command: DriveBackup, group: Option<Arc<Group>>) -> Action {
-    let graph = graph(call);
-    Action::Backup(Box::new(move || Box::pin(drive_backup_spec(graph, command, group))))
+    let call = call.clone();
+    Action::Backup(Box::new(move || Box::pin(drive_backup_spec(call, command, group))))
 }
 
 pub(super) fn blockdev_backup_action(
@@ -190,8 +190,8 @@ pub(super) fn blockdev_backup_action(
     command: BlockdevBackup,
     group: Option<Arc<Group>>,
 ) -> Action {
-    let graph = graph(call);
-    Action::Backup(Box::new(move || Box::pin(async move { blockdev_backup_spec(&graph, command, group) })))
+    let call = call.clone();
+    Action::Backup(Box::new(move || Box::pin(async move { blockdev_backup_spec(&call, command, group) })))
 }
 
 async fn drive_backup(call: Call, command: DriveBackup) -> Result<()> {

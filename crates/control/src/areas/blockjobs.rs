@@ -9,6 +9,7 @@ use schema::block::BlockDeviceIoStatus;
 use schema::blockjobs::*;
 use serde_json::json;
 use std::sync::Arc;
+use tokio::sync::Notify;
 
 pub fn route(routes: &mut Routes) {
     routes.add(block_stream);
@@ -41,7 +42,9 @@ pub(super) fn policy(given: Option<BlockdevOnError>) -> OnError {
     }
 }
 
-pub(super) fn setup(graph: &Graph, kind: Kind, job: JobOptions, node: &Arc<Node>) -> Result<Setup> {
+/// How a job is to be. It sets to work once the command is answered.
+pub(super) fn setup(call: &Call, kind: Kind, job: JobOptions, node: &Arc<Node>) -> Result<Setup> {
+    let graph = graph(call);
     let device = || {
         let at =
             graph.backends().into_iter().find(|one| one.node().is_some_and(|root| Arc::ptr_eq(&root, node)));
@@ -49,15 +52,21 @@ pub(super) fn setup(graph: &Graph, kind: Kind, job: JobOptions, node: &Arc<Node>
     };
     let id = job.job_id.unwrap_or_else(device);
     graph.jobs.check_id(&id)?;
-    let Ok(speed) = u64::try_from(job.speed.unwrap_or(0)) else {
-        bail!("Parameter 'speed' expects a non-negative value")
-    };
+    let speed = speed(job.speed.unwrap_or(0))?;
+    let after = Arc::new(Notify::new());
+    let answered = after.clone();
+    call.after_reply(move || answered.notify_one());
     Ok(Setup {
         speed,
+        after: Some(after),
         auto_finalize: job.auto_finalize.unwrap_or(true),
         auto_dismiss: job.auto_dismiss.unwrap_or(true),
         ..Setup::new(kind, id)
     })
+}
+
+fn speed(given: i64) -> Result<u64> {
+    u64::try_from(given).map_err(|_| fail!("Parameter 'speed' expects a non-negative value"))
 }
 
 pub(super) fn root(graph: &Graph, device: &str) -> Result<Arc<Node>> {
@@ -72,7 +81,7 @@ pub(super) fn topmost(graph: &Graph, device: &str) -> Result<Arc<Node>> {
 }
 
 /// The node in the chain under `top` that `wanted` is.
-pub(super) fn in_chain(top: &Arc<Node>, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Arc<Node>> {
+pub(super) fn in_chain(top: &Arc<Node>, mut wanted: impl FnMut(&Arc<Node>) -> bool) -> Option<Arc<Node>> {
     let mut node = Some(top.clone());
     while let Some(one) = node {
         if wanted(&one) {
@@ -142,7 +151,7 @@ async fn block_stream(call: Call, command: BlockStream) -> Result<()> {
     let graph = graph(&call);
     let top = root(&graph, &command.device)?;
     let base = stream_base(&graph, &top, &command)?;
-    let setup = setup(&graph, Kind::Stream, command.job, &top)?;
+    let setup = setup(&call, Kind::Stream, command.job, &top)?;
     let on_error = policy(command.on_error);
     let (backing_file, filter_node_name) = (command.backing_file, command.filter_node_name);
     let spec = jobs::StreamSpec { setup, top, base, backing_file, on_error, filter_node_name };
@@ -168,7 +177,7 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     let top = match (&command.top_node, &command.top) {
         (Some(name), _) => in_chain(&active, |node| node.name() == name)
             .ok_or_else(|| fail!("'{name}' is not in this backing file chain"))?,
-        (_, Some(file)) if shown.place() == *file || shown.filename() == *file => shown.clone(),
+        (_, Some(file)) if shown.place() == *file || shown.filename() == *file => active.clone(),
         (_, Some(file)) => by_file(&shown, file).ok_or_else(|| fail!("Top image file {file} not found"))?,
         _ => active.clone(),
     };
@@ -181,7 +190,7 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
         _ => in_chain(&top, |node| node.filtered().is_none() && node.backing().is_none())
             .ok_or_else(|| fail!("There is no backimg image"))?,
     };
-    if Arc::ptr_eq(&top, &base) {
+    if Arc::ptr_eq(&top, &base) || Arc::ptr_eq(&top.skip_filters(), &base) {
         bail!("cannot commit an image into itself");
     }
     let mut node = Some(top.clone());
@@ -191,7 +200,7 @@ async fn block_commit(call: Call, command: BlockCommit) -> Result<()> {
     }
     let is_active = Arc::ptr_eq(&top.skip_filters(), &shown);
     let written = top.parents().iter().any(|edge| edge.perm().0.contains(Perm::WRITE));
-    let setup = setup(&graph, Kind::Commit, command.job, &active)?;
+    let setup = setup(&call, Kind::Commit, command.job, &active)?;
     let on_error = policy(command.on_error);
     if is_active || written {
         if command.backing_file.is_some() {
@@ -275,11 +284,13 @@ pub(super) async fn open_target(
     if let Some(name) = node_name {
         options.set("node-name", name);
     }
+    // What it stands on may come to be only before the switch.
+    if format.as_ref().is_none_or(|format| block::formats::find(format).is_some_and(|driver| driver.backing))
+    {
+        options.set("backing", serde_json::Value::Null);
+    }
     if let Some(format) = &format {
         options.set("driver", format.as_str());
-        if block::formats::find(format).is_some_and(|driver| driver.backing) {
-            options.set("backing", serde_json::Value::Null);
-        }
     }
     let settings = Settings { cache: source.settings().cache, ..Settings::default() };
     graph.open(options, settings).await
@@ -293,7 +304,7 @@ async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
     if common.replaces.is_some() && command.node_name.is_none() {
         bail!("a node-name must be provided when replacing a named node of the graph");
     }
-    let setup = setup(&graph, Kind::Mirror, common.job, &source)?;
+    let setup = setup(&call, Kind::Mirror, common.job, &source)?;
     granularity(common.granularity, &source)?;
     let buf_size = buffer(common.buf_size)?;
     there(&call, async move {
@@ -334,7 +345,7 @@ async fn blockdev_mirror(call: Call, command: BlockdevMirror) -> Result<()> {
     let (graph, common) = (graph(&call), command.common);
     let source = topmost(&graph, &common.device)?;
     let target = root(&graph, &common.target)?;
-    let setup = setup(&graph, Kind::Mirror, common.job, &source)?;
+    let setup = setup(&call, Kind::Mirror, common.job, &source)?;
     let spec = MirrorSpec {
         granularity: granularity(common.granularity, &target)?,
         sync: mirror_sync(common.sync, &source)?,
@@ -351,10 +362,7 @@ async fn blockdev_mirror(call: Call, command: BlockdevMirror) -> Result<()> {
 
 async fn set_speed(call: Call, command: BlockJobSetSpeed) -> Result<()> {
     let job = graph(&call).jobs.block_job(&command.device)?;
-    let Ok(speed) = u64::try_from(command.speed) else {
-        bail!("Parameter 'speed' expects a non-negative value")
-    };
-    job.set_speed(speed)
+    job.set_speed(speed(command.speed)?)
 }
 
 async fn cancel(call: Call, command: BlockJobCancel) -> Result<()> {

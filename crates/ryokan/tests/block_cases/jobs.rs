@@ -220,6 +220,8 @@ fn steering() {
     refuses(b, "drive-mirror", shared.clone(), &[(json!({"target": "@new.raw"}), rooted)]);
     refuses(b, "blockdev-backup", shared, &[(json!({"target": "over"}), busy)]);
     b.run("block-job-pause", json!({"device": "j"}));
+    // The first time is its beginning.
+    b.story("j", "paused");
     b.story("j", "paused");
     let paused = "The block job for device 'j' is currently paused";
     refuses(b, "block-job-cancel", json!({"device": "j"}), &[(json!({}), paused)]);

@@ -125,9 +125,11 @@ fn everything_is_done_once_and_counted() {
 #[test]
 fn an_error_that_is_reported_ends_the_pass_after_what_was_begun() {
     let what = Arc::new(Fake::failing(300, 1));
-    let (graph, _job, pass) = begin(&what, OnError::Report, true);
+    let (graph, job, pass) = begin(&what, OnError::Report, true);
     assert_eq!(end(&graph, pass), Some(libc::ENOSPC));
     assert!(!what.has(300));
+    // What was done behind it does not count.
+    assert_eq!(job.info().progress.offset, 300);
     let tried = *what.tried.lock();
     assert_eq!(tried as usize, what.ranges().len() + 1, "nothing was left running");
 }
@@ -194,4 +196,6 @@ fn a_cancelled_pass_waits_for_what_was_begun() {
     }
     assert_eq!(end(&graph, pass), Some(libc::ECANCELED));
     assert_eq!(what.ranges().len(), *what.tried.lock() as usize, "nothing was left running");
+    let offset = job.info().progress.offset;
+    assert!(offset > 0 && (0..offset).all(|byte| what.has(byte) == wanted(byte)), "{offset} is done");
 }
