@@ -53,6 +53,8 @@ pub struct Driver {
     /// Makes an image from `blockdev-create` options.
     pub create: Option<CreateFn>,
     pub create_options: &'static [CreateOption],
+    /// The words that options of creation take, by their modern names; the others are no text.
+    pub create_words: &'static [(&'static str, &'static [&'static str])],
     /// [`Layer::amend`] changes open images.
     pub amends: bool,
     /// The format records a backing file.
@@ -82,6 +84,7 @@ impl Driver {
         open: |_| Box::pin(async { bail!("this feature or command is not currently supported") }),
         create: None,
         create_options: &[],
+        create_words: &[],
         amends: false,
         backing: false,
         read_only: false,
@@ -229,12 +232,15 @@ fn names_file(table: &Options) -> bool {
 pub struct Create {
     pub graph: Arc<Graph>,
     pub options: Options,
+    /// By file name, as tools do it: sizes are rounded to what the format can tell, and further
+    /// files are made where they are needed.
+    pub by_name: bool,
     pub(crate) held: Vec<Child>,
 }
 
 impl Create {
-    pub fn new(graph: Arc<Graph>, options: Options) -> Self {
-        Create { graph, options, held: Vec::new() }
+    pub fn new(graph: Arc<Graph>, options: Options, by_name: bool) -> Self {
+        Create { graph, options, by_name, held: Vec::new() }
     }
 
     /// The file to write the image into: option `file`, a node name or a table.
@@ -442,6 +448,9 @@ pub trait Layer: Send + Sync + 'static {
     fn child_perm(&self, role: Role, read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {
         crate::graph::perm::default_for(role, read_only, perm, shared)
     }
+
+    /// [`Layer::amend`] is about to come, or is over: [`Layer::child_perm`] may say something else.
+    fn amending(&self, _on: bool) {}
 
     /// The users of the node changed what they do and share. May take or give up file locks.
     fn set_perm(&self, _perm: Perm, _shared: Perm) -> Result<()> {

@@ -154,6 +154,17 @@ impl Options {
         }
     }
 
+    /// Takes `ipv4` and `ipv6`: whether addresses of each kind will do (both, unless one is asked
+    /// for or the other ruled out).
+    pub fn take_families(&mut self) -> Result<(bool, bool)> {
+        Ok(match (self.take_bool("ipv4")?, self.take_bool("ipv6")?) {
+            (Some(false), Some(false)) => bail!("Cannot disable IPv4 and IPv6 at same time"),
+            (None, None) | (Some(true), Some(true)) => (true, true),
+            (Some(false), _) | (None, Some(true)) => (false, true),
+            (Some(true), _) | (None, Some(false)) => (true, false),
+        })
+    }
+
     /// One of a set of words.
     pub fn take_word<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> Result<Option<T>> {
         let Some(word) = self.take_str(key)? else { return Ok(None) };

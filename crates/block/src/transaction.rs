@@ -163,7 +163,7 @@ impl Graph {
         }
         if !spec.existing {
             let mut options = Options::new();
-            options.set("size", old.size());
+            options.set("size", old.size().next_multiple_of(512));
             options.set("backing_file", crate::graph::filename::absolute(&old.filename()));
             options.set("backing_fmt", old.driver().name);
             self.create_image_told(&spec.file, &format, options).await?;
@@ -443,7 +443,7 @@ pub(crate) fn usable(bitmap: &DirtyBitmap, any: bool) -> Result<()> {
         return Err(fail!("Bitmap '{name}' is inconsistent and cannot be used")
             .hint("Try block-dirty-bitmap-remove to delete this bitmap from disk"));
     }
-    if bitmap.is_read_only() && !any {
+    if bitmap.is_read_only() {
         bail!("Bitmap '{name}' is readonly and cannot be modified");
     }
     Ok(())

@@ -81,7 +81,11 @@ impl Control {
         route_all(&mut routes);
         let points = command_points(&world.trace, &routes);
         world.couple_block_layer();
-        let events = Events::new(world.host.notices.clone(), world.machine.clone());
+        let events = Events::new(
+            world.host.notices.clone(),
+            world.machine.clone(),
+            machine::block_clock(&world.host.clocks),
+        );
         let debugger = gdb::Debugger::new(world.machine.clone());
         let listener = debugger.clone();
         events.listen(move |what: &dyn Any| {

@@ -1,6 +1,6 @@
 use crate::{BoxFuture, Control};
 use base::fd::{FdSets, Inherited, fdset_number};
-use base::{Failure, Result};
+use base::{Failure, Result, fail};
 use machine::{Host, Machine};
 use rustix::fs::{Mode, OFlags};
 use schema::introspect::CommandLineOptionInfo;
@@ -69,6 +69,19 @@ impl World {
                 });
             }
         });
+    }
+
+    /// The back end of the block device with that id or path.
+    pub fn drive_of_device(&self, id: &str) -> Result<block::Backend> {
+        // The disk of a virtio device is the part that its path ends with.
+        let entry = self.machine.devices.find(id.strip_suffix("/virtio-backend").unwrap_or(id));
+        let entry = entry.ok_or_else(|| Failure::device_not_found(id))?;
+        let name = entry.id.clone().unwrap_or_else(|| entry.path.clone());
+        let names = [format!("{}/virtio-backend", entry.path), entry.path.clone(), name];
+        let holds =
+            |one: &block::Backend| one.front_end().is_some_and(|front| names.contains(&front.qdev_id()));
+        let found = self.host.graph.backends().into_iter().find(holds);
+        found.ok_or_else(|| fail!("Device does not have a block device backend"))
     }
 
     /// Creates or truncates a file for output; `/dev/fdset/<N>` gives one of the set.

@@ -120,7 +120,7 @@ pub(crate) static COMMANDS: &[Command] = commands![
     ["nbd_server_add"], [need("w", Kind::Flag), need("device", Kind::Word), may("name", Kind::Word)], "[-w] device [name]", "export a disk over NBD (-w: writable)", nbd::add;
     ["nbd_server_remove"], [need("f", Kind::Flag), need("name", Kind::Word)], "[-f] name", "take an NBD export away (-f: although clients use it)", nbd::remove;
     ["nbd_server_stop"], [], "", "end the NBD server", nbd::stop;
-    ["qemu-io"], [need("device", Kind::Word), need("command", Kind::Word)], "device \"command\"", "run a qemu-io command on a disk", block::qemu_io;
+    ["qemu-io"], [need("d", Kind::Flag), need("device", Kind::Word), need("command", Kind::Word)], "[-d] device \"command\"", "run a qemu-io command on a disk (-d: of the device of that id or path)", block::qemu_io;
     ["balloon"], [need("value", Kind::Long)], "target", "ask the guest to keep 'target' MiB of its memory", memory::balloon;
     ["device_add"], [need("device", Kind::Rest)], "driver[,prop=value][,...]", "add a device, as -device does", objects::device_add;
     ["device_del"], [need("id", Kind::Word)], "id", "take a device out", objects::device_del;

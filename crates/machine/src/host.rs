@@ -22,7 +22,7 @@ pub struct Host {
 }
 
 /// The clocks of a machine. With `-accel qtest` the virtual clock moves only by the test
-/// channel; block throttling and statistics then follow it ([`block_clock`]).
+/// channel; block throttling, statistics and events that are held back then follow it ([`block_clock`]).
 pub fn clocks(qtest: bool) -> Clocks {
     Clocks {
         virtual_: Clock::new(if qtest { Kind::Manual } else { Kind::Virtual }),
@@ -31,7 +31,7 @@ pub fn clocks(qtest: bool) -> Clocks {
     }
 }
 
-/// The clock that the block graph measures with.
+/// The clock that the block graph measures with, and the limits of events.
 pub fn block_clock(clocks: &Clocks) -> Clock {
     match clocks.virtual_.kind() {
         Kind::Manual => clocks.virtual_.clone(),

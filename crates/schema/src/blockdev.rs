@@ -2,7 +2,7 @@
 
 use crate::block::BlockDeviceInfo;
 use crate::{commands, events};
-use qapi::{Command, Describe, Event, Map};
+use qapi::{Command, Describe, Event, Map, Value};
 
 commands![
     ChangeBackingFile,
@@ -16,6 +16,7 @@ commands![
     BlockResize,
     BlockSetWriteThreshold,
     XBlockdevChange,
+    XBlockdevSetIothread,
     XDebugQueryBlockGraph
 ];
 events![BlockWriteThreshold, QuorumReportBad, QuorumFailure];
@@ -116,6 +117,17 @@ pub struct XBlockdevChange {
     pub node: Option<String>,
 }
 
+/// Gives a node, with all it stands on, to an I/O thread.
+#[derive(Command, Debug, Clone)]
+#[command(preconfig)]
+pub struct XBlockdevSetIothread {
+    pub node_name: String,
+    /// id of the thread's object, or null for the main one
+    pub iothread: Value,
+    /// also where a device, an export or a drive uses the node
+    pub force: Option<bool>,
+}
+
 /// All nodes, jobs and back ends, and who uses whom.
 #[derive(Command, Debug, Clone)]
 #[command(reply = XDbgBlockGraph, preconfig)]
@@ -156,6 +168,7 @@ pub struct BlockWriteThreshold {
 
 /// A child of a quorum failed or was out-voted.
 #[derive(Event, Debug, Clone)]
+#[event(throttle("node-name"))]
 pub struct QuorumReportBad {
     #[qapi(name = "type")]
     pub operation: String,
@@ -167,6 +180,7 @@ pub struct QuorumReportBad {
 
 /// A quorum had no majority.
 #[derive(Event, Debug, Clone)]
+#[event(throttle)]
 pub struct QuorumFailure {
     pub reference: String,
     pub sector_num: i64,

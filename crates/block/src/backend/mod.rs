@@ -361,19 +361,34 @@ impl Backend {
             bail!("Drive '{}' is already in use by another device", self.name());
         }
         self.0.policy.enable(front.keeps_io_status());
+        let id = front.qdev_id();
         *slot = Some(front);
         drop(slot);
+        self.name_holder(&id);
         let kept = self.refresh_perm();
         if kept.is_err() {
+            self.name_holder("");
             *self.0.front.lock() = None;
             self.0.policy.enable(false);
         }
         kept
     }
 
+    /// Whether its medium is `node` or above it.
+    pub fn stands_on(&self, node: &Arc<Node>) -> bool {
+        self.node().is_some_and(|root| crate::graph::below(&root, node))
+    }
+
+    fn name_holder(&self, id: &str) {
+        if let Some(root) = self.root() {
+            root.set_holder(id);
+        }
+    }
+
     /// The device lets go. Not to be called while it has requests in flight.
     pub fn detach(&self) {
         *self.0.front.lock() = None;
+        self.name_holder("");
         self.0.policy.enable(false);
         // What an error policy held ends in an error that nobody hears.
         self.0.resumed.notify_waiters();
@@ -457,9 +472,13 @@ impl Backend {
         }
         let role = Role::FILTER | Role::PRIMARY;
         let child = Child::new("root", role, Parent::Backend(self.name().to_string()), node);
+        child.set_holder(&self.front_end().map(|front| front.qdev_id()).unwrap_or_default());
         let (perm, shared) = self.wanted_perm(node);
         graph.attach(&child, perm, shared)?;
         *self.0.root.lock() = Some(child);
+        if let Some(thread) = node.thread().filter(|_| self.thread().is(graph.main_thread())) {
+            self.set_thread(&thread);
+        }
         Ok(())
     }
 

@@ -27,6 +27,9 @@ pub struct Recipe {
     time: Duration,
 }
 
+/// Every name that a hash function can have in options.
+const ALL_HASHES: [&str; 7] = ["md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160"];
+
 impl Recipe {
     /// Takes the options of creation (`cipher-alg` ... `iter-time`).
     pub fn take(options: &mut Options) -> Result<Recipe> {
@@ -36,10 +39,11 @@ impl Recipe {
         let mode = options.take_word("cipher-mode", &modes)?.unwrap_or(Mode::Xts);
         let ivgens = [("plain", 0), ("plain64", 1), ("essiv", 2)];
         let ivgen = options.take_word("ivgen-alg", &ivgens)?;
-        let ivhash = options.take_word("ivgen-hash-alg", &HASHES)?;
-        if ivhash.is_some() && ivgen != Some(2) {
-            bail!("ivgen-hash-alg is only of use with ivgen-alg 'essiv'");
-        }
+        // Only ESSIV hashes; with another generator the name need only be one.
+        let ivhash = match ivgen {
+            Some(2) => options.take_word("ivgen-hash-alg", &HASHES)?,
+            _ => options.take_word("ivgen-hash-alg", &ALL_HASHES.map(|name| (name, ())))?.and(None),
+        };
         let iv = match ivgen {
             _ if mode == Mode::Ecb => None,
             Some(0) => Some(Iv::Plain),

@@ -19,7 +19,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Takes `state`, `new-secret`, `old-secret`, `keyslot` and `iter-time`.
+    /// Takes `state`, `new-secret`, `old-secret`, `secret` (of a slot to be activated), `keyslot` and `iter-time`.
     pub fn take(options: &mut Options, vault: &dyn Vault) -> Result<Change> {
         let active = options.take_word("state", &[("active", true), ("inactive", false)])?;
         let active = active.ok_or_else(|| fail!("Parameter 'state' is missing"))?;
@@ -33,7 +33,11 @@ impl Change {
             Some(id) => vault.secret(&id).map(Some),
             None => Ok(None),
         };
-        let (new, old) = (secret("new-secret")?, secret("old-secret")?);
+        let (new, mut old) = (secret("new-secret")?, secret("old-secret")?);
+        if active {
+            // What opens the volume now, if it is not what opened it then.
+            old = secret("secret")?.or(old);
+        }
         match (active, new) {
             (true, Some(new)) => Ok(Change::Activate { new, old, slot, time: take_time(options)? }),
             (true, None) => bail!("'new-secret' is required to activate a keyslot"),

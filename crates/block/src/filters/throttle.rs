@@ -41,7 +41,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let name = open
             .options
             .take_str("throttle-group")?
-            .ok_or_else(|| fail!("Please specify a throttle group"))?;
+            .ok_or_else(|| fail!("Parameter 'throttle-group' is missing"))?;
         let group = Mutex::new(find(&open.graph, &name)?);
         let file = open.child("file", Role::FILTER).await?;
         let graph = open.context.graph.clone();

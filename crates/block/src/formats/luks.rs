@@ -10,6 +10,7 @@ use crate::vault::Vault;
 use base::{Result, bail, fail};
 use serde_json::json;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub static DRIVER: Driver = Driver {
     name: "luks",
@@ -56,6 +57,8 @@ struct Luks {
     key: String,
     /// Where the guest's data begin, in bytes.
     payload: u64,
+    /// Key slots are being written.
+    amending: AtomicBool,
 }
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
@@ -69,18 +72,18 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if payload > file.size() {
             bail!("LUKS payload is overlapping the end of the image");
         }
-        Ok(Arc::new(Luks { file, volume, key, payload }) as Arc<dyn Layer>)
+        Ok(Arc::new(Luks { file, volume, key, payload, amending: AtomicBool::new(false) }) as Arc<dyn Layer>)
     })
 }
 
 fn create(create: &mut Create) -> Fut<'_, Result<()>> {
     Box::pin(async {
-        let size = create.size()?;
+        let size = create.options.need_u64("size")?;
         let preallocation = crate::graph::create::take_preallocation(&mut create.options)?;
+        let file = create.file().await?;
         let key = create.options.need_str("key-secret")?;
         let recipe = Recipe::take(&mut create.options)?;
         let password = create.graph.vault().secret(&key)?;
-        let file = create.file().await?;
         create.finish()?;
         let whole = size.checked_add(recipe.payload_offset()).filter(|whole| *whole <= i64::MAX as u64);
         let whole = whole.ok_or_else(|| fail!("The requested file size is too large"))?;
@@ -138,6 +141,21 @@ impl Layer for Luks {
             options.finish()?;
             self.volume.amend(&self.file, change, vault.secret(&self.key), force).await
         })
+    }
+
+    fn amending(&self, on: bool) {
+        self.amending.store(on, Ordering::Release);
+    }
+
+    /// As a filter: the header stays as it is, so that others may write too if users let them.
+    /// Who changes key slots is alone.
+    fn child_perm(&self, _role: Role, _read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {
+        match self.amending.load(Ordering::Acquire) {
+            true => {
+                (perm | Perm::CONSISTENT_READ | Perm::WRITE, shared - Perm::CONSISTENT_READ - Perm::WRITE)
+            }
+            false => (perm | Perm::CONSISTENT_READ, shared),
+        }
     }
 
     fn info(&self) -> Info {

@@ -26,6 +26,11 @@ pub static DRIVER: Driver = Driver {
 const BY_SECTOR: &[u8; 16] = b"WithoutFreeSpace";
 const BY_CLUSTER: &[u8; 16] = b"WithouFreSpacExt";
 const HEADER: u64 = 64;
+/// Longest table that readers accept. A disk may be longer than it tells of: what is past it
+/// cannot be written.
+const MAX_ENTRIES: u64 = i32::MAX as u64 / 4;
+/// Longest cluster in sectors.
+const MAX_TRACKS: u64 = i32::MAX as u64 / 513;
 const IN_USE: u32 = 0x746f_6e59;
 
 fn probe(probe: &Probe<'_>) -> u32 {
@@ -80,7 +85,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if tracks == 0 {
             bail!("Invalid image: Zero sectors per track");
         }
-        if tracks > i32::MAX as u64 / 513 {
+        if tracks > MAX_TRACKS {
             bail!("Invalid image: Too big cluster");
         }
         let sectors = if by_cluster { fields.le64(36) } else { fields.le32(36).into() };
@@ -89,7 +94,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             bail!("Invalid image: Too many sectors")
         };
         let table_end = HEADER + entries * 4;
-        if table_end > file.size() || size > entries * cluster {
+        if table_end > file.size() || (size > entries * cluster && entries < MAX_ENTRIES) {
             bail!("Invalid image: the table is too small, or not within the file");
         }
         if fields.le64(56) != 0 {
@@ -122,15 +127,21 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
 
 fn create(create: &mut Create) -> Fut<'_, Result<()>> {
     Box::pin(async {
-        let size = create.size()?;
+        let size = create.options.need_u64("size")?;
         let cluster = create.options.take_u64("cluster-size")?.unwrap_or(1 << 20);
-        if cluster == 0 || !cluster.is_multiple_of(512) || cluster / 512 > i32::MAX as u64 / 513 {
-            bail!("Cluster size must be a multiple of 512 below 2 GiB");
+        if cluster / 512 > MAX_TRACKS {
+            bail!("Cluster size is too large");
         }
-        let entries = size.div_ceil(cluster);
-        if !size.is_multiple_of(512) || entries > u64::from(u32::MAX) / 2 {
+        if size >= cluster << 32 {
             bail!("Image size is too large for this cluster size");
         }
+        if !size.is_multiple_of(512) {
+            bail!("Image size must be a multiple of 512 bytes");
+        }
+        if !cluster.is_multiple_of(512) {
+            bail!("Cluster size must be a multiple of 512 bytes");
+        }
+        let entries = size.div_ceil(cluster).min(MAX_ENTRIES);
         let file = create.file().await?;
         create.finish()?;
         let data = (HEADER + entries * 4).next_multiple_of(cluster);

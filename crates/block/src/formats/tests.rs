@@ -211,3 +211,59 @@ fn formats_are_told_by_content() {
         close(&graph, pin);
     }
 }
+
+/// What `blockdev-create` refuses, before the file is touched, and which longest and shortest disks
+/// the judge can open.
+#[test]
+fn disks_that_a_format_cannot_tell_are_refused() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("a.img");
+    let graph = graph();
+    let make = |driver: &str, more: Value| {
+        std::fs::write(&path, [7; 512]).unwrap();
+        let file = json!({"driver": "file", "filename": path.to_str().unwrap()});
+        let mut all = json!({"driver": driver, "file": file});
+        more.as_object().unwrap().iter().for_each(|(key, value)| all[key] = value.clone());
+        let at = graph.clone();
+        graph.block_on(async move { at.create(Options::json(all)).await }).map_err(|why| why.text)
+    };
+    let huge = u64::MAX - 511;
+    for (driver, more, why) in [
+        ("vpc", json!({"size": 1 << 20}), "The requested image size cannot be represented in CHS geometry"),
+        ("vhdx", json!({"size": huge}), "Image size too large; max of 64TB"),
+        ("vhdx", json!({"size": 512, "block-size": 0}), "Block size must be a multiple of 1 MB"),
+        ("vhdx", json!({"size": 512, "block-size": 3 << 20}), "Block size must be a power of two"),
+        ("vhdx", json!({"size": 512, "block-size": 512 << 20}), "Block size must not exceed 268435456"),
+        ("vhdx", json!({"size": 512, "log-size": 0}), "Log size must be a multiple of 1 MB"),
+        ("vhdx", json!({"size": 512, "log-size": 1u64 << 32}), "Log size must be smaller than 4 GB"),
+        (
+            "vdi",
+            json!({"size": huge}),
+            "Unsupported VDI image size (size is 0xfffffffffffffe00, max supported is 0x1fffff8000000)",
+        ),
+        ("parallels", json!({"size": 1234}), "Image size must be a multiple of 512 bytes"),
+        ("parallels", json!({"size": huge}), "Image size is too large for this cluster size"),
+        (
+            "parallels",
+            json!({"size": 512, "cluster-size": 0}),
+            "Image size is too large for this cluster size",
+        ),
+        (
+            "parallels",
+            json!({"size": 512, "cluster-size": 128}),
+            "Cluster size must be a multiple of 512 bytes",
+        ),
+        ("parallels", json!({"size": 512, "cluster-size": 1u64 << 32}), "Cluster size is too large"),
+        ("vmdk", json!({"size": 512, "subformat": "monolithicFlat"}), "Extent [0] not specified"),
+        ("luks", json!({"size": 512}), "Parameter 'key-secret' is missing"),
+    ] {
+        assert_eq!(make(driver, more), Err(why.to_string()), "{driver}");
+        assert_eq!(std::fs::read(&path).unwrap(), [7; 512], "{driver}: {why}");
+    }
+    for (driver, size) in [("vhdx", 0), ("vpc", 0), ("parallels", (1u64 << 52) - 512)] {
+        make(driver, json!({"size": size})).unwrap();
+        let told = tool("qemu-img", &["info", "--output=json", "-f", driver, path.to_str().unwrap()]);
+        assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["virtual-size"], json!(size), "{driver}");
+        close(&graph, open(&graph, &path, driver, false));
+    }
+}

@@ -30,7 +30,7 @@ pub static DRIVER: Driver = Driver {
 
 const SIGNATURE: u32 = 0xbeda_107f;
 const BLOCK: u64 = 1 << 20;
-const MAX_BLOCKS: u64 = 0x3fff_ffff;
+const MAX_BLOCKS: u64 = 0x1fff_ff80;
 const UNALLOCATED: u64 = 0xffff_ffff;
 const DISCARDED: u64 = 0xffff_fffe;
 const HEADER: usize = 512;
@@ -162,7 +162,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
 
 fn create(create: &mut Create) -> Fut<'_, Result<()>> {
     Box::pin(async {
-        let size = create.size()?;
+        let size = create.options.need_u64("size")?;
         let fixed = create.options.take_bool("static")?.unwrap_or(false);
         let fixed = match take_preallocation(&mut create.options)? {
             Preallocation::Off => fixed,
@@ -170,7 +170,7 @@ fn create(create: &mut Create) -> Fut<'_, Result<()>> {
             other => bail!("Preallocation mode '{}' is not supported", other.as_str()),
         };
         let blocks = size.div_ceil(BLOCK);
-        if blocks > MAX_BLOCKS {
+        if size > MAX_BLOCKS * BLOCK {
             bail!(
                 "Unsupported VDI image size (size is 0x{size:x}, max supported is 0x{:x})",
                 MAX_BLOCKS * BLOCK

@@ -15,6 +15,7 @@ pub static DRIVER: Driver = Driver {
     probe: Some(probe),
     open,
     create: Some(create),
+    create_words: &[("subformat", &["dynamic", "fixed"])],
     create_options: &[
         CreateOption { name: "size", modern: "size", help: "Virtual disk size" },
         CreateOption {
@@ -331,6 +332,9 @@ fn create(create: &mut Create) -> Fut<'_, Result<()>> {
             create.options.take_word("subformat", &[("dynamic", false), ("fixed", true)])?.unwrap_or(false);
         let force = create.options.take_bool("force-size")?.unwrap_or(false);
         let plan = plan(size, fixed, force)?;
+        if !create.by_name && plan.total * 512 != size {
+            bail!("The requested image size cannot be represented in CHS geometry");
+        }
         let file = create.file().await?;
         create.finish()?;
         file.truncate(0, Truncate::default()).await?;

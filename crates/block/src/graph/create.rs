@@ -5,7 +5,7 @@ use crate::driver::{Create, Driver, Kind};
 use crate::options::Options;
 use crate::types::Preallocation;
 use base::{Result, bail};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::io::Write;
 
 /// Takes option `preallocation`.
@@ -15,13 +15,30 @@ pub fn take_preallocation(options: &mut Options) -> Result<Preallocation> {
     Ok(options.take_word("preallocation", &words)?.unwrap_or_default())
 }
 
+/// Whether options of creation that take words have words that `driver` knows.
+pub fn check_words(driver: &Driver, options: &Options) -> Result<()> {
+    for (key, words) in driver.create_words {
+        match options.get(key) {
+            None => {}
+            Some(Value::String(word)) if words.contains(&word.as_str()) => {}
+            Some(Value::String(word)) => bail!("Parameter '{key}' does not accept value '{word}'"),
+            Some(_) => bail!("Invalid parameter type for 'options.{key}', expected: string"),
+        }
+    }
+    Ok(())
+}
+
 impl Graph {
     /// `blockdev-create`: `options` has `driver` and what it needs.
-    pub async fn create(&self, mut options: Options) -> Result<()> {
+    pub async fn create(&self, options: Options) -> Result<()> {
+        self.make(options, false).await
+    }
+
+    async fn make(&self, mut options: Options, by_name: bool) -> Result<()> {
         let name = options.need_str("driver")?;
         let Some(driver) = crate::formats::find(&name) else { bail!("Unknown driver '{name}'") };
         let Some(create) = driver.create else { bail!("Driver does not support blockdev-create") };
-        let mut job = Create::new(self.arc(), options);
+        let mut job = Create::new(self.arc(), options, by_name);
         let result = create(&mut job).await;
         job.release();
         drop(job);
@@ -63,7 +80,7 @@ impl Graph {
         let pin = self.open(file, Settings::default()).await?;
         modern.set("driver", driver.name);
         modern.set("file", pin.name());
-        let result = self.create(modern).await;
+        let result = self.make(modern, true).await;
         drop(pin);
         self.collect().await;
         result

@@ -2,7 +2,7 @@
 
 use super::Node;
 use crate::types::*;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use base::Mutex;
 use std::io;
 use std::sync::Arc;
@@ -43,6 +43,8 @@ pub(crate) struct Edge {
     pub role: Role,
     pub parent: Parent,
     pub target: ArcSwap<Node>,
+    /// The device that holds a parent without name.
+    pub holder: ArcSwapOption<String>,
     /// What the parent does and what it lets others do.
     pub perm: Mutex<(Perm, Perm)>,
     /// How many rely on it leading where it does.
@@ -57,6 +59,7 @@ impl Child {
             role,
             parent,
             target: ArcSwap::new(node.clone()),
+            holder: ArcSwapOption::empty(),
             perm: Mutex::new((Perm::empty(), Perm::all())),
             frozen: AtomicUsize::new(0),
         }))
@@ -78,6 +81,21 @@ impl Child {
 
     pub fn parent(&self) -> &Parent {
         &self.0.parent
+    }
+
+    /// What people are told of who uses it.
+    pub fn user(&self) -> String {
+        match (&self.0.parent, self.0.holder.load_full()) {
+            (Parent::Backend(name), Some(id)) if name.is_empty() => {
+                Parent::Backend(id.to_string()).to_string()
+            }
+            (parent, _) => parent.to_string(),
+        }
+    }
+
+    /// The id or path of the device that holds a back end; "" if none does.
+    pub fn set_holder(&self, id: &str) {
+        self.0.holder.store((!id.is_empty()).then(|| Arc::new(id.to_string())));
     }
 
     /// Permissions used and shared.

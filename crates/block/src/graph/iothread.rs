@@ -20,6 +20,12 @@ struct Inner {
     polling: Arc<Polling>,
 }
 
+impl std::fmt::Debug for IoThread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 impl IoThread {
     pub fn start(name: &str) -> Self {
         let stop = Arc::new(Notify::new());

@@ -193,6 +193,40 @@ impl Graph {
         plan.commit()
     }
 
+    /// Works out anew what a node does to those below it.
+    fn refresh_perm(&self, node: &Arc<Node>) -> Result<()> {
+        let _topology = self.topology.lock();
+        let mut plan = perm::Plan::default();
+        plan.check(std::slice::from_ref(node))?;
+        plan.commit()
+    }
+
+    /// Takes what [`Layer::amend`](crate::Layer::amend) needs below a node, or gives it back.
+    pub fn amending(&self, node: &Arc<Node>, on: bool) -> Result<()> {
+        node.layer().amending(on);
+        let done = self.refresh_perm(node);
+        if on && done.is_err() {
+            node.layer().amending(false);
+        }
+        done
+    }
+
+    /// Gives a node, and all it stands on, to an I/O thread (`None`: to the graph's own): requests
+    /// of the back ends above it run there from now on. Without `force` there may be none.
+    pub fn set_thread(&self, node: &Arc<Node>, thread: Option<&IoThread>, force: bool) -> Result<()> {
+        let above: Vec<Backend> = self.backends().into_iter().filter(|one| one.stands_on(node)).collect();
+        if !force && !above.is_empty() {
+            let name = node.name();
+            bail!(
+                "Node {name} is associated with a BlockBackend and could be in use (use force=true to override \
+                 this check)"
+            );
+        }
+        node.set_thread(thread);
+        above.iter().for_each(|one| one.set_thread(thread.unwrap_or(self.main_thread())));
+        Ok(())
+    }
+
     /// Takes an edge away; the node may then be collected.
     pub(crate) fn detach(&self, child: &Child) {
         let _topology = self.topology.lock();

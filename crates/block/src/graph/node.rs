@@ -1,6 +1,6 @@
 //! A node: a layer with its name, settings, users and bookkeeping.
 
-use super::{Child, edge::Edge};
+use super::{Child, IoThread, edge::Edge};
 use crate::bitmap::Bitmaps;
 use crate::driver::{Context, Driver, Layer};
 use crate::options::Options;
@@ -66,6 +66,8 @@ pub struct Node {
     pub(super) pins: AtomicUsize,
     pub(super) io: super::io::State,
     write_threshold: AtomicU64,
+    /// `x-blockdev-set-iothread`.
+    thread: Mutex<Option<IoThread>>,
     /// Reasons why some operations are refused, by job or feature.
     blockers: Mutex<Vec<(u64, String)>>,
 }
@@ -106,6 +108,7 @@ impl Node {
             pins: AtomicUsize::new(0),
             io: super::io::State::of(parts.driver.kind),
             write_threshold: AtomicU64::new(0),
+            thread: Mutex::default(),
             blockers: Mutex::default(),
         })
     }
@@ -126,6 +129,18 @@ impl Node {
 
     pub fn layer(&self) -> &dyn Layer {
         &*self.layer
+    }
+
+    /// The I/O thread that it, or what it stands on, was given to: jobs and back ends that begin
+    /// to use it run there if they have none of their own.
+    pub fn thread(&self) -> Option<IoThread> {
+        let own = self.thread.lock().clone();
+        own.or_else(|| self.children().iter().find_map(|child| child.node().thread()))
+    }
+
+    pub(super) fn set_thread(&self, thread: Option<&IoThread>) {
+        *self.thread.lock() = thread.cloned();
+        self.children().iter().for_each(|child| child.node().set_thread(thread));
     }
 
     /// A plain file name, or `json:{...}`: what opens the same nodes again.

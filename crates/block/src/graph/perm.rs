@@ -110,9 +110,9 @@ impl Plan {
                          '{0}' as '{3}' child) and unshared by {4} (uses node '{0}' as '{5}' child).",
                         node.name(),
                         denied.names(),
-                        one.parent(),
+                        one.user(),
                         one.name(),
-                        other.parent(),
+                        other.user(),
                         other.name()
                     );
                 }

@@ -159,3 +159,22 @@ fn a_guessed_image_is_probed_and_drained_graphs_wait() {
     drop(held);
     assert_eq!(rx.recv().unwrap().unwrap(), vec![1u8; 512]);
 }
+
+#[test]
+fn nodes_are_given_to_io_threads() {
+    let graph = graph();
+    let options = json!({"node-name": "n", "driver": "raw", "file": {"driver": "null-co", "node-name": "f"}});
+    let node = add(&graph, options).unwrap();
+    let thread = IoThread::start("t");
+    let here = graph.main_thread().clone();
+    graph.set_thread(&node, Some(&thread), false).unwrap();
+    assert!(graph.find("f").unwrap().thread().is_some_and(|one| one.is(&thread)));
+    let backend = drive(&graph, "d", &node);
+    assert!(backend.thread().is(&thread));
+    let why = graph.set_thread(&node, None, false).unwrap_err();
+    assert!(why.text.contains("is associated with a BlockBackend"), "{}", why.text);
+    assert!(backend.thread().is(&thread) && node.thread().is_some());
+    graph.set_thread(&node, None, true).unwrap();
+    assert!(backend.thread().is(&here) && node.thread().is_none());
+    assert!(drive(&graph, "e", &node).thread().is(&here));
+}

@@ -2,7 +2,7 @@
 
 use super::{Ending, Group, Jobs, Kind, Progress, Status};
 use crate::backend::{IoStatus, OnError};
-use crate::graph::Haste;
+use crate::graph::{Haste, IoThread};
 use crate::notice::{Action, Notice};
 use crate::types::{IoResult, errno, errno_of};
 use base::failure::strerror;
@@ -33,6 +33,8 @@ pub struct Setup {
     pub deferred: bool,
     /// Nothing is done, whatever its state, before this is told: who asked for it has the answer.
     pub after: Option<Arc<Notify>>,
+    /// Where it runs, if not on the graph's own thread.
+    pub thread: Option<IoThread>,
 }
 
 impl Setup {
@@ -47,6 +49,7 @@ impl Setup {
             group: None,
             deferred: false,
             after: None,
+            thread: None,
         }
     }
 }

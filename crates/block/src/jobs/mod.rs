@@ -186,7 +186,7 @@ impl Jobs {
         Ok(())
     }
 
-    /// Starts a job on the graph's I/O thread.
+    /// Starts a job, on the graph's I/O thread if it is to have no other.
     pub fn start(&self, setup: Setup, body: impl Body) -> Result<Arc<Job>> {
         self.check_id(&setup.id)?;
         let Some(graph) = self.0.graph.upgrade() else { bail!("The block layer is gone") };
@@ -201,7 +201,7 @@ impl Jobs {
             job.begin();
         }
         let running = job.clone();
-        let handle = graph.main_thread().handle().clone();
+        let handle = job.setup.thread.as_ref().unwrap_or(graph.main_thread()).handle().clone();
         handle.spawn(async move {
             let (ending, error) = conduct(&running, body).await;
             graph.collect().await;

@@ -99,6 +99,10 @@ pub(super) async fn read(backend: &Backend, name: &'static str, words: Vec<Strin
         return Err("pattern verification range exceeds end of read data".into());
     }
     let (dump, vm, asynchronous) = (words.flag('v'), words.flag('b'), name == "aio_read");
+    if asynchronous && words.flag('i') {
+        backend.stats().invalid(Kind::Read);
+        return Ok(());
+    }
     let (disk, told) = (backend.clone(), out.clone());
     let work = async move {
         let result = async {
@@ -199,6 +203,10 @@ pub(super) async fn write(backend: &Backend, name: &'static str, words: Vec<Stri
     zeroes.set(ZeroFlags::FUA, fua || !backend.write_cache());
     zeroes.set(ZeroFlags::NO_FALLBACK, words.flag('n'));
     let (vm, asynchronous) = (words.flag('b'), name == "aio_write");
+    if asynchronous && words.flag('i') {
+        backend.stats().invalid(Kind::Write);
+        return Ok(());
+    }
     let (disk, told) = (backend.clone(), out.clone());
     let work = async move {
         let result = async {

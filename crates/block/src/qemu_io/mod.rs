@@ -8,6 +8,7 @@ mod io;
 
 use crate::backend::Backend;
 use crate::options::Options;
+use crate::backend::stats::Kind;
 use crate::types::*;
 use args::{Words, size_text};
 use std::sync::Arc;
@@ -207,7 +208,9 @@ async fn other(backend: &Backend, name: &str, words: Vec<String>, out: &Out) -> 
             access.flush().await.map_err(|error| failed("flush", &error))
         }
         "aio_flush" => {
+            let started = backend.stats().start();
             backend.drain().await;
+            backend.stats().done(Kind::Flush, 0, started, true);
             Ok(())
         }
         "length" => {

@@ -20,6 +20,7 @@ pub fn route(routes: &mut Routes) {
     routes.add(block_set_write_threshold);
     routes.add(change_backing_file);
     routes.add(change_children);
+    routes.add(set_iothread);
     routes.add(query_graph);
 }
 
@@ -39,17 +40,7 @@ pub(super) fn drive(
             let found = graph(call).backend(&device);
             Ok((found.ok_or_else(|| Failure::device_not_found(&device))?, device))
         }
-        (None, Some(id)) => {
-            // The disk of a virtio device is the part that its path ends with.
-            let entry = call.machine().devices.find(id.strip_suffix("/virtio-backend").unwrap_or(&id));
-            let entry = entry.ok_or_else(|| Failure::device_not_found(&id))?;
-            let name = entry.id.clone().unwrap_or_else(|| entry.path.clone());
-            let names = [format!("{}/virtio-backend", entry.path), entry.path.clone(), name];
-            let holds =
-                |one: &block::Backend| one.front_end().is_some_and(|front| names.contains(&front.qdev_id()));
-            let found = graph(call).backends().into_iter().find(holds);
-            Ok((found.ok_or_else(|| fail!("Device does not have a block device backend"))?, id))
-        }
+        (None, Some(id)) => Ok((call.world().drive_of_device(&id)?, id)),
         _ => bail!("Need exactly one of 'device' and 'id'"),
     }
 }
@@ -195,6 +186,7 @@ async fn blockdev_create(call: Call, command: BlockdevCreate) -> Result<()> {
     if driver.create.is_none() {
         bail!("Driver does not support blockdev-create");
     }
+    block::graph::create::check_words(driver, &options)?;
     let at = graph.clone();
     start_whole(&graph, jobs::Kind::Create, command.job_id, async move { at.create(options).await })
 }
@@ -215,8 +207,18 @@ async fn x_blockdev_amend(call: Call, command: XBlockdevAmend) -> Result<()> {
         bail!("Block node is read-only");
     }
     let (at, force) = (graph.clone(), command.force.unwrap_or(false));
-    let work = async move { node.layer().amend(&mut options, at.vault(), force).await };
-    start_whole(&graph, jobs::Kind::Amend, command.job_id, work)
+    let held = node.clone();
+    let work = async move {
+        let done = held.layer().amend(&mut options, at.vault(), force).await;
+        at.amending(&held, false)?;
+        done
+    };
+    graph.amending(&node, true)?;
+    let started = start_whole(&graph, jobs::Kind::Amend, command.job_id, work);
+    if started.is_err() {
+        graph.amending(&node, false)?;
+    }
+    started
 }
 
 async fn query_named_block_nodes(call: Call, command: QueryNamedBlockNodes) -> Result<Vec<BlockDeviceInfo>> {
@@ -272,6 +274,21 @@ async fn change_children(call: Call, command: XBlockdevChange) -> Result<()> {
         (Some(_), Some(_)) => bail!("The parameters child and node are in conflict"),
         (None, None) => bail!("Either child or node must be specified"),
     }
+}
+
+async fn set_iothread(call: Call, command: XBlockdevSetIothread) -> Result<()> {
+    let (graph, name) = (graph(&call), command.node_name);
+    let node = graph.find(&name).ok_or_else(|| fail!("Failed to find node with node-name='{name}'"))?;
+    let thread = match command.iothread {
+        Value::Null => None,
+        Value::String(id) => {
+            let object = call.world().host.objects.find(&id).and_then(|object| object.downcast().ok());
+            let thread: Option<Arc<block::IoThread>> = object;
+            Some(thread.ok_or_else(|| fail!("Cannot find iothread {id}"))?)
+        }
+        _ => bail!("Invalid parameter type for 'iothread', expected: string or null"),
+    };
+    graph.set_thread(&node, thread.as_deref(), command.force.unwrap_or(false))
 }
 
 async fn query_graph(call: Call, _: XDebugQueryBlockGraph) -> Result<XDbgBlockGraph> {

@@ -61,6 +61,7 @@ pub(super) fn setup(call: &Call, kind: Kind, job: JobOptions, node: &Arc<Node>) 
         after: Some(after),
         auto_finalize: job.auto_finalize.unwrap_or(true),
         auto_dismiss: job.auto_dismiss.unwrap_or(true),
+        thread: node.thread(),
         ..Setup::new(kind, id)
     })
 }

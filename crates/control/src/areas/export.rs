@@ -74,12 +74,7 @@ fn inet(data: &mut Options) -> Result<Listen> {
         Some(to) => u16::try_from(to).map_err(|_| fail!("Parameter 'to' expects uint16_t"))?,
         None => port,
     };
-    let family = match (data.take_bool("ipv4")?, data.take_bool("ipv6")?) {
-        (Some(false), Some(false)) => bail!("Cannot disable IPv4 and IPv6 at same time"),
-        (None, None) | (Some(true), Some(true)) => (true, true),
-        (Some(false), _) | (None, Some(true)) => (false, true),
-        (Some(true), _) | (None, Some(false)) => (true, false),
-    };
+    let family = data.take_families()?;
     Ok(Listen::Tcp { host, port, to, family })
 }
 
@@ -221,6 +216,13 @@ async fn block_export_add(call: Call, command: BlockExportAdd) -> Result<()> {
         object.ok_or_else(|| fail!("iothread \"{id}\" not found"))
     });
     let iothread: Option<Arc<block::IoThread>> = iothread.transpose()?;
+    if let Some(thread) = iothread.as_deref().filter(|_| command.fixed_iothread == Some(true)) {
+        let elsewhere =
+            |one: &Backend| one.front_end().is_some() && !one.thread().is(thread) && one.stands_on(&node);
+        if graph.backends().iter().any(elsewhere) {
+            bail!("Cannot change iothread of active block backend");
+        }
+    }
     let backend = own_backend(&graph, &node, writable)?;
     if let Some(thread) = &iothread {
         backend.set_thread(thread);
@@ -269,7 +271,8 @@ async fn query_block_exports(call: Call, _: QueryBlockExports) -> Result<Vec<Blo
         node_name: export.setup.backend.node().map(|node| node.name().to_string()).unwrap_or_default(),
         shutting_down: export.is_shutting_down(),
     };
-    Ok(server.exports().into_iter().map(tell).collect())
+    // The newest first, as is customary.
+    Ok(server.exports().into_iter().rev().map(tell).collect())
 }
 
 async fn nbd_server_stop(call: Call, _: NbdServerStop) -> Result<()> {

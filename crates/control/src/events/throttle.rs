@@ -1,10 +1,10 @@
-//! At most one event a second of each kind and key; the latest of those held back wins.
+//! At most one event a second of each kind and key; the latest of those held back wins. Times are
+//! nanoseconds of one clock.
 
 use qapi::Value;
 use qmp::Line;
-use std::time::{Duration, Instant};
 
-const PERIOD: Duration = Duration::from_secs(1);
+const PERIOD: u64 = base::clock::NANOS;
 
 /// What to do with an event.
 pub enum Verdict {
@@ -15,7 +15,7 @@ pub enum Verdict {
 struct Slot {
     name: &'static str,
     key: Vec<Value>,
-    last: Instant,
+    last: u64,
     held: Option<Line>,
 }
 
@@ -23,9 +23,9 @@ struct Slot {
 pub struct Throttle(Vec<Slot>);
 
 impl Throttle {
-    pub fn offer(&mut self, name: &'static str, key: Vec<Value>, line: Line, now: Instant) -> Verdict {
+    pub fn offer(&mut self, name: &'static str, key: Vec<Value>, line: Line, now: u64) -> Verdict {
         // Slots that have been quiet for a period say nothing any more.
-        self.0.retain(|slot| slot.held.is_some() || now.saturating_duration_since(slot.last) < PERIOD);
+        self.0.retain(|slot| slot.held.is_some() || now.saturating_sub(slot.last) < PERIOD);
         match self.0.iter_mut().find(|slot| slot.name == name && slot.key == key) {
             Some(slot) => {
                 slot.held = Some(line);
@@ -39,12 +39,12 @@ impl Throttle {
     }
 
     /// When the next event held back is to be sent.
-    pub fn next_due(&self) -> Option<Instant> {
+    pub fn next_due(&self) -> Option<u64> {
         self.0.iter().filter(|slot| slot.held.is_some()).map(|slot| slot.last + PERIOD).min()
     }
 
     /// Events whose time has come.
-    pub fn take_due(&mut self, now: Instant) -> Vec<Line> {
+    pub fn take_due(&mut self, now: u64) -> Vec<Line> {
         let mut due = Vec::new();
         for slot in &mut self.0 {
             if now >= slot.last + PERIOD
@@ -63,22 +63,21 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn offer(throttle: &mut Throttle, key: i64, n: i64, now: Instant) -> Option<i64> {
+    fn offer(throttle: &mut Throttle, key: i64, n: i64, now: u64) -> Option<i64> {
         match throttle.offer("E", vec![json!(key)], Line::new(json!(n)), now) {
             Verdict::Send(line) => line.value().as_i64(),
             Verdict::Held => None,
         }
     }
 
-    fn due(throttle: &mut Throttle, now: Instant) -> Vec<i64> {
+    fn due(throttle: &mut Throttle, now: u64) -> Vec<i64> {
         throttle.take_due(now).iter().map(|line| line.value().as_i64().unwrap()).collect()
     }
 
     #[test]
     fn latest_wins_and_comes_within_a_second() {
         let mut throttle = Throttle::default();
-        let start = Instant::now();
-        let at = |ms| start + Duration::from_millis(ms);
+        let at = |ms: u64| ms * 1_000_000;
         assert_eq!(offer(&mut throttle, 1, 1, at(0)), Some(1));
         assert_eq!(throttle.next_due(), None);
         assert_eq!(offer(&mut throttle, 1, 2, at(10)), None);

@@ -256,7 +256,11 @@ pub async fn qemu_io(session: Session, args: Args) -> Result<String> {
     let name = args.text("device").unwrap_or_default().to_string();
     let line = args.text("command").unwrap_or_default().to_string();
     let graph = session.control.world().host.graph.clone();
-    let (backend, anonymous) = match graph.backend(&name) {
+    let known = match args.flag("d") {
+        true => Some(session.control.world().drive_of_device(&name)?),
+        false => graph.backend(&name),
+    };
+    let (backend, anonymous) = match known {
         Some(backend) => (backend, false),
         None => match graph.device_drive(&name)? {
             Some(backend) => (backend, true),

@@ -273,3 +273,51 @@ fn nodes() {
     assert!(file.contains("t.raw"), "{file}");
     bench.quit();
 }
+
+#[test]
+fn io_threads_of_nodes() {
+    let mut bench = bench();
+    refuses(
+        &mut bench,
+        "x-blockdev-set-iothread",
+        json!({"node-name": "t", "iothread": null}),
+        &[
+            (json!({"node-name": "x"}), "Failed to find node with node-name='x'"),
+            (json!({"iothread": "x"}), "Cannot find iothread x"),
+            (json!({"iothread": 1}), "Invalid parameter type for 'iothread', expected: string or null"),
+            (
+                json!({"node-name": "rn"}),
+                "Node rn is associated with a BlockBackend and could be in use (use force=true to override \
+                 this check)",
+            ),
+        ],
+    );
+    bench.run("object-add", json!({"qom-type": "iothread", "id": "io"}));
+    bench.run("x-blockdev-set-iothread", json!({"node-name": "t", "iothread": "io"}));
+    bench.run("x-blockdev-set-iothread", json!({"node-name": "t", "iothread": null}));
+    bench.run("x-blockdev-set-iothread", json!({"node-name": "rn", "iothread": "io", "force": true}));
+}
+
+#[test]
+fn words_of_creation() {
+    let mut bench = bench();
+    refuses(
+        &mut bench,
+        "blockdev-create",
+        json!({"job-id": "j"}),
+        &[
+            (
+                json!({"options": {"driver": "vmdk", "file": "t", "size": 512, "adapter-type": "IDE"}}),
+                "Parameter 'adapter-type' does not accept value 'IDE'",
+            ),
+            (
+                json!({"options": {"driver": "vmdk", "file": "t", "size": 512, "adapter-type": 1}}),
+                "Invalid parameter type for 'options.adapter-type', expected: string",
+            ),
+            (
+                json!({"options": {"driver": "qcow2", "file": "t", "size": 512, "version": "v1"}}),
+                "Parameter 'version' does not accept value 'v1'",
+            ),
+        ],
+    );
+}

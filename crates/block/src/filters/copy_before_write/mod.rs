@@ -19,6 +19,8 @@ use tokio::sync::Notify;
 
 pub static DRIVER: Driver = Driver { name: "copy-before-write", kind: Kind::Filter, open, ..Driver::DEFAULT };
 
+/// Longest piece that is copied at once, in bytes, if clusters are not longer.
+const LONGEST: u64 = 1 << 20;
 /// Smallest unit of copying in bytes.
 const CLUSTER: u64 = 65536;
 
@@ -111,29 +113,23 @@ fn find_bitmap(open: &Open, mut options: Options) -> Result<Arc<DirtyBitmap>> {
 impl Old {
     /// Before `[offset, offset + len)` of the file changes.
     async fn save(self: &Arc<Self>, offset: u64, len: u64) -> IoResult {
+        let start = offset / self.cluster * self.cluster;
         let end = offset.saturating_add(len).min(self.size);
-        let mut at = offset / self.cluster * self.cluster;
-        while at < end {
-            if self.work.lock().broken {
-                break;
+        if let Err(error) = self.save_in_time(start, end).await {
+            if self.guest_fails {
+                return Err(error);
             }
-            if let Err(error) = self.save_in_time(at).await {
-                if self.guest_fails {
-                    return Err(error);
-                }
-                self.work.lock().broken = true;
-            }
-            at += self.cluster;
+            self.work.lock().broken = true;
         }
-        self.wait_for_readers(offset, end).await;
+        self.wait_for_readers(start, end).await;
         Ok(())
     }
 
-    async fn save_in_time(self: &Arc<Self>, at: u64) -> IoResult {
-        let Some(limit) = self.limit else { return self.save_cluster(at).await };
+    async fn save_in_time(self: &Arc<Self>, start: u64, end: u64) -> IoResult {
+        let Some(limit) = self.limit else { return self.save_all(start, end).await };
         // The copy goes on when its time is over: others may wait for it.
         let old = self.clone();
-        let copy = tokio::spawn(async move { old.save_cluster(at).await });
+        let copy = tokio::spawn(async move { old.save_all(start, end).await });
         match tokio::time::timeout(limit, copy).await {
             Ok(Ok(result)) => result,
             Ok(Err(_)) => Err(errno(libc::EIO)),
@@ -141,31 +137,47 @@ impl Old {
         }
     }
 
-    async fn save_cluster(&self, at: u64) -> IoResult {
-        loop {
+    async fn save_all(&self, mut at: u64, end: u64) -> IoResult {
+        while at < end && !self.work.lock().broken {
+            at = self.save_run(at, end).await?;
+        }
+        Ok(())
+    }
+
+    /// Saves the clusters from `at` that have not been saved and that nobody else saves; returns
+    /// where they end.
+    async fn save_run(&self, at: u64, end: u64) -> IoResult<u64> {
+        let mut stop = at;
+        while stop == at {
             let changed = self.changed.notified();
             {
                 let mut work = self.work.lock();
-                if !work.copying.contains(&at) {
-                    if !self.todo.get(at) {
-                        return Ok(());
-                    }
-                    work.copying.push(at);
-                    break;
+                if !work.copying.contains(&at) && !self.todo.get(at) {
+                    return Ok(at + self.cluster);
+                }
+                while stop < end
+                    && stop - at < LONGEST
+                    && self.todo.get(stop)
+                    && !work.copying.contains(&stop)
+                {
+                    work.copying.push(stop);
+                    stop += self.cluster;
                 }
             }
-            changed.await;
+            if stop == at {
+                changed.await;
+            }
         }
-        let len = self.cluster.min(self.size - at);
+        let len = stop.min(self.size) - at;
         let result = self.copy(at, len).await;
         let mut work = self.work.lock();
-        work.copying.retain(|one| *one != at);
+        work.copying.retain(|one| !(at..stop).contains(one));
         if result.is_ok() {
             self.todo.reset(at, len);
         }
         drop(work);
         self.changed.notify_waiters();
-        result
+        result.map(|()| stop)
     }
 
     async fn copy(&self, from: u64, len: u64) -> IoResult {

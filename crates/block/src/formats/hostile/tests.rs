@@ -31,6 +31,9 @@ fn valid(graph: &Arc<Graph>, format: &'static str, id: u64) -> Vec<u8> {
     if format == "vhdx" {
         options["block-size"] = (1 << 20).into();
     }
+    if format == "vpc" {
+        options["force-size"] = true.into();
+    }
     let at = graph.clone();
     graph.block_on(async move {
         at.create(Options::json(options)).await.unwrap();

@@ -49,6 +49,7 @@ pub static DRIVER: Driver = Driver {
     probe: Some(probe),
     open: open::open,
     create: Some(create::create),
+    create_words: &[("version", &["v2", "v3"]), ("compression-type", &["zlib", "zstd"])],
     create_options: create::OPTIONS,
     amends: true,
     backing: true,

@@ -34,6 +34,10 @@ impl Plan {
     }
 
     fn bat_len(&self) -> u64 {
+        if self.size == 0 {
+            // Readers that count the chunks of no block as those of the last of 2^32 want room for them.
+            return ((u64::from(u32::MAX) / self.chunk()) * 8).next_multiple_of(MIB);
+        }
         (slots(self.blocks(), self.chunk()) * 8).next_multiple_of(MIB).max(MIB)
     }
 
@@ -43,14 +47,20 @@ impl Plan {
 }
 
 fn take(create: &mut Create) -> Result<Plan> {
-    let size = create.size()?.next_multiple_of(512);
+    let size = create.options.need_u64("size")?;
     if size > MAX_SIZE {
         bail!("Image size too large; max of 64TB");
     }
+    let size = size.next_multiple_of(512);
+    // Tools say 0 for what is not given.
+    let given = |value: &u64| *value > 0 || !create.by_name;
     let options = &mut create.options;
-    let log = options.take_u64("log-size")?.filter(|log| *log > 0).unwrap_or(MIB);
-    if !log.is_multiple_of(MIB) || log >= 1 << 32 {
-        bail!("Log size must be a multiple of 1 MB below 4 GB");
+    let log = options.take_u64("log-size")?.filter(given).unwrap_or(MIB);
+    if log >= 1 << 32 {
+        bail!("Log size must be smaller than 4 GB");
+    }
+    if log == 0 || !log.is_multiple_of(MIB) {
+        bail!("Log size must be a multiple of 1 MB");
     }
     let by_size = match size {
         size if size > 32 << 40 => 64 * MIB,
@@ -58,12 +68,15 @@ fn take(create: &mut Create) -> Result<Plan> {
         size if size > 1 << 30 => 16 * MIB,
         _ => 8 * MIB,
     };
-    let block = options.take_u64("block-size")?.filter(|block| *block > 0).unwrap_or(by_size);
-    if !block.is_power_of_two() || block < MIB {
-        bail!("Block size must be a multiple of 1 MB and a power of two");
+    let block = options.take_u64("block-size")?.filter(given).unwrap_or(by_size);
+    if block == 0 || !block.is_multiple_of(MIB) {
+        bail!("Block size must be a multiple of 1 MB");
+    }
+    if !block.is_power_of_two() {
+        bail!("Block size must be a power of two");
     }
     if block > 256 * MIB {
-        bail!("Block size must not exceed 256 MB");
+        bail!("Block size must not exceed {}", 256 * MIB);
     }
     let fixed = options.take_word("subformat", &[("dynamic", false), ("fixed", true)])?.unwrap_or(false);
     let zero = options.take_bool("block-state-zero")?.unwrap_or(true);

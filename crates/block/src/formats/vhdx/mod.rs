@@ -19,6 +19,7 @@ pub static DRIVER: Driver = Driver {
     probe: Some(probe),
     open,
     create: Some(create::create),
+    create_words: &[("subformat", &["dynamic", "fixed"])],
     create_options: &[
         CreateOption { name: "size", modern: "size", help: "Virtual disk size" },
         CreateOption { name: "log_size", modern: "log-size", help: "Log size; min 1 MB" },

@@ -30,6 +30,10 @@ const SUBFORMATS: &[Subformat] = &[
     Subformat { name: "streamOptimized", flat: false, split: false, compressed: true },
 ];
 
+pub(super) const ADAPTERS: &[&str] = &["ide", "lsilogic", "buslogic", "legacyESX"];
+pub(super) const NAMES: &[&str] =
+    &[SUBFORMATS[0].name, SUBFORMATS[1].name, SUBFORMATS[2].name, SUBFORMATS[3].name, SUBFORMATS[4].name];
+
 struct Plan {
     size: u64,
     subformat: Subformat,
@@ -45,7 +49,7 @@ fn take(create: &mut Create) -> Result<Plan> {
     let options = &mut create.options;
     let words: Vec<(&str, Subformat)> = SUBFORMATS.iter().map(|one| (one.name, *one)).collect();
     let subformat = options.take_word("subformat", &words)?.unwrap_or(SUBFORMATS[0]);
-    let adapters = ["ide", "lsilogic", "buslogic", "legacyESX"].map(|name| (name, name));
+    let adapters: Vec<_> = ADAPTERS.iter().map(|name| (*name, *name)).collect();
     let adapter = options.take_word("adapter-type", &adapters)?.unwrap_or("ide").to_string();
     let backing = options.take_str("backing-file")?.filter(|name| !name.is_empty());
     if options.take_str("backing-fmt")?.is_some_and(|format| format != "vmdk") {
@@ -125,6 +129,7 @@ async fn extent_files(create: &mut Create, plan: &Plan, image: &str) -> Result<V
         Some(list) if list.len() > count => bail!("List of extents contains unused extents"),
         Some(list) if list.len() < count => bail!("Extent [{}] not specified", list.len()),
         Some(list) => list,
+        None if !create.by_name => bail!("Extent [0] not specified"),
         None => {
             let mut made = Vec::new();
             for number in 0..count {

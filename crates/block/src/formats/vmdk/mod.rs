@@ -23,6 +23,7 @@ pub static DRIVER: Driver = Driver {
     probe: Some(probe),
     open,
     create: Some(create::create),
+    create_words: &[("adapter-type", create::ADAPTERS), ("subformat", create::NAMES)],
     create_options: &[
         CreateOption { name: "size", modern: "size", help: "Virtual disk size" },
         CreateOption {

@@ -78,6 +78,19 @@ pub(super) fn resize(fd: BorrowedFd<'_>, old: u64, size: u64, preallocation: Pre
             }
             Ok(())
         }
-        _ => rustix::fs::ftruncate(fd, size).map_err(failed("Failed to resize the file")),
+        _ => {
+            rustix::fs::ftruncate(fd, size).map_err(failed("Failed to resize the file"))?;
+            if old == 0 {
+                allocate_first_block(fd, size);
+            }
+            Ok(())
+        }
     }
+}
+
+/// Gives a file the first block that it is probed by: what alignment direct I/O needs cannot be
+/// found out on a hole. No harm where it cannot be had.
+fn allocate_first_block(fd: BorrowedFd<'_>, size: u64) {
+    let zeroes = vec![0; size.min(4096) as usize];
+    let _ = rustix::io::pwrite(fd, &zeroes, 0);
 }

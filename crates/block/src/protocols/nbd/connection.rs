@@ -5,6 +5,7 @@ use super::replies::{Answer, Pending, Shared, listen};
 use super::wire::*;
 use crate::types::{IoResult, errno};
 use base::{Failure, Mutex, Result, bail};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,24 +18,36 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {
-    Tcp(String, u16),
+    /// With whether IPv4 and IPv6 addresses will do.
+    Tcp {
+        host: String,
+        port: u16,
+        families: (bool, bool),
+    },
     Unix(String),
 }
 
 impl Address {
     pub fn uri(&self, export: &str) -> String {
         match self {
-            Address::Tcp(host, port) => {
+            Address::Tcp { host, port, .. } => {
                 format!("nbd://{host}:{port}/{export}").trim_end_matches('/').to_string()
             }
+            Address::Unix(path) if export.is_empty() => format!("nbd+unix://?socket={path}"),
             Address::Unix(path) => format!("nbd+unix:///{export}?socket={path}"),
         }
     }
 
     async fn connect(&self) -> std::io::Result<Socket> {
         match self {
-            Address::Tcp(host, port) => {
-                let stream = tokio::net::TcpStream::connect((host.as_str(), *port)).await?;
+            Address::Tcp { host, port, families } => {
+                let found = tokio::net::lookup_host((host.as_str(), *port)).await?;
+                let will_do = |at: &SocketAddr| if at.is_ipv4() { families.0 } else { families.1 };
+                let places: Vec<SocketAddr> = found.filter(will_do).collect();
+                if places.is_empty() {
+                    return Err(std::io::ErrorKind::AddrNotAvailable.into());
+                }
+                let stream = tokio::net::TcpStream::connect(&places[..]).await?;
                 stream.set_nodelay(true)?;
                 Ok(Socket::Tcp(stream))
             }
@@ -104,7 +117,7 @@ impl Connection {
         let opening = async {
             let connected = address.connect().await;
             let socket = connected.map_err(|error| match address {
-                Address::Tcp(host, port) => {
+                Address::Tcp { host, port, .. } => {
                     Failure::os(format!("Failed to connect to '{host}:{port}'"), &error)
                 }
                 Address::Unix(path) => Failure::os(format!("Failed to connect to '{path}'"), &error),

@@ -34,7 +34,7 @@ struct Nbd {
     address: Address,
     wanted: Wanted,
     info: Exported,
-    filename: String,
+    filename: Option<String>,
     /// How long requests wait for a lost server to come back.
     reconnect: Duration,
     link: tokio::sync::Mutex<Link>,
@@ -54,6 +54,8 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if let Some(name) = &filename {
             parse_filename(name, options)?;
         }
+        let given = |key: &str| options.get("server").is_some_and(|server| server.get(key).is_some());
+        let by_family = given("ipv4") || given("ipv6");
         let address = take_address(options)?;
         let seconds = |options: &mut Options, key: &str| {
             let seconds = options.take_u64(key)?.unwrap_or(0);
@@ -73,8 +75,9 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if info.flags & READ_ONLY != 0 {
             open.read_only().map_err(|_| fail!("request on write denied without write permission"))?;
         }
-        let filename =
-            filename.filter(|name| name.contains("://")).unwrap_or_else(|| address.uri(&wanted.export));
+        // A name cannot say which kinds of addresses were asked for.
+        let filename = filename.filter(|name| name.contains("://"));
+        let filename = filename.or_else(|| (!by_family).then(|| address.uri(&wanted.export)));
         let link =
             tokio::sync::Mutex::new(Link { current: Some(Arc::new(connection)), lost: None, tried: None });
         Ok(Arc::new(Nbd { address, wanted, info, filename, reconnect, link }) as Arc<dyn Layer>)
@@ -95,7 +98,7 @@ fn take_wanted(options: &mut Options, vault: &dyn crate::Vault, address: &Addres
             credentials.expect(tls::Endpoint::Client)?;
             let host = match (hostname, address) {
                 (Some(host), _) => host,
-                (None, Address::Tcp(host, _)) => host.clone(),
+                (None, Address::Tcp { host, .. }) => host.clone(),
                 (None, Address::Unix(_)) => {
                     bail!("tls-hostname is needed to check the certificate of a server on a UNIX socket")
                 }
@@ -187,7 +190,8 @@ fn take_address(options: &mut Options) -> Result<Address> {
         (Some(path), None) => Address::Unix(path),
         (None, Some(host)) => {
             let port = server.take_str("port")?.unwrap_or_else(|| "10809".into());
-            Address::Tcp(host, port.parse().map_err(|_| fail!("Invalid port '{port}'"))?)
+            let port = port.parse().map_err(|_| fail!("Invalid port '{port}'"))?;
+            Address::Tcp { host, port, families: server.take_families()? }
         }
         (None, None) => bail!("NBD server address missing"),
     };
@@ -340,7 +344,7 @@ impl Layer for Nbd {
     }
 
     fn filename(&self) -> Option<String> {
-        Some(self.filename.clone())
+        self.filename.clone()
     }
 
     fn as_any(&self) -> &dyn std::any::Any {
