@@ -131,6 +131,10 @@ fn conflicting_users_are_refused() {
     let node = add(&graph, json!({"node-name": "a", "driver": "null-co"})).unwrap();
     let first = drive(&graph, "one", &node);
     let child = Child::new("root", Role::FILTER, Parent::Job { kind: "mirror", id: "j".into() }, &node);
+    // Nobody writes by a drive that no device has until somebody asks to.
+    graph.attach(&child, Perm::CONSISTENT_READ, Perm::CONSISTENT_READ).unwrap();
+    graph.detach(&child);
+    first.lend().unwrap();
     let why = graph.attach(&child, Perm::CONSISTENT_READ, Perm::CONSISTENT_READ).unwrap_err();
     assert_eq!(
         why.text,
