@@ -7,8 +7,8 @@ mod args;
 mod io;
 
 use crate::backend::Backend;
-use crate::options::Options;
 use crate::backend::stats::Kind;
+use crate::options::Options;
 use crate::types::*;
 use args::{Words, size_text};
 use std::sync::Arc;
