@@ -490,7 +490,8 @@ impl Job {
 
     /// Whether the job may run, or else was cancelled before.
     pub(super) async fn wait_begun(&self) -> bool {
-        if !self.wait_until(|state| state.begun).await {
+        let begun = self.state.lock().begun;
+        if !begun && !self.wait_until(|state| state.begun).await {
             return false;
         }
         let Some(after) = &self.setup.after else { return true };
