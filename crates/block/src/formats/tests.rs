@@ -260,10 +260,16 @@ fn disks_that_a_format_cannot_tell_are_refused() {
         assert_eq!(make(driver, more), Err(why.to_string()), "{driver}");
         assert_eq!(std::fs::read(&path).unwrap(), [7; 512], "{driver}: {why}");
     }
-    for (driver, size) in [("vhdx", 0), ("vpc", 0), ("parallels", (1u64 << 52) - 512)] {
+    for (driver, size) in [("vhdx", 0), ("vpc", 0), ("parallels", 1u64 << 42)] {
         make(driver, json!({"size": size})).unwrap();
         let told = tool("qemu-img", &["info", "--output=json", "-f", driver, path.to_str().unwrap()]);
         assert_eq!(serde_json::from_str::<Value>(&told).unwrap()["virtual-size"], json!(size), "{driver}");
         close(&graph, open(&graph, &path, driver, false));
     }
+    // Longer than its table can tell: QEMU makes such disks, and its newer releases do not open them.
+    let size = (1u64 << 52) - 512;
+    make("parallels", json!({"size": size})).unwrap();
+    let pin = open(&graph, &path, "parallels", false);
+    assert_eq!(pin.size(), size);
+    close(&graph, pin);
 }

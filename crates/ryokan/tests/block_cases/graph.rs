@@ -236,7 +236,7 @@ fn nodes() {
                 "threshold may not exceed children count",
             ),
             (json!({"driver": "blkverify", "test": "t"}), "A block device must be specified for \"raw\""),
-            (json!({"driver": "throttle", "file": "t"}), "Please specify a throttle group"),
+            (json!({"driver": "throttle", "file": "t"}), "Parameter 'throttle-group' is missing"),
         ],
     );
     // The form of 2015.

@@ -37,7 +37,7 @@ impl Graph {
                 return Ok(());
             }
             let settings = Settings { read_only: on, ..node.settings() };
-            let below: Vec<Arc<Node>> = node
+            let mut below: Vec<Arc<Node>> = node
                 .children()
                 .iter()
                 .filter(|child| child.role().intersects(Role::PRIMARY | Role::DATA | Role::METADATA))
@@ -45,7 +45,8 @@ impl Graph {
                 .collect();
             if !on {
                 // What the user has made read-only stays it, and refuses the permission to write.
-                for child in below.iter().filter(|child| !child.is_said_read_only()) {
+                below.retain(|child| child.is_read_only() && !child.is_said_read_only());
+                for child in &below {
                     self.make_read_only(child, false).await?;
                 }
             }

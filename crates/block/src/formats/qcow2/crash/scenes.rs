@@ -317,7 +317,8 @@ async fn start(stage: &Stage, what: Job, top: &Arc<Node>, target: Option<Arc<Nod
                 overlay,
                 top: middle,
                 base,
-                backing_file,
+                // By its own name, the recorder would be told of.
+                backing_file: Some(stage.path(0)),
                 on_error,
                 filter_node_name,
             };
