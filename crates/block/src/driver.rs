@@ -59,6 +59,8 @@ pub struct Driver {
     pub amends: bool,
     /// The format records a backing file.
     pub backing: bool,
+    /// Clusters may be written compressed.
+    pub compresses: bool,
     /// Nodes of it cannot be written.
     pub read_only: bool,
     /// Options that a new image has by itself, as they are told: before its size and after.
@@ -87,6 +89,7 @@ impl Driver {
         create_words: &[],
         amends: false,
         backing: false,
+        compresses: false,
         read_only: false,
         defaults: ("", ""),
         blocks_migration: false,

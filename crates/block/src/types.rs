@@ -5,6 +5,9 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 
+/// Largest size of a node in bytes.
+pub const LARGEST: u64 = i64::MAX as u64 & !((1 << 30) - 1);
+
 /// A boxed future that may move between threads.
 pub type Fut<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 

@@ -97,7 +97,13 @@ fn a_compressed_backup_is_compressed() {
         json!({"device": "d", "target": "copy", "sync": "full", "compress": true}),
     );
     assert_eq!(refused, "GenericError: Compression is not supported for this drive copy");
+    bench.images.create("packed.vmdk", "4M", &["-o", "subformat=streamOptimized"]);
+    bench.open("stream", "packed.vmdk", json!({}));
+    bench
+        .run("blockdev-backup", json!({"device": "d", "target": "stream", "sync": "full", "compress": true}));
+    bench.done("d");
     let images = bench.quit();
+    images.same("packed.vmdk", "model.raw");
     images.check("packed.qcow2");
     images.same("packed.qcow2", "model.raw");
     let said = testkit::images::tool("qemu-img", &["check", "--output=json", &images.path("packed.qcow2")]);

@@ -337,6 +337,56 @@ fn errors_of_the_target_are_met_as_the_policy_says() {
     bench.quit();
 }
 
+/// An image in a window of a file that is too small is full there; a larger window lets it go on.
+#[test]
+fn a_target_that_is_full_can_be_given_more_room() {
+    let mut bench = bench();
+    bench.images.create("copy.qcow2", SIZE, &[]);
+    let file = bench.images.path("copy.qcow2");
+    std::fs::OpenOptions::new().write(true).open(&file).unwrap().set_len(8 << 20).unwrap();
+    let target = |size: u64| {
+        json!({"driver": "qcow2", "node-name": "copy", "file": {"driver": "raw", "size": size,
+            "file": {"driver": "file", "filename": file}}})
+    };
+    bench.run("blockdev-add", target(1 << 20));
+    bench.run(
+        "blockdev-mirror",
+        json!({"device": "d", "job-id": "j", "target": "copy", "sync": "full", "on-target-error": "enospc"}),
+    );
+    let story = bench.story("j", "paused");
+    assert_eq!(story.last().unwrap(), "paused", "{story:?}");
+    assert!(story.contains(&"ERROR write stop".to_string()), "{story:?}");
+    assert_eq!(bench.job("j")["io-status"], "nospace");
+    bench.run("blockdev-reopen", json!({"options": [target(8 << 20)]}));
+    bench.run("block-job-resume", json!({"device": "j"}));
+    bench.story("j", "READY");
+    bench.run("block-job-cancel", json!({"device": "j"}));
+    bench.done("j");
+    bench.run("blockdev-del", json!({"node-name": "copy"}));
+    bench.images.same("copy.qcow2", "model.raw");
+    bench.quit();
+}
+
+/// Of an image that stands on nothing, too, only what it holds is its top.
+#[test]
+fn the_top_of_an_image_without_backing_is_what_it_holds() {
+    let images = Images::new();
+    images.create("disk.qcow2", SIZE, &[]);
+    images.io("disk.qcow2", &["write -P 1 1M 128k"]);
+    images.create("copy.raw", SIZE, &[]);
+    images.io("copy.raw", &["write -P 7 0 4M"]);
+    let drive = format!("if=none,id=d,driver=qcow2,file.filename={}", images.path("disk.qcow2"));
+    let mut bench = Bench::start(images, &["-drive", &drive]);
+    bench.open("copy", "copy.raw", json!({}));
+    bench.run("blockdev-mirror", json!({"device": "d", "job-id": "j", "target": "copy", "sync": "top"}));
+    bench.story("j", "READY");
+    assert_eq!(bench.job("j")["len"], 128 << 10);
+    bench.run("block-job-cancel", json!({"device": "j"}));
+    bench.done("j");
+    let images = bench.quit();
+    images.io("copy.raw", &["read -P 7 0 1M", "read -P 1 1M 128k", "read -P 7 1152k 2944k"]);
+}
+
 #[test]
 fn a_target_that_disappears_ends_the_job_and_not_the_guest() {
     for copy_mode in ["background", "write-blocking"] {

@@ -17,13 +17,9 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     Box::pin(async {
         let file = open.child("file", Role::FILTER).await?;
         let below = file.node();
-        if below.skip_filters().layer().info().cluster_size.is_none()
-            || below.skip_filters().driver().name != "qcow2"
-        {
-            bail!(
-                "Compression is not supported for underlying format: {}",
-                below.skip_filters().driver().name
-            );
+        let image = below.skip_filters();
+        if !image.compresses() {
+            bail!("Compression is not supported for underlying format: {}", image.driver().name);
         }
         Ok(Arc::new(Compress { file }) as Arc<dyn Layer>)
     })

@@ -22,6 +22,7 @@ pub static DRIVER: Driver = Driver {
         CreateOption { name: "backing_file", modern: "backing-file", help: "File name of a base image" },
     ],
     backing: true,
+    compresses: true,
     blocks_migration: true,
     telling: &["encrypt"],
     ..Driver::DEFAULT

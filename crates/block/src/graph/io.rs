@@ -232,7 +232,7 @@ impl Node {
             return Err(errno(libc::EPERM));
         }
         if end > self.size() && !self.layer().grows() {
-            return Err(errno(libc::EIO));
+            return Err(errno(libc::ENOSPC));
         }
         Ok(end)
     }

@@ -326,6 +326,12 @@ impl Node {
         self.blockers.lock().retain(|(one, _)| *one != token);
     }
 
+    /// Whether clusters of it can be written compressed.
+    pub(crate) fn compresses(&self) -> bool {
+        let apart = |told: serde_json::Value| !told["data"]["data-file"].is_null();
+        self.driver.compresses && !self.layer().info().specific.is_some_and(apart)
+    }
+
     /// The first reason why operations are refused, as "Node 'x' is busy: why".
     pub fn check_busy(&self) -> base::Result<()> {
         let why = self.blockers.lock().first().map(|(_, why)| why.clone());
@@ -334,10 +340,9 @@ impl Node {
 
     /// As [`Node::check_busy`]; also refuses a node that an overlay stands on.
     pub fn check_free(&self) -> base::Result<()> {
-        self.check_busy()?;
         let edge = self.parents().into_iter().rev().find(|edge| edge.role().contains(Role::BACKING));
         let Some(super::Parent::Node(overlay)) = edge.map(|edge| edge.parent().clone()) else {
-            return Ok(());
+            return self.check_busy();
         };
         let name = self.shown_name();
         Err(base::fail!("Node '{name}' is busy: node is used as backing hd of '{overlay}'"))

@@ -177,7 +177,7 @@ impl Jobs {
         if spec.source.size() != spec.target.size() {
             bail!("Source and target image have different sizes");
         }
-        if spec.compress && !packs(&spec.target.skip_filters()) {
+        if spec.compress && !spec.target.skip_filters().compresses() {
             bail!("Compression is not supported for this drive {}", spec.target.name());
         }
         let cluster = spec.target.layer().info().cluster_size.unwrap_or(CLUSTER).clamp(CLUSTER, 16 << 20);
@@ -223,12 +223,6 @@ impl Jobs {
         let setup = spec.setup.clone();
         self.start(setup, Backup { spec, held, front, hook, successor, began: false })
     }
-}
-
-/// Whether clusters can be written compressed.
-fn packs(node: &Node) -> bool {
-    let info = node.layer().info();
-    node.driver().name == "qcow2" && info.specific.is_none_or(|told| told["data"]["data-file"].is_null())
 }
 
 /// Freezes a bitmap; the answer records in its place.

@@ -306,6 +306,15 @@ impl Job {
         Ok(())
     }
 
+    /// A paused job that is to be cancelled goes on, which shows at once.
+    pub fn show_running(&self) {
+        match self.status() {
+            Status::Paused => self.set_status(Status::Running),
+            Status::Standby => self.set_status(Status::Ready),
+            _ => {}
+        }
+    }
+
     /// `force`: also where a ready mirror would otherwise end cleanly.
     pub fn cancel(&self, force: bool) -> Result<()> {
         self.check_cancel(force)?;

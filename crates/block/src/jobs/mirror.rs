@@ -235,20 +235,16 @@ impl Mirror {
     async fn begin(&self, job: &Job) -> IoResult {
         let source = &self.spec.source;
         let size = source.size();
-        let (base, top_only) = match &self.spec.sync {
+        let base = match &self.spec.sync {
             MirrorSync::None => return Ok(()),
-            MirrorSync::Full if self.spec.blank => (None, false),
+            MirrorSync::Full if self.spec.blank => None,
             MirrorSync::Full => {
                 self.bitmap.set(0, size);
                 return Ok(());
             }
-            MirrorSync::Top(Some(base)) => (Some(base.clone()), false),
-            MirrorSync::Top(None) => (source.skip_filters().backing(), true),
+            MirrorSync::Top(Some(base)) => Some(base.clone()),
+            MirrorSync::Top(None) => source.skip_filters().backing(),
         };
-        if top_only && base.is_none() {
-            self.bitmap.set(0, size);
-            return Ok(());
-        }
         job.first_point().await;
         let mut at = 0;
         while at < size {

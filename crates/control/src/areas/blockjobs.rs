@@ -240,10 +240,10 @@ fn buffer(given: Option<i64>) -> Result<u64> {
     u64::try_from(given.unwrap_or(0)).map_err(|_| fail!("Invalid parameter 'buf-size'"))
 }
 
-fn mirror_sync(sync: MirrorSyncMode, source: &Arc<Node>) -> Result<MirrorSync> {
+fn mirror_sync(sync: MirrorSyncMode) -> Result<MirrorSync> {
     match sync {
-        MirrorSyncMode::Top if source.skip_filters().backing().is_some() => Ok(MirrorSync::Top(None)),
-        MirrorSyncMode::Full | MirrorSyncMode::Top => Ok(MirrorSync::Full),
+        MirrorSyncMode::Full => Ok(MirrorSync::Full),
+        MirrorSyncMode::Top => Ok(MirrorSync::Top(None)),
         MirrorSyncMode::None => Ok(MirrorSync::None),
         MirrorSyncMode::Incremental => bail!("Sync mode 'incremental' not supported"),
         MirrorSyncMode::DirtyBitmap => bail!("Sync mode 'dirty-bitmap' not supported"),
@@ -300,7 +300,7 @@ pub(super) async fn open_target(
 async fn drive_mirror(call: Call, command: DriveMirror) -> Result<()> {
     let (graph, common) = (graph(&call), command.common);
     let source = topmost(&graph, &common.device)?;
-    let sync = mirror_sync(common.sync, &source)?;
+    let sync = mirror_sync(common.sync)?;
     let below = source.skip_filters().backing();
     if common.replaces.is_some() && command.node_name.is_none() {
         bail!("a node-name must be provided when replacing a named node of the graph");
@@ -349,7 +349,7 @@ async fn blockdev_mirror(call: Call, command: BlockdevMirror) -> Result<()> {
     let setup = setup(&call, Kind::Mirror, common.job, &source)?;
     let spec = MirrorSpec {
         granularity: granularity(common.granularity, &target)?,
-        sync: mirror_sync(common.sync, &source)?,
+        sync: mirror_sync(common.sync)?,
         on_source_error: policy(common.on_source_error),
         on_target_error: policy(common.on_target_error),
         replaces: common.replaces,
@@ -373,6 +373,7 @@ async fn cancel(call: Call, command: BlockJobCancel) -> Result<()> {
 
 fn cancel_after_reply(call: &Call, job: Arc<jobs::Job>, force: bool) -> Result<()> {
     job.check_cancel(force)?;
+    job.show_running();
     call.after_reply(move || {
         // Refused only when the job has ended meanwhile.
         let _ = job.cancel(force);

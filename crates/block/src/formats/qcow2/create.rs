@@ -131,8 +131,25 @@ async fn grow(create: &mut Create, header: &Header, rest: Rest) -> Result<()> {
     result
 }
 
+/// What `blockdev-create` refuses in the customary words.
+fn given_size(size: u64) -> Result<u64> {
+    if !size.is_multiple_of(512) {
+        bail!("Image size must be a multiple of 512 bytes");
+    }
+    if size > i64::MAX as u64 {
+        bail!("Could not resize image: Image size cannot be negative");
+    }
+    if size > LARGEST {
+        bail!("Could not resize image: offset({size}) exceeds maximum({LARGEST})");
+    }
+    Ok(size)
+}
+
 async fn take_header(create: &mut Create) -> Result<(Header, Preallocation, Option<()>)> {
-    let size = create.size()?;
+    let size = match create.by_name {
+        true => create.size()?,
+        false => given_size(create.options.need_u64("size")?)?,
+    };
     let options = &mut create.options;
     let versions = [("v2", 2), ("v3", 3), ("0.10", 2), ("1.1", 3)];
     let version = options.take_word("version", &versions)?.unwrap_or(3);
@@ -176,7 +193,7 @@ async fn take_header(create: &mut Create) -> Result<(Header, Preallocation, Opti
         bail!("Invalid backing format '{format}'");
     }
     if backing.is_some() && preallocation != Preallocation::Off && !extended {
-        bail!("Backing file and preallocation can only be used at the same time if extended_l2 is enabled");
+        bail!("Backing file and preallocation can only be used at the same time if extended_l2 is on");
     }
     let words = [("zlib", Compression::Zlib), ("zstd", Compression::Zstd)];
     let compression = options.take_word("compression-type", &words)?.unwrap_or_default();
@@ -205,7 +222,14 @@ async fn take_header(create: &mut Create) -> Result<(Header, Preallocation, Opti
         header.compatible |= COMPAT_LAZY_REFCOUNTS;
     }
     if header.l1_entries_for(size) * 8 > MAX_L1_BYTES {
-        bail!("The image size is too large for file format 'qcow2' (try using a larger cluster size)");
+        bail!(
+            "{}",
+            match create.by_name {
+                true =>
+                    "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+                false => "Could not resize image: Failed to grow the L1 table: File too large",
+            }
+        );
     }
     let data = data_file(create, &mut header).await?;
     Ok((header, preallocation, data))

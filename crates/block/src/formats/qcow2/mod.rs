@@ -53,6 +53,7 @@ pub static DRIVER: Driver = Driver {
     create_options: create::OPTIONS,
     amends: true,
     backing: true,
+    compresses: true,
     defaults: (
         "cluster_size=65536 extended_l2=off compression_type=zlib ",
         " lazy_refcounts=off refcount_bits=16",

@@ -48,6 +48,7 @@ pub static DRIVER: Driver = Driver {
         },
     ],
     backing: true,
+    compresses: true,
     blocks_migration: true,
     defaults: ("", " compat6=off hwversion=undefined"),
     ..Driver::DEFAULT

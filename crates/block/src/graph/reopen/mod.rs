@@ -18,9 +18,6 @@ enum Step {
     Settings(Arc<Node>, Settings, Options, Options),
 }
 
-/// Largest size of a node in bytes.
-const LARGEST: u64 = i64::MAX as u64 & !((1 << 30) - 1);
-
 impl Graph {
     /// Makes a node and the files under it writable, or read-only again.
     pub async fn set_read_only(&self, node: &Arc<Node>, on: bool) -> Result<()> {
