@@ -563,6 +563,10 @@ pub trait Layer: Send + Sync + 'static {
     /// `false` (as often as with `true`): somebody waits for them.
     fn hasten(&self, _on: bool) {}
 
+    /// Requests that wait for a server to come back fail at once, and new ones do, until it is
+    /// called with `false` (as often as with `true`): nobody needs what they do any more.
+    fn give_up(&self, _on: bool) {}
+
     /// For filters with commands of their own (blkdebug `break`, throttle group): a
     /// driver's own code finds its layer by this.
     fn as_any(&self) -> &dyn std::any::Any;

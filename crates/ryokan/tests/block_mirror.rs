@@ -387,24 +387,55 @@ fn the_top_of_an_image_without_backing_is_what_it_holds() {
     images.io("copy.raw", &["read -P 7 0 1M", "read -P 1 1M 128k", "read -P 7 1152k 2944k"]);
 }
 
+/// A server, and its disk as the node `far`, which waits for so many seconds when the server is lost.
+fn far(bench: &mut Bench, delay: u64) -> std::process::Child {
+    bench.images.create("far.raw", SIZE, &[]);
+    let socket = bench.images.path("nbd");
+    let server = std::process::Command::new("qemu-nbd")
+        .args(["-t", "-f", "raw", "-k", &socket, "-x", "e", &bench.images.path("far.raw")])
+        .spawn()
+        .unwrap();
+    for _ in 0..500 {
+        if std::path::Path::new(&socket).exists() {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let far = json!({"driver": "nbd", "node-name": "far", "export": "e", "reconnect-delay": delay,
+        "server": {"type": "unix", "path": socket}});
+    bench.run("blockdev-add", far);
+    server
+}
+
+#[test]
+fn a_cancelled_job_does_not_wait_for_a_lost_target() {
+    for command in ["blockdev-mirror", "blockdev-backup"] {
+        let mut bench = bench();
+        let mut server = far(&mut bench, 3600);
+        bench.run(
+            command,
+            json!({"device": "d", "job-id": "j", "target": "far", "sync": "full", "speed": 65536}),
+        );
+        bench.story("j", "running");
+        server.kill().unwrap();
+        server.wait().unwrap();
+        bench.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
+        bench.run("block-job-cancel", json!({"device": "j", "force": true}));
+        let story = bench.story("j", "null");
+        assert!(story.contains(&"CANCELLED".to_string()), "{story:?}");
+        bench.io("d", "write -P 5 3M 64k");
+        bench.run("blockdev-del", json!({"node-name": "far"}));
+        let images = bench.quit();
+        images.io("model.raw", &["write -P 5 3M 64k"]);
+        images.same("top.qcow2", "model.raw");
+    }
+}
+
 #[test]
 fn a_target_that_disappears_ends_the_job_and_not_the_guest() {
     for copy_mode in ["background", "write-blocking"] {
         let mut bench = bench();
-        bench.images.create("far.raw", SIZE, &[]);
-        let socket = bench.images.path("nbd");
-        let mut server = std::process::Command::new("qemu-nbd")
-            .args(["-t", "-f", "raw", "-k", &socket, "-x", "e", &bench.images.path("far.raw")])
-            .spawn()
-            .unwrap();
-        for _ in 0..500 {
-            if std::path::Path::new(&socket).exists() {
-                break;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-        let far = json!({"driver": "nbd", "node-name": "far", "export": "e", "server": {"type": "unix", "path": socket}});
-        bench.run("blockdev-add", far);
+        let mut server = far(&mut bench, 0);
         let mirror =
             json!({"device": "d", "job-id": "j", "target": "far", "sync": "full", "copy-mode": copy_mode});
         bench.run("blockdev-mirror", mirror);

@@ -397,6 +397,12 @@ impl Job {
         self.state.lock().cancelled
     }
 
+    /// Whether it is cancelled, and not after it has ended cleanly.
+    pub(super) fn ends_at_once(&self) -> bool {
+        let state = self.state.lock();
+        state.cancelled && (!state.ready || state.forced)
+    }
+
     pub fn is_forced(&self) -> bool {
         self.state.lock().forced
     }

@@ -270,6 +270,8 @@ async fn work(job: &Job, body: &mut impl Body) -> Result<(), Why> {
     if let Err(error) = body.run(job).await {
         return Err(match error.raw_os_error() {
             Some(libc::ECANCELED) => None,
+            // What fails then fails because nobody waits for it.
+            _ if job.ends_at_once() => None,
             _ => Some(body.reason().unwrap_or_else(|| Job::text_of(&error))),
         });
     }

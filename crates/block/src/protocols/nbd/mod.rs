@@ -16,7 +16,9 @@ use handshake::{Exported, Wanted};
 pub use replay::replay;
 use replies::Answer;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+use tokio::sync::Notify;
 use wire::*;
 
 pub static DRIVER: Driver = Driver {
@@ -38,6 +40,10 @@ struct Nbd {
     /// How long requests wait for a lost server to come back.
     reconnect: Duration,
     link: tokio::sync::Mutex<Link>,
+    /// How many want requests to fail rather than wait.
+    given_up: AtomicUsize,
+    /// `given_up` has changed.
+    woken: Notify,
 }
 
 /// The connection in use, or since when there is none.
@@ -80,7 +86,9 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let filename = filename.or_else(|| (!by_family).then(|| address.uri(&wanted.export)));
         let link =
             tokio::sync::Mutex::new(Link { current: Some(Arc::new(connection)), lost: None, tried: None });
-        Ok(Arc::new(Nbd { address, wanted, info, filename, reconnect, link }) as Arc<dyn Layer>)
+        let (given_up, woken) = Default::default();
+        let layer = Nbd { address, wanted, info, filename, reconnect, link, given_up, woken };
+        Ok(Arc::new(layer) as Arc<dyn Layer>)
     })
 }
 
@@ -210,25 +218,38 @@ impl Nbd {
         link.current = None;
         let lost = *link.lost.get_or_insert_with(Instant::now);
         loop {
-            let late = lost.elapsed() >= self.reconnect;
+            let woken = self.woken.notified();
+            tokio::pin!(woken);
+            woken.as_mut().enable();
+            let late = self.is_late(lost);
             if late && link.tried.is_some_and(|tried| tried.elapsed() < RETRY) {
                 return Err(errno(libc::EIO));
             }
             let limit = self.reconnect.saturating_sub(lost.elapsed()).max(Duration::from_secs(1));
-            let attempt = tokio::time::timeout(limit, Connection::open(&self.address, &self.wanted)).await;
+            let attempt = tokio::time::timeout(limit, Connection::open(&self.address, &self.wanted));
+            let attempt = tokio::select! {
+                attempt = attempt => attempt.ok(),
+                () = &mut woken => None,
+            };
             link.tried = Some(Instant::now());
-            if let Ok(Ok((connection, info))) = attempt
+            if let Some(Ok((connection, info))) = attempt
                 && self.is_same(&info)
             {
                 let connection = Arc::new(connection);
                 *link = Link { current: Some(connection.clone()), lost: None, tried: None };
                 return Ok(connection);
             }
-            if lost.elapsed() >= self.reconnect {
+            if self.is_late(lost) {
                 return Err(errno(libc::EIO));
             }
-            tokio::time::sleep(RETRY).await;
+            // Woken in between, too.
+            let _ = tokio::time::timeout(RETRY, woken).await;
         }
+    }
+
+    /// Whether a server lost since then is not waited for any longer.
+    fn is_late(&self, lost: Instant) -> bool {
+        self.given_up.load(Ordering::Acquire) > 0 || lost.elapsed() >= self.reconnect
     }
 
     /// A server that came back must still serve what the users of the node rely on.
@@ -257,6 +278,14 @@ impl Nbd {
 }
 
 impl Layer for Nbd {
+    fn give_up(&self, on: bool) {
+        match on {
+            true => self.given_up.fetch_add(1, Ordering::AcqRel),
+            false => self.given_up.fetch_sub(1, Ordering::AcqRel),
+        };
+        self.woken.notify_waiters();
+    }
+
     fn size(&self) -> u64 {
         self.info.size
     }
