@@ -42,8 +42,9 @@ impl IoThread {
                 .build()
                 .expect("the host can start an I/O runtime");
             let tid = rustix::thread::gettid().as_raw_nonzero().get();
+            // Before anybody counts the thread's tasks.
+            runtime.spawn(async move { polls.run().await });
             if tx.send((runtime.handle().clone(), tid)).is_ok() {
-                runtime.spawn(async move { polls.run().await });
                 runtime.block_on(stopped.notified());
             }
             runtime.shutdown_background();
