@@ -77,7 +77,12 @@ impl Linux {
     /// Seconds since the guest booted, by its own clock.
     pub fn uptime(&mut self) -> Result<f64> {
         let text = self.shell("cat /proc/uptime")?;
-        text.split_whitespace().next().and_then(|word| word.parse().ok()).ok_or(format!("uptime: {text}"))
+        // The kernel may log something in between.
+        let numbers = |line: &str| -> Option<Vec<f64>> {
+            line.split_whitespace().map(|word| word.parse().ok()).collect()
+        };
+        let mut found = text.lines().filter_map(numbers).filter(|all| all.len() == 2);
+        found.next().map(|all| all[0]).ok_or(format!("uptime: {text}"))
     }
 
     /// Lines of the kernel log that tell of trouble.
