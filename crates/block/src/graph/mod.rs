@@ -214,7 +214,7 @@ impl Graph {
     /// Gives a node, and all it stands on, to an I/O thread (`None`: to the graph's own): requests
     /// of the back ends above it run there from now on. Without `force` there may be none.
     pub fn set_thread(&self, node: &Arc<Node>, thread: Option<&IoThread>, force: bool) -> Result<()> {
-        let above: Vec<Backend> = self.backends().into_iter().filter(|one| one.stands_on(node)).collect();
+        let above = self.users_of(node);
         if !force && !above.is_empty() {
             let name = node.name();
             bail!(

@@ -29,7 +29,9 @@ impl Limits {
 }
 
 pub(super) struct Polling {
-    limits: Mutex<Limits>,
+    most: AtomicU64,
+    grow: AtomicU64,
+    shrink: AtomicU64,
     /// How long the thread looks for work now, in nanoseconds.
     now: AtomicU64,
     state: Mutex<State>,
@@ -47,7 +49,9 @@ struct State {
 impl Polling {
     pub fn new(limits: Limits) -> Self {
         Polling {
-            limits: Mutex::new(limits),
+            most: AtomicU64::new(limits.most),
+            grow: AtomicU64::new(limits.grow),
+            shrink: AtomicU64::new(limits.shrink),
             now: AtomicU64::new(0),
             state: Mutex::default(),
             idle: Notify::new(),
@@ -55,16 +59,28 @@ impl Polling {
     }
 
     pub fn limits(&self) -> Limits {
-        *self.limits.lock()
+        let [most, grow, shrink] =
+            [&self.most, &self.grow, &self.shrink].map(|limit| limit.load(Ordering::Relaxed));
+        Limits { most, grow, shrink }
     }
 
     pub fn set_limits(&self, limits: Limits) {
-        *self.limits.lock() = limits;
+        self.most.store(limits.most, Ordering::Relaxed);
+        self.grow.store(limits.grow, Ordering::Relaxed);
+        self.shrink.store(limits.shrink, Ordering::Relaxed);
         self.now.fetch_min(limits.most, Ordering::Relaxed);
+    }
+
+    /// Threads of the block layer's own never look: their way to sleep stays short.
+    fn is_off(&self) -> bool {
+        self.most.load(Ordering::Relaxed) == 0
     }
 
     /// Before the thread sleeps.
     pub fn parks(&self) {
+        if self.is_off() {
+            return;
+        }
         let mut state = self.state.lock();
         if !state.worked {
             return;
@@ -78,6 +94,9 @@ impl Polling {
 
     /// After it slept.
     pub fn wakes(&self) {
+        if self.is_off() {
+            return;
+        }
         let mut state = self.state.lock();
         state.worked = true;
         if let Some(since) = state.idle_since.take() {

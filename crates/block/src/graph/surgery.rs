@@ -8,8 +8,7 @@ use std::sync::Arc;
 impl Graph {
     /// The back ends from which `node` can be reached.
     pub fn users_of(&self, node: &Arc<Node>) -> Vec<Backend> {
-        let reaches = |backend: &Backend| backend.node().is_some_and(|root| below(&root, node));
-        self.backends().into_iter().filter(reaches).collect()
+        self.backends().into_iter().filter(|backend| backend.stands_on(node)).collect()
     }
 
     /// Stops new requests of every user of `node` and waits for those in flight. They go

@@ -78,6 +78,12 @@ struct State {
     paced: bool,
 }
 
+impl State {
+    fn ends_at_once(&self) -> bool {
+        self.cancelled && (!self.ready || self.forced)
+    }
+}
+
 /// A job; see [`super`].
 pub struct Job {
     pub setup: Setup,
@@ -222,9 +228,7 @@ impl Job {
 
     pub(crate) fn let_go(&self) {
         self.release();
-        if self.status() == Status::Paused {
-            self.set_status(Status::Running);
-        }
+        self.show_running();
     }
 
     // What users may ask.
@@ -278,15 +282,10 @@ impl Job {
         let mut state = self.state.lock();
         state.user_paused = false;
         state.io_status = IoStatus::Ok;
-        let goes_on = match state.status {
-            _ if state.held > 0 => None,
-            Paused => Some(Running),
-            Standby => Some(Ready),
-            _ => None,
-        };
+        let goes_on = state.held == 0;
         drop(state);
-        if let Some(status) = goes_on {
-            self.set_status(status);
+        if goes_on {
+            self.show_running();
         }
         self.woken.notify_waiters();
         Ok(())
@@ -306,7 +305,7 @@ impl Job {
         Ok(())
     }
 
-    /// A paused job that is to be cancelled goes on, which shows at once.
+    /// A paused job goes on, which shows at once.
     pub fn show_running(&self) {
         match self.status() {
             Status::Paused => self.set_status(Status::Running),
@@ -322,7 +321,7 @@ impl Job {
         state.cancelled = true;
         state.forced |= force;
         state.user_paused = false;
-        let ends_at_once = state.forced || !state.ready;
+        let ends_at_once = state.ends_at_once();
         drop(state);
         self.woken.notify_waiters();
         if ends_at_once {
@@ -399,8 +398,7 @@ impl Job {
 
     /// Whether it is cancelled, and not after it has ended cleanly.
     pub(super) fn ends_at_once(&self) -> bool {
-        let state = self.state.lock();
-        state.cancelled && (!state.ready || state.forced)
+        self.state.lock().ends_at_once()
     }
 
     pub fn is_forced(&self) -> bool {
@@ -477,7 +475,7 @@ impl Job {
             woken.await;
         }
         let state = self.state.lock();
-        match state.cancelled && (!state.ready || state.forced) {
+        match state.ends_at_once() {
             true => Err(errno(libc::ECANCELED)),
             false => Ok(()),
         }

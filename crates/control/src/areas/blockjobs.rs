@@ -82,7 +82,7 @@ pub(super) fn topmost(graph: &Graph, device: &str) -> Result<Arc<Node>> {
 }
 
 /// The node in the chain under `top` that `wanted` is.
-pub(super) fn in_chain(top: &Arc<Node>, mut wanted: impl FnMut(&Arc<Node>) -> bool) -> Option<Arc<Node>> {
+pub(super) fn in_chain(top: &Arc<Node>, wanted: impl Fn(&Arc<Node>) -> bool) -> Option<Arc<Node>> {
     let mut node = Some(top.clone());
     while let Some(one) = node {
         if wanted(&one) {

@@ -63,13 +63,13 @@ impl Graph {
         if old.read_only && !settings.read_only {
             // The permission to write comes before the layer writes.
             node.set_settings(settings);
-            if let Err(why) = self.settle_again(node) {
+            if let Err(why) = self.refresh_perm(node) {
                 node.set_settings(old);
                 return Err(why);
             }
             if let Err(why) = node.layer().reopen(&settings, options).await {
                 node.set_settings(old);
-                let _ = self.settle_again(node);
+                let _ = self.refresh_perm(node);
                 return Err(why);
             }
             return Ok(());
@@ -79,14 +79,7 @@ impl Graph {
         }
         node.layer().reopen(&settings, options).await?;
         node.set_settings(settings);
-        self.settle_again(node)
-    }
-
-    fn settle_again(&self, node: &Arc<Node>) -> Result<()> {
-        let _topology = self.topology.lock();
-        let mut plan = perm::Plan::default();
-        plan.check(std::slice::from_ref(node))?;
-        plan.commit()
+        self.refresh_perm(node)
     }
 
     /// `blockdev-reopen`: options of each node as for opening; what is not given gets its
