@@ -11,7 +11,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 const SOURCE: &str = "http://deb.debian.org/debian/pool/main/q/qemu/qemu_7.2+dfsg.orig.tar.xz";
-const TOOLS: [&str; 2] = ["qemu-utils=1:7.2*", "qemu-block-extra=1:7.2*"];
+/// The storage daemon is in the last one.
+const TOOLS: [&str; 3] = ["qemu-utils=1:7.2*", "qemu-block-extra=1:7.2*", "qemu-system-common=1:7.2*"];
+
+/// Status of `timeout` when the time was over.
+const TIMED_OUT: i32 = 124;
 
 /// A test and the image format it runs with.
 const PASSING: &str = include_str!("suites/passing.txt");
@@ -146,7 +150,13 @@ impl Suite {
         if done.status.success() || self.same_but_for_order(test, format, &scratch) {
             return Ok(Verdict::Pass);
         }
-        Ok(Verdict::Failed)
+        let ran = said.contains("Failures:") || done.status.code() == Some(TIMED_OUT);
+        match ran {
+            true => Ok(Verdict::Failed),
+            false => {
+                Err(format!("check did not run {test}: {said}{}", String::from_utf8_lossy(&done.stderr)))
+            }
+        }
     }
 
     fn same_but_for_order(&self, test: &str, format: &str, scratch: &Path) -> bool {
