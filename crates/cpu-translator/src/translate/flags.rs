@@ -141,6 +141,9 @@ impl Builder {
             if matches!(step.class, Class::Return | Class::JumpIndirect | Class::CallIndirect) {
                 return false;
             }
+            if step.class == Class::Branch {
+                return true;
+            }
         }
         true
     }
