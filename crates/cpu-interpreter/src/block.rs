@@ -107,8 +107,15 @@ impl std::hash::Hasher for Mixer {
 }
 
 impl Cache {
+    /// The long lists have their room at once: it costs nothing until it is used, and they need
+    /// not move while they grow.
     pub fn new() -> Self {
-        Cache { jumps: vec![Cell::new(0); JUMP_SLOTS], ..Cache::default() }
+        Cache {
+            ops: Vec::with_capacity(MAX_OPS + MAX_OPS / 64),
+            insns: Vec::with_capacity(MAX_OPS + MAX_OPS / 64),
+            jumps: vec![Cell::new(0); JUMP_SLOTS],
+            ..Cache::default()
+        }
     }
 
     pub fn is_full(&self) -> bool {
