@@ -8,11 +8,20 @@ use cpu::fault::vector;
 use cpu::paging::*;
 use cpu::state::seg;
 use cpu::xsave::{AVX, AVX512, SSE};
-use cpu_host::{Class, Operand, Plan, SimdFault};
+use cpu_host::{Class, Memory, Operand, Plan, SimdFault};
 use iced_x86::{Instruction, Mnemonic};
 
 /// What XCR0 must have for AVX-512.
 const WIDE: u64 = SSE | AVX | AVX512;
+
+/// Where the result of an instruction is stored.
+struct Target {
+    linear: u64,
+    size: usize,
+    byte_mask: u64,
+    /// Bytes of an element, if the store is masked.
+    element: Option<u8>,
+}
 
 impl Core {
     /// #UD and #NM by the instruction's class.
@@ -60,50 +69,10 @@ impl Core {
         }
         plan.check_pending(&self.simd).map_err(|fault| self.simd_fault(fault))?;
         let mut operand = Operand::default();
-        let mut target = None;
-        let mut byte_mask = u64::MAX;
-        if let Some(memory) = plan.memory {
-            let size = usize::from(memory.size);
-            let by_rdi =
-                matches!(i.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu);
-            let (segment, offset) = if by_rdi {
-                (Core::source_segment(i), self.r[7] << (op.cut & 63) >> (op.cut & 63))
-            } else {
-                (op.seg, self.offset(op))
-            };
-            if memory.masked {
-                byte_mask = plan.byte_mask(&mut self.simd).map_err(|f| self.simd_fault(f))?;
-            }
-            let base = self.sc[usize::from(segment & 7)].base;
-            if byte_mask != 0 && base.wrapping_add(offset) & (u64::from(memory.align) - 1) != 0 {
-                return Err(Fault::GP0);
-            }
-            // What is masked out is not checked either.
-            let linear = if !memory.whole {
-                // But for MASKMOV's segment: #GP and #SS come whatever the mask (SDM, MASKMOVQ).
-                if by_rdi {
-                    self.linear(segment, offset, size, memory.write)?;
-                }
-                self.wrap(base.wrapping_add(offset))
-            } else {
-                self.linear(segment, offset, size, memory.write)?
-            };
-            if !memory.whole {
-                if memory.write || !self.load_whole(linear, size, &mut operand) {
-                    self.load_masked((segment, offset), (size, memory.write), byte_mask, &mut operand)?;
-                }
-            } else {
-                if memory.write {
-                    self.probe_write(linear, size)?;
-                }
-                if memory.read {
-                    self.load_operand(linear, size, &mut operand)?;
-                }
-            }
-            if memory.write {
-                target = Some((linear, size, memory.masked.then_some(memory.element)));
-            }
-        }
+        let target = match &plan.memory {
+            Some(memory) => self.load_for(i, op, plan, memory, &mut operand)?,
+            None => None,
+        };
         let uses_flags = cpu_host::Touches::FLAGS_READ | cpu_host::Touches::FLAGS_WRITE;
         let mut rflags = if plan.touches.intersects(uses_flags) { self.rflags() } else { 0 };
         let Some(gpr) = self.r.first_chunk_mut::<16>() else { return Err(Fault::UD) };
@@ -115,15 +84,66 @@ impl Core {
         if plan.sets_x87_pointers {
             self.note_x87(i, op, plan.memory.is_some());
         }
-        if let Some((linear, size, masked)) = target
+        if let Some(target) = target
             && store
         {
-            match masked {
-                Some(element) => self.store_masked(linear, size, &operand, byte_mask, element)?,
-                None => self.store_operand(linear, size, &operand)?,
+            match target.element {
+                Some(element) => {
+                    self.store_masked(target.linear, target.size, &operand, target.byte_mask, element)?;
+                }
+                None => self.store_operand(target.linear, target.size, &operand)?,
             }
         }
         Ok(Flow::Next)
+    }
+
+    /// Checks the memory operand of `plan`, and reads it if it is read. Returns what is to be
+    /// stored afterwards.
+    fn load_for(
+        &mut self,
+        i: &Instruction,
+        op: &Op,
+        plan: &Plan,
+        memory: &Memory,
+        operand: &mut Operand,
+    ) -> Result<Option<Target>, Fault> {
+        let size = usize::from(memory.size);
+        let by_rdi =
+            matches!(i.mnemonic(), Mnemonic::Maskmovq | Mnemonic::Maskmovdqu | Mnemonic::Vmaskmovdqu);
+        let (segment, offset) = if by_rdi {
+            (Core::source_segment(i), self.r[7] << (op.cut & 63) >> (op.cut & 63))
+        } else {
+            (op.seg, self.offset(op))
+        };
+        let mut byte_mask = u64::MAX;
+        if memory.masked {
+            byte_mask = plan.byte_mask(&mut self.simd).map_err(|f| self.simd_fault(f))?;
+        }
+        let base = self.sc[usize::from(segment & 7)].base;
+        if byte_mask != 0 && base.wrapping_add(offset) & (u64::from(memory.align) - 1) != 0 {
+            return Err(Fault::GP0);
+        }
+        // What is masked out is not checked either. But for MASKMOV's segment: #GP and #SS come
+        // whatever the mask (SDM, MASKMOVQ).
+        let linear = if memory.whole || by_rdi {
+            self.linear(segment, offset, size, memory.write)?
+        } else {
+            self.wrap(base.wrapping_add(offset))
+        };
+        if !memory.whole {
+            if memory.write || !self.load_whole(linear, size, operand) {
+                self.load_masked((segment, offset), (size, memory.write), byte_mask, operand)?;
+            }
+        } else {
+            if memory.write {
+                self.probe_write(linear, size)?;
+            }
+            if memory.read {
+                self.load_operand(linear, size, operand)?;
+            }
+        }
+        let element = memory.masked.then_some(memory.element);
+        Ok(memory.write.then_some(Target { linear, size, byte_mask, element }))
     }
 
     /// Checks and reads the bytes of a masked operand that are accessed.

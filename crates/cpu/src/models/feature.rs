@@ -1,6 +1,8 @@
 //! CPUID feature bits by name (Intel SDM vol. 2A CPUID, AMD APM vol. 3 appendix E; the names
 //! are those of QEMU's command line, QMP and libvirt).
 
+use crate::cpuid::CpuidTable;
+
 /// A 32-bit register of CPUID that consists of feature bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
@@ -203,6 +205,21 @@ impl Features {
                     ["EAX", "EBX", "ECX", "EDX"].iter().position(|r| *r == info.register).unwrap_or(0);
                 features.0[info.word as usize] = query(info.leaf, info.subleaf.unwrap_or(0))[register];
             }
+        }
+        features
+    }
+
+    /// What the leaves of `table` show.
+    pub fn of_table(table: &CpuidTable) -> Features {
+        let mut features = Features::default();
+        for info in &INFO {
+            let leaf = table.query(info.leaf, info.subleaf.unwrap_or(0));
+            features.0[info.word as usize] = match info.register {
+                "EAX" => leaf.eax,
+                "EBX" => leaf.ebx,
+                "ECX" => leaf.ecx,
+                _ => leaf.edx,
+            };
         }
         features
     }

@@ -17,7 +17,7 @@ pub use catalog::{Definition, definitions};
 pub use feature::{Features, Word};
 pub use leaves::Topology;
 pub use request::{CpuModel, Property, Request};
-pub use requirement::provides;
+pub use requirement::executes;
 pub use software::software_features;
 
 /// Vendor, family and brand of the machine this runs on, for the model `host`.

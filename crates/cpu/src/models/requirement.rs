@@ -1,12 +1,12 @@
 //! Which CPUID bit an instruction needs.
 
-use super::feature::find;
-use crate::cpuid::CpuidTable;
+use super::feature::{Feature, Features, find};
 use iced_x86::CpuidFeature as F;
+use std::sync::LazyLock;
 
 /// The name of the feature that brings instructions of this class; `Err(always)` for classes
 /// without a bit: present in every model we have, or in none.
-fn feature_name(feature: F) -> Result<&'static str, bool> {
+pub(super) fn feature_name(feature: F) -> Result<&'static str, bool> {
     Ok(match feature {
         F::INTEL8086 | F::INTEL186 | F::INTEL286 | F::INTEL386 | F::INTEL486 | F::CPUID => return Err(true),
         F::PAUSE | F::FPU287 | F::FPU387 | F::MULTIBYTENOP | F::SMM | F::RDPMC => return Err(true),
@@ -83,21 +83,15 @@ fn feature_name(feature: F) -> Result<&'static str, bool> {
     })
 }
 
-/// Whether a CPU with this table executes instructions of iced's class `feature`.
-pub fn provides(table: &CpuidTable, feature: F) -> bool {
-    match feature_name(feature) {
+/// What each class needs, by its number.
+static NEEDS: LazyLock<Vec<Result<Feature, bool>>> = LazyLock::new(|| {
+    F::values().map(|class| feature_name(class).and_then(|name| find(name).ok_or(false))).collect()
+});
+
+/// Whether a CPU with these features executes instructions of iced's class `class`.
+pub fn executes(features: &Features, class: F) -> bool {
+    match NEEDS[class as usize] {
         Err(always) => always,
-        Ok(name) => {
-            let Some(f) = find(name) else { return false };
-            let Some(info) = super::feature::INFO.iter().find(|i| i.word == f.word) else { return false };
-            let leaf = table.query(info.leaf, info.subleaf.unwrap_or(0));
-            let register = match info.register {
-                "EAX" => leaf.eax,
-                "EBX" => leaf.ebx,
-                "ECX" => leaf.ecx,
-                _ => leaf.edx,
-            };
-            register >> f.bit & 1 != 0
-        }
+        Ok(feature) => features.has(feature),
     }
 }

@@ -164,8 +164,8 @@ fn xsave_leaf_has_the_architected_sizes() {
     assert_eq!(table.query(0xd, 0).eax, 7);
     assert_eq!(table.query(0xd, 0).ecx, 832);
     assert_eq!((table.query(0xd, 2).eax, table.query(0xd, 2).ebx), (256, 576));
-    assert!(provides(&table, iced_x86::CpuidFeature::AVX2));
-    assert!(!provides(&table, iced_x86::CpuidFeature::AVX512F));
+    assert!(executes(&Features::of_table(&table), iced_x86::CpuidFeature::AVX2));
+    assert!(!executes(&Features::of_table(&table), iced_x86::CpuidFeature::AVX512F));
     let table = resolve("Icelake-Server-v4,-pku,-la57").table(&Topology::default(), 0);
     assert_eq!(table.signature(), 0x606a0);
     assert_eq!((table.query(0xd, 0).eax, table.query(0xd, 0).ecx), (0xe7, 2688));
@@ -174,10 +174,13 @@ fn xsave_leaf_has_the_architected_sizes() {
     let [avx, .., high] = crate::xsave::COMPONENTS;
     assert_eq!((high.place(None), high.place(Some(0xe7)), high.place(Some(0x81))), (1664, 1408, 576));
     assert_eq!((avx.place(None), avx.place(Some(0xe7))), (576, 576));
-    assert!(provides(&table, iced_x86::CpuidFeature::AVX512_BITALG));
-    assert!(!provides(&table, iced_x86::CpuidFeature::AVX512_BF16));
+    assert!(executes(&Features::of_table(&table), iced_x86::CpuidFeature::AVX512_BITALG));
+    assert!(!executes(&Features::of_table(&table), iced_x86::CpuidFeature::AVX512_BF16));
     let table = resolve("Icelake-Server,-avx2").table(&Topology::default(), 0);
     assert_eq!(table.query(0xd, 0).eax, 7);
-    assert!(!provides(&table, iced_x86::CpuidFeature::AVX512BW), "AVX-512 needs AVX2");
-    assert!(!provides(&resolve("qemu64").table(&Topology::default(), 0), iced_x86::CpuidFeature::SSE4_1));
+    assert!(!executes(&Features::of_table(&table), iced_x86::CpuidFeature::AVX512BW), "AVX-512 needs AVX2");
+    assert!(!executes(
+        &Features::of_table(&resolve("qemu64").table(&Topology::default(), 0)),
+        iced_x86::CpuidFeature::SSE4_1
+    ));
 }

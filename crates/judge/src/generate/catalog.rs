@@ -1,7 +1,7 @@
 //! Which encodings can be judged.
 
 use cpu::cpuid::CpuidTable;
-use cpu::models::{Offer, Request, Topology, provides, software_features};
+use cpu::models::{Features, Offer, Request, Topology, executes, software_features};
 use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Mnemonic, OpCodeOperandKind};
 use std::sync::OnceLock;
 
@@ -197,7 +197,8 @@ pub fn usable(code: Code, bits: u32) -> bool {
         }
         _ => return false,
     }
-    code.cpuid_features().iter().all(|&f| provides(table(), f))
+    let features = Features::of_table(table());
+    code.cpuid_features().iter().all(|&f| executes(&features, f))
 }
 
 pub fn codes(families: &[Family], bits: u32) -> Vec<Code> {
