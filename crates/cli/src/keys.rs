@@ -44,6 +44,8 @@ pub static MACHINE: Group = Group {
         s("initrd", "initial RAM disk"),
         s("append", "kernel command line"),
         s("firmware", "firmware image"),
+        s("pflash0", "node that is the first flash chip, with the firmware"),
+        s("pflash1", "node that is the second flash chip"),
         only("kernel-irqchip", Kind::String, "interrupt controllers in KVM", OFF),
         only("usb", Kind::Bool, "USB controller", OFF),
         only("vmport", Kind::String, "VMware I/O port", &["off", "auto"]),

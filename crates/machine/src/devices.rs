@@ -111,6 +111,19 @@ impl Devices {
         self.adopt_wired(device, bus, Vec::new())
     }
 
+    /// [`Devices::adopt`] for a device at `path` with these properties.
+    pub(crate) fn adopt_at(&self, path: &str, device: Arc<dyn Device>, props: Props) -> Arc<Entry> {
+        self.enter(Entry {
+            path: path.to_string(),
+            id: None,
+            props,
+            bus: None,
+            device,
+            hotplugged: false,
+            outputs: Vec::new(),
+        })
+    }
+
     /// [`Devices::adopt`] for a device with these interrupt outputs.
     pub(crate) fn adopt_wired(
         &self,

@@ -19,11 +19,20 @@ pub struct Qmp {
 impl Qmp {
     /// Connects (waiting up to `limit` for the socket), reads the greeting and negotiates.
     pub fn connect(path: &Path, limit: Duration) -> Result<Qmp, String> {
+        Qmp::connect_while(path, limit, || true)
+    }
+
+    /// As [`Qmp::connect`], as long as the other side may still come up.
+    pub fn connect_while(
+        path: &Path,
+        limit: Duration,
+        mut alive: impl FnMut() -> bool,
+    ) -> Result<Qmp, String> {
         let end = Instant::now() + limit;
         let stream = loop {
             match UnixStream::connect(path) {
                 Ok(stream) => break stream,
-                Err(e) if Instant::now() > end => return Err(format!("{}: {e}", path.display())),
+                Err(e) if Instant::now() > end || !alive() => return Err(format!("{}: {e}", path.display())),
                 Err(_) => std::thread::sleep(Duration::from_millis(2)),
             }
         };

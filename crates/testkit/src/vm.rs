@@ -68,7 +68,9 @@ impl Vm {
         let console = collect(child.stdout.take());
         let errors = collect(child.stderr.take());
         let stdin = child.stdin.take();
-        let qmp = match Qmp::connect(&socket, Duration::from_secs(20)) {
+        let qmp = match Qmp::connect_while(&socket, Duration::from_secs(20), || {
+            matches!(child.try_wait(), Ok(None))
+        }) {
             Ok(qmp) => qmp,
             Err(e) => {
                 let _ = child.kill();

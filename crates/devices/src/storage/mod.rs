@@ -6,6 +6,7 @@
 //! - `mover`: bytes between a drive and scattered guest memory.
 //! - `ide`: the channel of a parallel ATA controller; `piix3`: that controller; `ahci`: SATA.
 //! - `lsi`: the LSI53C895A, a parallel SCSI host with a processor of its own.
+//! - `flash`: flash chips with the board's firmware.
 //! - `floppy`: the floppy disk controller and its drives.
 //! - `scsi`: logical units on any SCSI host.
 
@@ -13,6 +14,7 @@ mod ahci;
 mod ata;
 pub(crate) mod cdrom;
 mod conf;
+pub mod flash;
 pub mod floppy;
 mod geometry;
 mod ide;
@@ -43,6 +45,7 @@ pub fn models() -> Vec<&'static Model> {
         &scsi::HD,
         &scsi::CD,
         &lsi::MODEL,
+        &flash::MODEL,
         &floppy::CONTROLLER_MODEL,
         &floppy::DRIVE_MODEL,
     ]

@@ -79,6 +79,15 @@ pub fn is(kernel: &[u8]) -> bool {
     header.bytes(at::MAGIC) == *b"HdrS" && header.u16(at::BOOT_FLAG) == 0xaa55
 }
 
+/// The real-mode part and the rest, if they are there.
+pub fn parts(kernel: &[u8]) -> Option<(&[u8], &[u8])> {
+    let sectors = match Header(kernel).u8(at::HEADER) {
+        0 => 4,
+        sectors => usize::from(sectors),
+    };
+    kernel.split_at_checked((sectors + 1) * 512).filter(|(_, payload)| payload.len() > 0x200)
+}
+
 pub fn load(request: &Request<'_>, plan: &mut Plan, map: &[e820::Entry]) -> Result<()> {
     let kernel = &request.kernel[..];
     let header = Header(kernel);
@@ -86,12 +95,8 @@ pub fn load(request: &Request<'_>, plan: &mut Plan, map: &[e820::Entry]) -> Resu
     if version < 0x206 {
         bail!("its boot protocol, {}.{:02}, is older than 2.06", version >> 8, version & 0xff);
     }
-    let sectors = match header.u8(at::HEADER) {
-        0 => 4,
-        sectors => usize::from(sectors),
-    };
     let header_end = at::MAGIC + usize::from(header.u8(at::JUMP_LEN));
-    let payload = kernel.get((sectors + 1) * 512..).filter(|payload| payload.len() > 0x200);
+    let payload = parts(kernel).map(|(_, payload)| payload);
     let Some(payload) = payload.filter(|_| header_end <= kernel.len()) else {
         bail!("invalid kernel header");
     };

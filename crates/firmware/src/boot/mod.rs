@@ -5,7 +5,7 @@
 //! RAM included), [`Plan::write`], [`chipset::cpu`] on every processor's state and
 //! [`Plan::enter`] on the bootstrap processor's.
 
-mod bzimage;
+pub(crate) mod bzimage;
 pub mod chipset;
 mod elf;
 mod entry;

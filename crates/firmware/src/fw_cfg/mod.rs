@@ -6,7 +6,7 @@ mod standard;
 mod tests;
 
 pub use items::{Items, key};
-pub use standard::{Boot, fill};
+pub use standard::{Boot, fill, put_kernel};
 
 use base::{Mutex, Result};
 use device::{BusKind, Device, Model, Property, PropertyKind, ResetKind, Services};

@@ -2,9 +2,10 @@
 
 use super::{Items, key};
 use crate::acpi::Tables;
+use crate::boot::bzimage;
 use crate::platform::Platform;
 use crate::{e820, smbios};
-use base::Result;
+use base::{Result, bail};
 
 /// What the user said about booting.
 #[derive(Clone, Debug, Default)]
@@ -59,6 +60,28 @@ pub fn fill(
         items.put_file("etc/acpi/tables", files.tables)?;
         items.put_file("etc/acpi/rsdp", files.rsdp)?;
         items.put_file("etc/table-loader", files.loader)?;
+    }
+    Ok(())
+}
+
+/// Sets the items by which a firmware that reads kernels from here finds one (a bzImage), its
+/// initrd and command line.
+pub fn put_kernel(items: &mut Items, kernel: &[u8], initrd: &[u8], command_line: &str) -> Result<()> {
+    let Some((setup, rest)) = Some(kernel).filter(|kernel| bzimage::is(kernel)).and_then(bzimage::parts)
+    else {
+        bail!("it is no bzImage, which is what the firmware can start");
+    };
+    let mut text = command_line.as_bytes().to_vec();
+    text.push(0);
+    let blobs = [
+        (key::SETUP_SIZE, key::SETUP_DATA, setup),
+        (key::KERNEL_SIZE, key::KERNEL_DATA, rest),
+        (key::INITRD_SIZE, key::INITRD_DATA, initrd),
+        (key::CMDLINE_SIZE, key::CMDLINE_DATA, &text),
+    ];
+    for (size, data, bytes) in blobs {
+        items.set(size, u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_le_bytes());
+        items.set(data, bytes);
     }
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The PC boards: i440FX with PIIX3/PIIX4 (`pc`) and Q35 with ICH9 (`q35`).
 
 mod boot;
+mod flash;
 mod onboard;
 mod tables;
 
@@ -112,6 +113,7 @@ pub(crate) fn build(
     let boot = Boot::prepare(&spec, platform, &memory, &services, &devices, &model)?;
     let drives = drives::open(host, &spec)?;
     disks_open();
+    let drives = flash::attach(&spec, &services, &devices, drives)?;
     onboard::attach_drives(&spec, &devices, &onboard.pci, drives)?;
     let board = PcBoard { pci: onboard.pci, pm: onboard.pm, apics: interrupts.apics.clone(), boot };
     devices.add_asked(&spec)?;
@@ -165,7 +167,7 @@ fn platform(
     platform.isa = onboard.isa;
     platform.phys_bits = model.phys_bits as u8;
     // Waking from S3 begins in a firmware.
-    platform.s3 = spec.boot.kernel.is_none();
+    platform.s3 = spec.boot.kernel.is_none() || flash::has_firmware(spec);
     platform
 }
 

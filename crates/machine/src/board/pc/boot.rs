@@ -1,6 +1,6 @@
 //! What a PC runs first: firmware from a ROM, or a kernel put in place directly.
 
-use super::{Platform, onboard};
+use super::{Platform, flash, onboard};
 use crate::memory::Rom;
 use crate::{Devices, Machine, Memory};
 use base::Result;
@@ -38,8 +38,9 @@ impl Boot {
         config.cores = u8::try_from(spec.smp.cores * spec.smp.dies).unwrap_or(255);
         config.threads = u8::try_from(spec.smp.cores * spec.smp.dies * spec.smp.threads).unwrap_or(255);
         super::tables::smbios(spec, &mut config)?;
-        // A firmware tells of itself.
-        if spec.boot.kernel.is_some() && config.bios.is_none() {
+        // A firmware tells of itself, and starts the kernel by itself.
+        let direct = spec.boot.kernel.as_ref().filter(|_| !flash::has_firmware(spec));
+        if direct.is_some() && config.bios.is_none() {
             config.bios = Some(smbios::Bios::ours());
         }
         let smbios = smbios::Tables::build(&config, &platform);
@@ -56,8 +57,12 @@ impl Boot {
         fw_cfg.edit(|items| fw_cfg::fill(items, &platform, &asked, acpi.as_ref(), &smbios))?;
         super::tables::fw_cfg(spec, &fw_cfg)?;
         devices.adopt(fw_cfg.clone(), None);
-        let plan = match &spec.boot.kernel {
+        let plan = match direct {
             Some(kernel) => Some(plan_kernel(spec, kernel, &platform, acpi.as_ref(), &smbios, model)?),
+            None if flash::has_firmware(spec) => {
+                hand_kernel(spec, &fw_cfg)?;
+                None
+            }
             None => {
                 map_bios(spec, memory, services)?;
                 None
@@ -149,6 +154,21 @@ fn plan_kernel(
         smbios: Some(smbios),
     };
     request.plan()
+}
+
+/// Gives the firmware in flash the kernel that it is to start.
+fn hand_kernel(spec: &MachineSpec, fw_cfg: &FwCfg) -> Result<()> {
+    let Some(name) = &spec.boot.kernel else { return Ok(()) };
+    let kernel = boot::read_kernel(name)?;
+    let modules = match &spec.boot.initrd {
+        Some(option) => boot::read_initrd(option, &kernel)?,
+        None => Vec::new(),
+    };
+    let initrd = modules.first().map_or(&[][..], |module| &module.bytes);
+    let append = spec.boot.append.as_deref().unwrap_or_default();
+    fw_cfg
+        .edit(|items| fw_cfg::put_kernel(items, &kernel, initrd, append))
+        .map_err(|why| why.within(format!("could not load kernel '{name}'")))
 }
 
 fn map_bios(spec: &MachineSpec, memory: &Memory, services: &Services) -> Result<()> {
