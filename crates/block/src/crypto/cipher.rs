@@ -1,12 +1,44 @@
-//! AES in the modes that disks are encrypted with.
+//! Ciphers with blocks of 16 bytes in the modes that disks are encrypted with.
 
 use super::{Hash, SECTOR};
 use aes::Block;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use base::{Result, bail, fail};
 
-/// Bytes of an AES block.
+/// Bytes of a block, whatever the algorithm.
 const BLOCK: usize = 16;
+
+/// What encrypts a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    Aes,
+    Serpent,
+    Twofish,
+}
+
+impl Algorithm {
+    /// What headers call them.
+    const NAMES: [(&str, Algorithm); 3] =
+        [("aes", Algorithm::Aes), ("serpent", Algorithm::Serpent), ("twofish", Algorithm::Twofish)];
+
+    pub fn as_str(self) -> &'static str {
+        Algorithm::NAMES.iter().find(|(_, one)| *one == self).map_or("", |(name, _)| name)
+    }
+
+    /// What people call it.
+    fn title(self) -> &'static str {
+        match self {
+            Algorithm::Aes => "AES",
+            Algorithm::Serpent => "Serpent",
+            Algorithm::Twofish => "Twofish",
+        }
+    }
+
+    pub fn parse(name: &str) -> Result<Algorithm> {
+        let known = Algorithm::NAMES.iter().find(|(one, _)| *one == name);
+        known.map(|(_, one)| *one).ok_or_else(|| fail!("Algorithm '{name}' with LUKS is not supported"))
+    }
+}
 
 /// How blocks of a sector hang together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +62,8 @@ pub enum Iv {
 /// A cipher without its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spec {
-    /// Bytes of one AES key: 16, 24 or 32.
+    pub algorithm: Algorithm,
+    /// Bytes of one key: 16, 24 or 32.
     pub key: usize,
     pub mode: Mode,
     /// Not used by ECB.
@@ -43,12 +76,9 @@ impl Spec {
         if self.mode == Mode::Xts { self.key * 2 } else { self.key }
     }
 
-    pub fn algorithm(&self) -> &'static str {
-        match self.key {
-            16 => "aes-128",
-            24 => "aes-192",
-            _ => "aes-256",
-        }
+    /// "aes-256".
+    pub fn name(&self) -> String {
+        format!("{}-{}", self.algorithm.as_str(), self.key * 8)
     }
 
     /// "xts-plain64", "cbc-essiv:sha256", "ecb-plain64".
@@ -71,7 +101,7 @@ impl Spec {
     }
 
     /// The reverse of [`Spec::mode_text`], for a key of `bytes`.
-    pub fn parse(mode_text: &str, bytes: usize) -> Result<Spec> {
+    pub fn parse(algorithm: Algorithm, mode_text: &str, bytes: usize) -> Result<Spec> {
         let (mode, iv) = mode_text.split_once('-').unwrap_or((mode_text, ""));
         let mode = match mode {
             "ecb" => Mode::Ecb,
@@ -90,18 +120,20 @@ impl Spec {
             _ => bail!("IV generator '{iv}' is not supported"),
         };
         let key = if mode == Mode::Xts { bytes / 2 } else { bytes };
-        let spec = Spec { key, mode, iv };
+        let spec = Spec { algorithm, key, mode, iv };
         if spec.key_bytes() != bytes {
-            bail!("Cipher aes-{mode_text} with a key of {bytes} bytes is not supported");
+            let name = algorithm.as_str();
+            bail!("Cipher {name}-{mode_text} with a key of {bytes} bytes is not supported");
         }
         spec.check()?;
         Ok(spec)
     }
 
     pub fn check(&self) -> Result<()> {
-        if ![16, 24, 32].contains(&self.key) || (self.mode == Mode::Xts && self.key == 24) {
+        if ![16, 24, 32].contains(&self.key) {
             bail!(
-                "Cipher aes-{} with a key of {} bytes is not supported",
+                "Cipher {}-{} with a key of {} bytes is not supported",
+                self.algorithm.as_str(),
                 self.mode_text(),
                 self.key_bytes()
             );
@@ -111,42 +143,52 @@ impl Spec {
         }
         match self.iv {
             Some(Iv::Essiv(hash)) if hash != Hash::Sha256 => {
-                bail!("There is no AES with a key of the length of {}", hash.as_str())
+                let bytes = hash.digest(&[]).len();
+                bail!("No {} cipher with key size {bytes} available", self.algorithm.title())
             }
             _ => Ok(()),
         }
     }
 }
 
-enum Aes {
-    A128(Box<aes::Aes128>),
-    A192(Box<aes::Aes192>),
-    A256(Box<aes::Aes256>),
+/// An algorithm with its key.
+enum Keyed {
+    Aes128(Box<aes::Aes128>),
+    Aes192(Box<aes::Aes192>),
+    Aes256(Box<aes::Aes256>),
+    Serpent(Box<serpent::Serpent>),
+    Twofish(Box<twofish::Twofish>),
 }
 
-impl Aes {
-    fn new(key: &[u8]) -> Result<Aes> {
-        let wrong = |_| fail!("AES has no keys of {} bytes", key.len());
-        Ok(match key.len() {
-            16 => Aes::A128(Box::new(aes::Aes128::new_from_slice(key).map_err(wrong)?)),
-            24 => Aes::A192(Box::new(aes::Aes192::new_from_slice(key).map_err(wrong)?)),
-            _ => Aes::A256(Box::new(aes::Aes256::new_from_slice(key).map_err(wrong)?)),
+impl Keyed {
+    fn new(algorithm: Algorithm, key: &[u8]) -> Result<Keyed> {
+        let wrong = |_| fail!("{} has no keys of {} bytes", algorithm.title(), key.len());
+        Ok(match (algorithm, key.len()) {
+            (Algorithm::Aes, 16) => Keyed::Aes128(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
+            (Algorithm::Aes, 24) => Keyed::Aes192(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
+            (Algorithm::Aes, _) => Keyed::Aes256(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
+            (Algorithm::Serpent, _) => Keyed::Serpent(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
+            (Algorithm::Twofish, _) => Keyed::Twofish(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
         })
     }
 
     fn encrypt(&self, blocks: &mut [Block]) {
         match self {
-            Aes::A128(aes) => aes.encrypt_blocks(blocks),
-            Aes::A192(aes) => aes.encrypt_blocks(blocks),
-            Aes::A256(aes) => aes.encrypt_blocks(blocks),
+            Keyed::Aes128(keyed) => keyed.encrypt_blocks(blocks),
+            Keyed::Aes192(keyed) => keyed.encrypt_blocks(blocks),
+            Keyed::Aes256(keyed) => keyed.encrypt_blocks(blocks),
+            Keyed::Serpent(keyed) => keyed.encrypt_blocks(blocks),
+            Keyed::Twofish(keyed) => keyed.encrypt_blocks(blocks),
         }
     }
 
     fn decrypt(&self, blocks: &mut [Block]) {
         match self {
-            Aes::A128(aes) => aes.decrypt_blocks(blocks),
-            Aes::A192(aes) => aes.decrypt_blocks(blocks),
-            Aes::A256(aes) => aes.decrypt_blocks(blocks),
+            Keyed::Aes128(keyed) => keyed.decrypt_blocks(blocks),
+            Keyed::Aes192(keyed) => keyed.decrypt_blocks(blocks),
+            Keyed::Aes256(keyed) => keyed.decrypt_blocks(blocks),
+            Keyed::Serpent(keyed) => keyed.decrypt_blocks(blocks),
+            Keyed::Twofish(keyed) => keyed.decrypt_blocks(blocks),
         }
     }
 }
@@ -155,11 +197,11 @@ impl Aes {
 pub struct Cipher {
     mode: Mode,
     iv: Option<Iv>,
-    data: Aes,
+    data: Keyed,
     /// The second key of XTS.
-    tweak: Option<Aes>,
+    tweak: Option<Keyed>,
     /// Encrypts the numbers of ESSIV.
-    essiv: Option<Aes>,
+    essiv: Option<Keyed>,
 }
 
 impl Cipher {
@@ -170,12 +212,13 @@ impl Cipher {
             bail!("A key of {} bytes does not fit the cipher", key.len());
         }
         let (first, second) = key.split_at(spec.key);
-        let tweak = (spec.mode == Mode::Xts).then(|| Aes::new(second)).transpose()?;
+        let keyed = |key: &[u8]| Keyed::new(spec.algorithm, key);
+        let tweak = (spec.mode == Mode::Xts).then(|| keyed(second)).transpose()?;
         let essiv = match spec.iv {
-            Some(Iv::Essiv(hash)) => Some(Aes::new(&hash.digest(&[key]))?),
+            Some(Iv::Essiv(hash)) => Some(keyed(&hash.digest(&[key]))?),
             _ => None,
         };
-        Ok(Cipher { mode: spec.mode, iv: spec.iv, data: Aes::new(first)?, tweak, essiv })
+        Ok(Cipher { mode: spec.mode, iv: spec.iv, data: keyed(first)?, tweak, essiv })
     }
 
     fn vector(&self, sector: u64) -> u128 {
@@ -226,7 +269,7 @@ impl Cipher {
 
     /// XTS around the encryption or decryption of all blocks of a sector.
     fn tweaked(&self, vector: u128, blocks: &mut [Block], work: impl Fn(&mut [Block])) {
-        let mut tweak = self.tweak.as_ref().map_or(0, |aes| one(aes, vector));
+        let mut tweak = self.tweak.as_ref().map_or(0, |keyed| one(keyed, vector));
         let mut tweaks = [0; SECTOR as usize / BLOCK];
         for (block, kept) in blocks.iter_mut().zip(&mut tweaks) {
             mask(block, tweak);
@@ -238,9 +281,9 @@ impl Cipher {
     }
 }
 
-fn one(aes: &Aes, number: u128) -> u128 {
+fn one(keyed: &Keyed, number: u128) -> u128 {
     let mut block = Block::from(number.to_le_bytes());
-    aes.encrypt(std::slice::from_mut(&mut block));
+    keyed.encrypt(std::slice::from_mut(&mut block));
     self::number(&block)
 }
 

@@ -1,6 +1,6 @@
 //! The old AES of qcow and qcow2, whose key may come after opening.
 
-use super::{Cipher, Iv, Mode, SECTOR, Spec};
+use super::{Algorithm, Cipher, Iv, Mode, SECTOR, Spec};
 use crate::types::{IoResult, errno};
 use base::{Mutex, Result};
 use std::sync::Arc;
@@ -21,7 +21,7 @@ impl OldAes {
     pub fn set(&self, password: &[u8]) -> Result<()> {
         let mut key = password.to_vec();
         key.resize(16, 0);
-        let spec = Spec { key: 16, mode: Mode::Cbc, iv: Some(Iv::Plain64) };
+        let spec = Spec { algorithm: Algorithm::Aes, key: 16, mode: Mode::Cbc, iv: Some(Iv::Plain64) };
         *self.0.lock() = Some(Arc::new(Cipher::new(&spec, &key)?));
         Ok(())
     }

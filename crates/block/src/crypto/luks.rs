@@ -4,7 +4,7 @@
 
 use super::luks_header::*;
 pub use super::luks_header::{Header, MAGIC};
-use super::{Cipher, HASHES, Hash, Iv, Mode, SECTOR, Spec};
+use super::{Algorithm, Cipher, HASHES, Hash, Iv, Mode, SECTOR, Spec};
 use crate::graph::Child;
 use crate::options::Options;
 use base::{Failure, Result, bail, fail};
@@ -30,11 +30,23 @@ pub struct Recipe {
 /// Every name that a hash function can have in options.
 const ALL_HASHES: [&str; 7] = ["md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160"];
 
+/// What options call the ciphers, with the bytes of a key.
+const CIPHERS: [(&str, (Algorithm, usize)); 9] = [
+    ("aes-128", (Algorithm::Aes, 16)),
+    ("aes-192", (Algorithm::Aes, 24)),
+    ("aes-256", (Algorithm::Aes, 32)),
+    ("serpent-128", (Algorithm::Serpent, 16)),
+    ("serpent-192", (Algorithm::Serpent, 24)),
+    ("serpent-256", (Algorithm::Serpent, 32)),
+    ("twofish-128", (Algorithm::Twofish, 16)),
+    ("twofish-192", (Algorithm::Twofish, 24)),
+    ("twofish-256", (Algorithm::Twofish, 32)),
+];
+
 impl Recipe {
     /// Takes the options of creation (`cipher-alg` ... `iter-time`).
     pub fn take(options: &mut Options) -> Result<Recipe> {
-        let ciphers = [("aes-128", 16), ("aes-192", 24), ("aes-256", 32)];
-        let key = options.take_word("cipher-alg", &ciphers)?.unwrap_or(32);
+        let (algorithm, key) = options.take_word("cipher-alg", &CIPHERS)?.unwrap_or((Algorithm::Aes, 32));
         let modes = [("xts", Mode::Xts), ("cbc", Mode::Cbc), ("ecb", Mode::Ecb)];
         let mode = options.take_word("cipher-mode", &modes)?.unwrap_or(Mode::Xts);
         let ivgens = [("plain", 0), ("plain64", 1), ("essiv", 2)];
@@ -52,7 +64,7 @@ impl Recipe {
         };
         let hash = options.take_word("hash-alg", &HASHES)?.unwrap_or(Hash::Sha256);
         let time = take_time(options)?;
-        let spec = Spec { key, mode, iv };
+        let spec = Spec { algorithm, key, mode, iv };
         spec.check()?;
         Ok(Recipe { spec, hash, time })
     }
@@ -119,7 +131,7 @@ impl Volume {
         let header = &self.header();
         let slots: Vec<Value> = header.slots.iter().map(describe_slot).collect();
         let mut all = json!({
-            "cipher-alg": header.spec.algorithm(),
+            "cipher-alg": header.spec.name(),
             "cipher-mode": header.spec.mode_name(),
         });
         let (ivgen, ivhash) = match header.spec.iv {

@@ -2,7 +2,7 @@
 //!
 //! Source: LUKS On-Disk Format Specification 1.2.3. All numbers are big endian.
 
-use super::{HASHES, Hash, SECTOR, Spec};
+use super::{Algorithm, HASHES, Hash, SECTOR, Spec};
 use base::{Result, bail, fail};
 
 pub const MAGIC: [u8; 6] = *b"LUKS\xba\xbe";
@@ -78,16 +78,13 @@ impl Header {
         if version != 1 {
             bail!("LUKS version {version} is not supported");
         }
-        let cipher = text(data, 8, 32, "cipher name")?;
-        if cipher != "aes" {
-            bail!("Algorithm '{cipher}' with LUKS is not supported");
-        }
+        let algorithm = Algorithm::parse(text(data, 8, 32, "cipher name")?)?;
         let hash = text(data, 72, 32, "hash spec")?;
         let known = HASHES.iter().find(|(name, _)| *name == hash);
         let hash = known.ok_or_else(|| fail!("Hash algorithm '{hash}' with LUKS is not supported"))?.1;
         let key_bytes = be32(data, 108) as usize;
         let mut header = Header {
-            spec: Spec::parse(text(data, 40, 32, "cipher mode")?, key_bytes)?,
+            spec: Spec::parse(algorithm, text(data, 40, 32, "cipher mode")?, key_bytes)?,
             hash,
             payload: be32(data, 104),
             digest: copy(data, 112),
@@ -149,7 +146,7 @@ impl Header {
         let mut put = |at: usize, data: &[u8]| out[at..at + data.len()].copy_from_slice(data);
         put(0, &MAGIC);
         put(6, &1u16.to_be_bytes());
-        put(8, b"aes");
+        put(8, self.spec.algorithm.as_str().as_bytes());
         put(40, self.spec.mode_text().as_bytes());
         put(72, self.hash.as_str().as_bytes());
         put(104, &self.payload.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Encryption of images: AES over sectors, and LUKS version 1.
+//! Encryption of images: ciphers over sectors, and LUKS version 1.
 
 mod cipher;
 mod late;
@@ -6,7 +6,7 @@ pub mod luks;
 mod luks_header;
 mod luks_slots;
 
-pub use cipher::{Cipher, Iv, Mode, Spec};
+pub use cipher::{Algorithm, Cipher, Iv, Mode, Spec};
 pub use late::OldAes;
 pub use luks_slots::Change;
 
@@ -17,21 +17,26 @@ pub const SECTOR: u64 = 512;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hash {
     Sha1,
+    Sha224,
     Sha256,
+    Sha384,
     Sha512,
+    Ripemd160,
 }
 
 /// What options call the hash functions.
-pub const HASHES: [(&str, Hash); 3] =
-    [("sha1", Hash::Sha1), ("sha256", Hash::Sha256), ("sha512", Hash::Sha512)];
+pub const HASHES: [(&str, Hash); 6] = [
+    ("sha1", Hash::Sha1),
+    ("sha224", Hash::Sha224),
+    ("sha256", Hash::Sha256),
+    ("sha384", Hash::Sha384),
+    ("sha512", Hash::Sha512),
+    ("ripemd160", Hash::Ripemd160),
+];
 
 impl Hash {
     pub fn as_str(self) -> &'static str {
-        match self {
-            Hash::Sha1 => "sha1",
-            Hash::Sha256 => "sha256",
-            Hash::Sha512 => "sha512",
-        }
+        HASHES.iter().find(|(_, hash)| *hash == self).map_or("", |(name, _)| name)
     }
 
     /// The digest of pieces put together.
@@ -44,19 +49,26 @@ impl Hash {
         }
         match self {
             Hash::Sha1 => of::<sha1::Sha1>(pieces),
+            Hash::Sha224 => of::<sha2::Sha224>(pieces),
             Hash::Sha256 => of::<sha2::Sha256>(pieces),
+            Hash::Sha384 => of::<sha2::Sha384>(pieces),
             Hash::Sha512 => of::<sha2::Sha512>(pieces),
+            Hash::Ripemd160 => of::<ripemd::Ripemd160>(pieces),
         }
     }
 
     /// PBKDF2 with HMAC of this hash (RFC 8018).
     fn pbkdf2(self, password: &[u8], salt: &[u8], rounds: u32, len: usize) -> Vec<u8> {
         let mut out = vec![0; len];
-        match self {
-            Hash::Sha1 => pbkdf2::pbkdf2_hmac::<sha1::Sha1>(password, salt, rounds, &mut out),
-            Hash::Sha256 => pbkdf2::pbkdf2_hmac::<sha2::Sha256>(password, salt, rounds, &mut out),
-            Hash::Sha512 => pbkdf2::pbkdf2_hmac::<sha2::Sha512>(password, salt, rounds, &mut out),
-        }
+        let make = match self {
+            Hash::Sha1 => pbkdf2::pbkdf2_hmac::<sha1::Sha1>,
+            Hash::Sha224 => pbkdf2::pbkdf2_hmac::<sha2::Sha224>,
+            Hash::Sha256 => pbkdf2::pbkdf2_hmac::<sha2::Sha256>,
+            Hash::Sha384 => pbkdf2::pbkdf2_hmac::<sha2::Sha384>,
+            Hash::Sha512 => pbkdf2::pbkdf2_hmac::<sha2::Sha512>,
+            Hash::Ripemd160 => pbkdf2::pbkdf2_hmac::<ripemd::Ripemd160>,
+        };
+        make(password, salt, rounds, &mut out);
         out
     }
 }

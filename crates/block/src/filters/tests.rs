@@ -407,6 +407,26 @@ fn permissions_can_be_taken_for_tests() {
 
 // copy-on-read and compress
 
+/// What was written before a filter came is on disk once the filter has been flushed.
+#[test]
+fn a_flush_goes_through_a_filter_that_wrote_nothing() {
+    let bench = Bench::new();
+    let path = bench.dir.path().join("a.qcow2").to_str().unwrap().to_string();
+    let (at, file) = (bench.graph.clone(), path.clone());
+    let options = Options::json(json!({"size": SIZE}));
+    bench.graph.block_on(async move { at.create_image(&file, "qcow2", options).await }).unwrap();
+    let disk = json!({"driver": "qcow2", "file": {"driver": "file", "filename": path}});
+    let node = bench.add("n", disk);
+    let filter = bench.add("f", json!({"driver": "copy-on-read", "file": "n"}));
+    bench.graph.block_on(async move {
+        node.write(0, &[7; 65536], WriteFlags::empty()).await.unwrap();
+        filter.flush().await.unwrap();
+    });
+    let read = ["-r", "-U", "-f", "qcow2", "-c", "read -P 7 0 64k", &path];
+    let out = Command::new("qemu-io").args(read).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+}
+
 #[test]
 fn copy_on_read_stops_at_its_bottom() {
     read_above_the_bottom(|image| image);

@@ -408,17 +408,24 @@ impl Node {
     pub async fn flush(&self) -> IoResult {
         let generation = self.io.written.load(Ordering::Acquire);
         let pointless = self.no_flush() && self.driver().kind == crate::driver::Kind::Protocol;
-        if self.is_read_only() || pointless || self.io.flushed.load(Ordering::Acquire) > generation {
+        if self.is_read_only() || pointless {
             return Ok(());
         }
-        self.layer().flush().await?;
+        let changed = self.io.flushed.load(Ordering::Acquire) <= generation;
+        if changed {
+            self.layer().flush().await?;
+        }
+        // Also of a node that was not written: what is below it may have been, before a filter
+        // was put there or by others.
         for child in self.children() {
             // Not by permissions: they follow the users above, who may have gone.
             if !child.role().contains(Role::BACKING) {
                 child.flush().await?;
             }
         }
-        self.io.flushed.fetch_max(generation + 1, Ordering::AcqRel);
+        if changed {
+            self.io.flushed.fetch_max(generation + 1, Ordering::AcqRel);
+        }
         Ok(())
     }
 
@@ -437,7 +444,7 @@ impl Node {
         status.offset = status.offset.map(|at| at + (offset - start));
         if status.flags.contains(StatusFlags::RECURSE)
             && status.flags.contains(StatusFlags::DATA)
-            && let (Some(at), Some(file)) = (status.offset, self.child(Role::DATA | Role::FILTERED))
+            && let (Some(at), Some(file)) = (status.offset, self.places())
         {
             let below = Box::pin(file.node().block_status(at, status.len)).await?;
             status.len = status.len.min(below.len);

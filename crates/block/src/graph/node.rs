@@ -234,6 +234,11 @@ impl Node {
         self.children.lock().iter().find(|child| child.name() == name).cloned()
     }
 
+    /// Where the places lie that [`Status::offset`](crate::types::Status) tells of.
+    pub(super) fn places(&self) -> Option<Child> {
+        self.child_named("data-file").or_else(|| self.child(Role::DATA | Role::FILTERED))
+    }
+
     /// The backing node of an image format.
     pub fn backing(&self) -> Option<Arc<Node>> {
         self.child(Role::BACKING).map(|child| child.node())

@@ -105,6 +105,13 @@ impl Conf {
         })
     }
 
+    /// What is discarded at least where nobody says, if that is not a block. Bytes.
+    pub fn default_granularity(&mut self, props: &Props, bytes: u32) {
+        if props.opt_u64("discard_granularity").is_none_or(|value| value == DEFAULT_GRANULARITY) {
+            self.discard_granularity = bytes.max(self.logical);
+        }
+    }
+
     /// The given geometry, else the customary translation of the size.
     pub fn geometry(&self, bytes: u64) -> Geometry {
         self.geometry.unwrap_or_else(|| Geometry::of_size(bytes))

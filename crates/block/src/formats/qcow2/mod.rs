@@ -227,7 +227,8 @@ impl Layer for Qcow2 {
                 return Ok(());
             }
             self.alive()?;
-            self.sync().await
+            self.sync().await?;
+            self.give_back().await
         })
     }
 

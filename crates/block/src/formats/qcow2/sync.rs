@@ -194,6 +194,15 @@ impl Qcow2 {
         Ok(())
     }
 
+    /// The host gets back what the last write-back let go of: the next may be long in coming.
+    pub(super) async fn give_back(&self) -> IoResult {
+        if !self.pass_discard.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let _one = self.sync_lock.lock().await;
+        self.release_ripe().await
+    }
+
     async fn write_capture(&self, capture: &Capture) -> IoResult {
         let table = !capture.table.is_empty() || self.header_stale.load(Ordering::Acquire);
         for (.., pieces) in &capture.blocks {

@@ -368,11 +368,42 @@ fn an_external_data_file_is_used() {
     let model = graph.block_on(async move {
         let mut model = vec![0; 2 << 20];
         churn(&node, &mut model, &mut Rng(8), 80).await;
+        let mut at = 0;
+        while at < 2 << 20 {
+            let status = node.block_status(at, u64::MAX).await.unwrap();
+            let said = model[at as usize..(at + status.len) as usize].iter().all(|byte| *byte == 0);
+            assert!(said || !status.flags.contains(StatusFlags::ZERO), "no zeroes at {at:#x}: {status:?}");
+            at += status.len;
+        }
         model
     });
     close(&graph, pin);
     judge(&image, &model, &raw);
     assert!(std::fs::read(&data).unwrap() == model);
+}
+
+/// A guest trims its disk and flushes once: the file has shrunk, without another request.
+#[test]
+fn one_flush_gives_discarded_space_back() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let (image, _) = paths(&dir);
+    let graph = graph();
+    make(&graph, &image, json!({"size": 16 << 20}));
+    let at = graph.clone();
+    let file = json!({"driver": "file", "filename": image, "discard": "unmap"});
+    let options = json!({"driver": "qcow2", "discard": "unmap", "file": file});
+    let pin =
+        graph.block_on(async move { at.open(Options::json(options), Settings::default()).await }).unwrap();
+    let node = pin.clone();
+    graph.block_on(async move {
+        node.write(0, &vec![7; 8 << 20], WriteFlags::empty()).await.unwrap();
+        node.flush().await.unwrap();
+        node.discard(0, 8 << 20).await.unwrap();
+        node.flush().await.unwrap();
+    });
+    assert!(std::fs::metadata(&image).unwrap().blocks() * 512 < 1 << 20);
+    close(&graph, pin);
 }
 
 #[test]

@@ -371,10 +371,13 @@ impl Layer for Vmdk {
             match &extent.store {
                 Store::Flat { file, offset } => {
                     let mut status = Status { flags: flags | StatusFlags::DATA, len, offset: None };
-                    // Only a place in the primary file can be told, or followed.
+                    // Only a place in the primary file can be told.
                     if file.same(&self.file) {
                         status.offset = Some(offset + inner);
                     }
+                    let below = file.block_status(offset + inner, len).await?;
+                    status.len = len.min(below.len);
+                    status.flags |= below.flags & StatusFlags::ZERO;
                     Ok(status)
                 }
                 Store::Sparse(image) => {

@@ -119,6 +119,11 @@ fn open_error(path: &str, error: rustix::io::Errno) -> Failure {
 impl FileLayer {
     fn open(path: &str, open: &mut Open, locking: Option<bool>, fdsets: &FdSets) -> Result<Self> {
         use rustix::io::Errno;
+        // Nobody waits for the other end of a pipe that an image names.
+        let stat = rustix::fs::stat(path);
+        if stat.is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_fifo()) {
+            bail!("'{}' driver requires '{path}' to be a regular file", open.driver.name);
+        }
         let opened = match open_path(path, open_flags(&open.settings), fdsets) {
             Err(Errno::ACCESS | Errno::ROFS | Errno::PERM)
                 if open.settings.auto_read_only && !open.settings.read_only =>

@@ -57,6 +57,19 @@ fn all_engines_read_and_write_any_range() {
     }
 }
 
+/// An image may name anything as its backing file; nobody waits for the writer of a pipe.
+#[test]
+fn a_pipe_is_refused() {
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
+    let path = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    let graph = graph();
+    let options = json!({"driver": "file", "node-name": "f", "read-only": true, "filename": path});
+    let at = graph.clone();
+    let why = graph.block_on(async move { at.add(Options::json(options)).await }).err().unwrap();
+    assert!(why.text.ends_with("to be a regular file"), "{}", why.text);
+}
+
 /// Direct I/O that is switched on later keeps the alignment then needed.
 #[test]
 fn reopening_with_direct_io_aligns_from_then_on() {

@@ -269,7 +269,7 @@ impl Lun {
             return Command::Check(INVALID_FIELD);
         }
         let mut data =
-            vec![0, u8::from(self.names.removable) << 7, self.names.scsi_version, 0x12, 31, 0, 0, 2];
+            vec![0, u8::from(self.names.removable) << 7, self.names.scsi_version, 0x12, 31, 0, 0, 0x12];
         data.extend(padded(&self.names.vendor, 8));
         data.extend(padded(&self.names.product, 16));
         data.extend(padded(&self.names.version, 4));

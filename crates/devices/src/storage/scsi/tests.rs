@@ -41,6 +41,8 @@ fn a_disk_tells_who_and_how_large_it_is() {
     let (_bed, bus, _device, _file) = disk();
     let lun = bus.lun(0, 0).unwrap();
     let inquiry = data(run(&lun, &[0x12, 0, 0, 0, 96]));
+    // Synchronous transfers and queues of commands.
+    assert_eq!(inquiry[7], 0x12);
     assert_eq!(&inquiry[8..32], b"QEMU    QEMU HARDDISK   ");
     assert_eq!(data(run(&lun, &[0x25])), [0, 0, 7, 0xff, 0, 0, 2, 0]);
     let long = data(run(&lun, &[0x9e, 0x10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 32]));

@@ -94,6 +94,7 @@ fn create(model: &'static Model, props: &Props, wiring: &mut Wiring<'_>) -> Resu
     if conf.serial.len() > 36 {
         bail!("The serial number can't be longer than 36 characters");
     }
+    conf.default_granularity(props, 4096);
     if is_cd {
         conf.discard_granularity = 0;
     }
