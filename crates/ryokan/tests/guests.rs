@@ -70,6 +70,24 @@ fn i386_kernel_with_pae() {
     up_and_off(&mut vm);
 }
 
+/// A hypervisor with a paravirtual Linux in its first domain, on two processors.
+#[test]
+fn xen_runs_linux() {
+    let packed = guests::package("xen-hypervisor-4.17-amd64").unwrap().join("boot/xen-4.17-amd64.gz");
+    let xen = Remove(guests::cache().join(format!("xen-{}", std::process::id())));
+    let unpacked = std::process::Command::new("gzip").arg("-dc").arg(packed).output().unwrap();
+    std::fs::write(&xen.0, unpacked.stdout).unwrap();
+    let kernel = guests::kernel("linux-image-cloud-amd64").unwrap();
+    let initrd = Remove(guests::initramfs_file("xen", guests::SHELL, &[]).unwrap());
+    let modules = format!("{} console=hvc0,{}", kernel.display(), initrd.0.display());
+    let image = xen.0.display().to_string();
+    let line = "console=com1 com1=115200,8n1 dom0_mem=400M";
+    let args = ["-m", "768", "-smp", "2", "-kernel", &image, "-append", line, "-initrd", &modules];
+    let mut vm = Vm::start(&args).unwrap();
+    vm.expect("Brought up 2 CPUs", BOOT).unwrap();
+    vm.expect("Run /init as init process", BOOT).unwrap();
+}
+
 /// Linux finds AVX-512, and its programs keep their registers whatever comes between.
 #[test]
 fn programs_use_avx512() {

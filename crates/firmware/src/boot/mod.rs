@@ -24,6 +24,8 @@ use std::path::Path;
 
 /// Fixed places below 640 KiB.
 mod place {
+    /// Interrupt vectors of real mode.
+    pub const VECTORS: u64 = 0;
     pub const BDA: u64 = 0x400;
     pub const GDT: u64 = 0x500;
     /// Zero page, PVH start info or multiboot information.
@@ -39,9 +41,16 @@ mod place {
     pub const RSDP: u64 = 0xf_0000;
     pub const SMBIOS_ENTRY: u64 = 0xf_0040;
     pub const SMBIOS_TABLES: u64 = 0xf_0080;
+    /// Where vectors of PCs customarily lead if there is no service.
+    pub const NO_SERVICE: u64 = 0xf_ff53;
     /// Where kernels may be loaded.
     pub const HIGH: u64 = 0x10_0000;
 }
+
+/// A BIOS service that there is not: returns with the carry flag set.
+///
+/// `push bp; mov bp, sp; or byte [bp + 6], 1; pop bp; iret`
+const NO_SERVICE: [u8; 9] = [0x55, 0x89, 0xe5, 0x80, 0x4e, 6, 1, 0x5d, 0xcf];
 
 /// Largest kernel and initrd files that are read.
 const MAX_FILE: u64 = 2048 * MIB;
@@ -128,8 +137,12 @@ impl Request<'_> {
         failure.within(format!("could not load kernel '{}'", self.kernel_name))
     }
 
-    /// What a firmware leaves in memory: BIOS data area, ACPI and SMBIOS tables.
+    /// What a firmware leaves in memory: vectors, BIOS data area, ACPI and SMBIOS tables.
     fn firmware_data(&self, plan: &mut Plan, tables_at: u64) -> Result<()> {
+        // Kernels that ask the BIOS from real mode (Xen) hear that it knows nothing.
+        let [low, high, ..] = (place::NO_SERVICE & 0xffff).to_le_bytes();
+        plan.add("interrupt vectors", place::VECTORS, [low, high, 0x00, 0xf0].repeat(256))?;
+        plan.add("BIOS services", place::NO_SERVICE, NO_SERVICE.to_vec())?;
         let mut bda = vec![0; 0x100];
         // COM1, segment of the extended data area, KiB of conventional memory.
         if self.platform.isa.serial[0] {

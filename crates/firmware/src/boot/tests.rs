@@ -101,6 +101,16 @@ fn bzimage_in_long_mode() {
 }
 
 #[test]
+fn the_bios_has_no_services() {
+    let board = board();
+    let memory = memory_of(&board.request(bzimage(true)).plan().unwrap());
+    // INT 15h leads to code that sets the carry flag and returns.
+    let (offset, segment) = (memory.load(0x15 * 4, 2), memory.load(0x15 * 4 + 2, 2));
+    assert_eq!(memory.load((segment << 4) + offset + 3, 4), 0x01_06_4e_80);
+    assert_eq!(memory.load((segment << 4) + offset + 8, 1), 0xcf);
+}
+
+#[test]
 fn bzimage_falls_back_to_32_bits() {
     let board = board();
     let mut request = board.request(bzimage(true));
