@@ -79,7 +79,7 @@ fn xen_runs_linux() {
     std::fs::write(&xen.0, unpacked.stdout).unwrap();
     let kernel = guests::kernel("linux-image-cloud-amd64").unwrap();
     let initrd = Remove(guests::initramfs_file("xen", guests::SHELL, &[]).unwrap());
-    let modules = format!("{} console=hvc0,{}", kernel.display(), initrd.0.display());
+    let modules = format!("{} console=hvc0 earlyprintk=xen,{}", kernel.display(), initrd.0.display());
     let image = xen.0.display().to_string();
     let line = "console=com1 com1=115200,8n1 dom0_mem=400M";
     let args = ["-m", "768", "-smp", "2", "-kernel", &image, "-append", line, "-initrd", &modules];
