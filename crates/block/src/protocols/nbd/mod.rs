@@ -356,10 +356,25 @@ impl Layer for Nbd {
             let asked = len.min(u64::from(u32::MAX) & !0xffff) as u32;
             let answer = self.request(CMD_BLOCK_STATUS, FLAG_REQ_ONE, (offset, asked), &[]).await?;
             let (run, state) = answer.extent.ok_or_else(|| errno(libc::EIO))?;
-            let mut flags = StatusFlags::ALLOCATED;
+            // What a bitmap has marked is told as not allocated.
+            let marked = self.wanted.context_needed && state & STATE_HOLE != 0;
+            let mut flags = if marked { StatusFlags::empty() } else { StatusFlags::ALLOCATED };
             flags.set(StatusFlags::ZERO, state & STATE_ZERO != 0);
             flags.set(StatusFlags::DATA, state & STATE_HOLE == 0);
             Ok(Status { flags, len: u64::from(run).min(len), offset: Some(offset) })
+        })
+    }
+
+    /// The server decides; users who want no more than there is have it.
+    fn truncate<'a>(&'a self, size: u64, how: Truncate) -> Fut<'a, Result<()>> {
+        Box::pin(async move {
+            if size > self.info.size {
+                bail!("Cannot grow NBD nodes");
+            }
+            if how.exact && size != self.info.size {
+                bail!("Cannot resize NBD nodes");
+            }
+            Ok(())
         })
     }
 

@@ -83,6 +83,19 @@ fn exports_are_read_by_the_usual_tools_and_by_ourselves() {
         assert_eq!(all[512..1512], [9; 1000]);
         let status = node.block_status(1 << 20, 1 << 20).await.unwrap();
         assert!(status.len > 0);
+        let marked = json!({"driver": "nbd", "node-name": "m", "filename": uri, "read-only": true,
+            "x-dirty-bitmap": "qemu:dirty-bitmap:b"});
+        let marks = at.add(Options::json(marked)).await.unwrap();
+        let status = marks.block_status(65536, 4096).await.unwrap();
+        assert!(!status.flags.contains(crate::StatusFlags::ALLOCATED), "{status:?}");
+        let status = marks.block_status(2 << 20, 4096).await.unwrap();
+        assert!(status.flags.contains(crate::StatusFlags::ALLOCATED), "{status:?}");
+        at.delete("m").await.unwrap();
+        let file = node.child(crate::types::Role::PRIMARY).unwrap().node();
+        let why = file.truncate(4 << 20, crate::Truncate::default()).await.unwrap_err();
+        assert_eq!(why.text, "Cannot grow NBD nodes");
+        file.truncate(2 << 20, crate::Truncate::default()).await.unwrap();
+        assert_eq!(file.size(), 3 << 20);
         at.delete("n").await.unwrap();
         all
     });
