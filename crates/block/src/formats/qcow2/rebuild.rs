@@ -52,7 +52,7 @@ impl Counts {
         if len == 0 {
             return;
         }
-        for cluster in offset >> self.bits..=(offset + len - 1) >> self.bits {
+        for cluster in offset >> self.bits..=offset.saturating_add(len - 1) >> self.bits {
             let page = self.pages.entry(cluster / PAGE).or_insert_with(|| vec![0; PAGE as usize]);
             let count = &mut page[(cluster % PAGE) as usize];
             *count = count.saturating_add(1);
@@ -403,7 +403,7 @@ impl Builder {
         if len == 0 {
             return;
         }
-        for cluster in offset >> self.bits..=(offset + len - 1) >> self.bits {
+        for cluster in offset >> self.bits..=offset.saturating_add(len - 1) >> self.bits {
             if let Some(page) = self.counts.pages.get_mut(&(cluster / PAGE)) {
                 let count = &mut page[(cluster % PAGE) as usize];
                 *count = count.saturating_sub(1);

@@ -382,6 +382,15 @@ fn an_external_data_file_is_used() {
     assert!(std::fs::read(&data).unwrap() == model);
 }
 
+/// Tables of hostile images point anywhere.
+#[test]
+fn clusters_are_counted_up_to_the_last_offset() {
+    let mut counts = super::rebuild::Counts::new(16);
+    counts.add(u64::MAX, 1);
+    counts.add(u64::MAX - 5, 100);
+    assert_eq!(counts.get(u64::MAX >> 16), 2);
+}
+
 /// A guest trims its disk and flushes once: the file has shrunk, without another request.
 #[test]
 fn one_flush_gives_discarded_space_back() {
