@@ -1,8 +1,11 @@
 //! Dirty bitmaps: which parts of a node were written since.
 
-use base::Mutex;
+use base::{Mutex, Result, bail};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+/// 1 GiB of bits: 512 TiB at 64 KiB.
+const MOST_BITS: u64 = 1 << 33;
 
 /// The dirty bitmaps of one node.
 #[derive(Default)]
@@ -48,6 +51,12 @@ impl Bitmaps {
                 bitmap.set(offset, len);
             }
         }
+    }
+
+    /// Whether the node can have `size`.
+    pub fn check_size(&self, size: u64) -> Result<()> {
+        let all = self.all.lock();
+        all.iter().try_for_each(|bitmap| DirtyBitmap::check_size(bitmap.granularity(), size))
     }
 
     /// The node has another size.
@@ -99,6 +108,14 @@ impl DirtyBitmap {
             private: AtomicBool::new(false),
             successor: Mutex::default(),
         }
+    }
+
+    /// Refuses a bitmap of more bits than can be held in memory.
+    pub fn check_size(granularity: u32, size: u64) -> Result<()> {
+        if size / u64::from(granularity) > MOST_BITS {
+            bail!("The image is too large for a dirty bitmap with a granularity of {granularity} bytes");
+        }
+        Ok(())
     }
 
     /// Hides it from queries.
@@ -340,6 +357,14 @@ impl Bits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_bits_than_memory_are_refused() {
+        let all = Bitmaps::default();
+        all.add(Arc::new(DirtyBitmap::new(None, 65536, 1 << 20)));
+        all.check_size(1 << 48).unwrap();
+        assert!(all.check_size(1 << 62).unwrap_err().text.contains("too large for a dirty bitmap"));
+    }
 
     #[test]
     fn ranges_round_outwards_and_count_in_bytes() {

@@ -3,7 +3,7 @@
 use crate::backend::Drained;
 use crate::bitmap::DirtyBitmap;
 use crate::driver::Snapshot;
-use crate::graph::{Graph, Node, Parent, Pin, Settings};
+use crate::graph::{Child, Graph, Node, Parent, Pin, Settings};
 use crate::jobs::{BackupSpec, Job};
 use crate::options::Options;
 use crate::types::{Fut, Perm, errno};
@@ -200,7 +200,12 @@ impl Graph {
             let (old, overlay) = (old.name(), overlay.name());
             bail!("Making '{old}' a backing child of '{overlay}' would create a cycle");
         }
-        let edges = old.parents();
+        // What the overlay itself stands on stays below it.
+        let within = |edge: &Child| match edge.parent() {
+            Parent::Node(name) => self.find(name).is_some_and(|user| crate::graph::below(overlay, &user)),
+            _ => false,
+        };
+        let edges: Vec<_> = old.parents().into_iter().filter(|edge| !within(edge)).collect();
         self.set_backing(overlay, Some(old))?;
         if let Err(why) = self.redirect_all(&edges, overlay) {
             self.set_backing(overlay, None)?;
@@ -333,6 +338,7 @@ impl Graph {
         if node.bitmaps().find(&at.name).is_some() {
             bail!("Bitmap already exists: {}", at.name);
         }
+        DirtyBitmap::check_size(granularity, node.size())?;
         if persistent {
             let Some(facet) = node.layer().stored_bitmaps() else {
                 let why = errno(libc::ENOTSUP);

@@ -464,6 +464,7 @@ impl Node {
         if self.is_read_only() {
             base::bail!("Image is read-only");
         }
+        self.bitmaps().check_size(size)?;
         let old = self.size();
         self.layer().truncate(size, how).await?;
         // What becomes visible of a longer image below was never there.

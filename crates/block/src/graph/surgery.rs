@@ -45,6 +45,10 @@ impl Graph {
             bail!("The node {} already has a parent", node.shown_name());
         }
         let (name, role) = (siblings.next(node.size())?, crate::types::Role::DATA);
+        if below(node, parent) {
+            let (node, parent) = (node.name(), parent.name());
+            bail!("Making '{node}' a {name} child of '{parent}' would create a cycle");
+        }
         let child = Child::new(&name, role, super::Parent::Node(parent.name().into()), node);
         let held = self.drain(parent).await;
         let (perm, shared) = perm::cumulative(parent);
@@ -81,6 +85,14 @@ impl Graph {
 
     /// Lets several edges lead to `to`, all or none.
     pub fn redirect_all(&self, edges: &[Child], to: &Arc<Node>) -> Result<()> {
+        for child in edges {
+            if let super::Parent::Node(name) = child.parent()
+                && self.find(name).is_some_and(|parent| below(to, &parent))
+            {
+                let (to, role) = (to.name(), child.name());
+                bail!("Making '{to}' a {role} child of '{name}' would create a cycle");
+            }
+        }
         let moves: Vec<_> = edges.iter().map(|child| (child.clone(), to.clone())).collect();
         self.redirect_each(&moves)
     }

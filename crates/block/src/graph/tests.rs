@@ -182,3 +182,33 @@ fn nodes_are_given_to_io_threads() {
     assert!(backend.thread().is(&here) && node.thread().is_none());
     assert!(drive(&graph, "e", &node).thread().is(&here));
 }
+
+/// Nothing comes to stand on itself, by whatever way.
+#[test]
+fn cycles_are_refused_or_left_out() {
+    let graph = graph();
+    for name in ["a", "b", "c"] {
+        add(&graph, json!({"node-name": name, "driver": "null-co", "size": 1 << 20})).unwrap();
+    }
+    let options = json!({"node-name": "q", "driver": "quorum", "vote-threshold": 1, "children": ["a", "b"]});
+    let quorum = add(&graph, options).unwrap();
+    let (at, itself) = (graph.clone(), quorum.clone());
+    let why = graph.block_on(async move { at.add_child(&itself, &itself).await }).unwrap_err().text;
+    assert!(why.contains("would create a cycle"), "{why}");
+    let edges = graph.find("a").unwrap().parents();
+    let why = graph.redirect_all(&edges, &quorum).unwrap_err().text;
+    assert!(why.contains("would create a cycle"), "{why}");
+    // An overlay whose file stands on the node itself keeps its file.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.qcow2").to_str().unwrap().to_string();
+    let (at, file) = (graph.clone(), path.clone());
+    let options = Options::json(json!({"size": 1 << 20}));
+    graph.block_on(async move { at.create_image(&file, "qcow2", options).await }).unwrap();
+    add(&graph, json!({"node-name": "f", "driver": "file", "filename": path})).unwrap();
+    let options = json!({"node-name": "o", "driver": "qcow2", "file": "f", "backing": null});
+    let overlay = add(&graph, options).unwrap();
+    let action = crate::transaction::Action::Snapshot { node: "f".into(), overlay: "o".into() };
+    let at = graph.clone();
+    let _ = graph.block_on(async move { at.transaction(vec![action]).await });
+    assert_eq!(overlay.child(Role::PRIMARY).unwrap().node().name(), "f");
+}

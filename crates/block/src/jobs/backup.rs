@@ -132,9 +132,12 @@ impl Front {
     }
 
     async fn copy(&self, claim: &Claim<'_>) -> Result<(), Failed> {
-        let len = claim.to.min(self.source.size()) - claim.from;
-        copy(&self.source, &self.target, claim.from, len, self.how).await?;
-        self.todo.reset(claim.from, len);
+        // The source may have been made shorter meanwhile.
+        let len = claim.to.min(self.source.size()).saturating_sub(claim.from);
+        if len > 0 {
+            copy(&self.source, &self.target, claim.from, len, self.how).await?;
+        }
+        self.todo.reset(claim.from, claim.to - claim.from);
         Ok(())
     }
 
@@ -188,8 +191,9 @@ impl Jobs {
         if let Some((bitmap, _)) = &spec.bitmap {
             crate::transaction::usable(bitmap, false)?;
         }
-        let mut held = Held::new(graph, "backup", &spec.setup.id);
         let size = spec.source.size();
+        DirtyBitmap::check_size(cluster as u32, size)?;
+        let mut held = Held::new(graph, "backup", &spec.setup.id);
         let todo = DirtyBitmap::new(None, cluster as u32, size);
         // One point in time: nothing is in flight while the hook is put in.
         let drained = graph.drain(&spec.source).await;

@@ -111,6 +111,7 @@ impl Jobs {
         if let Some(name) = &spec.replaces {
             replaceable(graph, name, &spec.source)?;
         }
+        DirtyBitmap::check_size(spec.granularity.max(512), spec.source.size())?;
         let commits = spec.setup.kind == Kind::Commit;
         let mut held = Held::new(graph, spec.setup.kind.as_str(), &spec.setup.id);
         let base_was_read_only = commits && spec.target.is_read_only();

@@ -320,6 +320,41 @@ fn a_backup_is_of_one_point_in_time_and_increments_restore() {
     compare(&increment, &model);
 }
 
+/// The source is made shorter while the job has yet to come to its end.
+#[test]
+fn a_backup_of_a_disk_that_shrinks_ends() {
+    let mut bench = Bench::new();
+    let path = bench.image("disk", json!({}));
+    let source = bench.open("disk", &path, json!({}));
+    let _drive = bench.drive(&source);
+    let full = bench.image("full", json!({}));
+    let target = bench.open("full", &full, json!({}));
+    let mut setup = Setup::new(Kind::Backup, "j");
+    setup.speed = 65536;
+    let spec = BackupSpec {
+        setup,
+        source: source.clone(),
+        target,
+        sync: BackupSync::Full,
+        bitmap: None,
+        compress: false,
+        perf: Perf::default(),
+        filter_node_name: None,
+        on_source_error: OnError::Report,
+        on_target_error: OnError::Report,
+        pin: None,
+    };
+    let graph = bench.graph.clone();
+    bench.graph.block_on(async move {
+        let job = graph.jobs.backup(&graph, spec).await.unwrap();
+        source.truncate(1 << 20, crate::Truncate::default()).await.unwrap();
+        job.set_speed(0).unwrap();
+    });
+    bench.wait("null");
+    assert!(bench.seen.contains(&"Completed None".to_string()), "{:?}", bench.seen);
+    bench.end();
+}
+
 #[test]
 fn a_paused_job_stands_and_a_cancelled_one_says_so() {
     let mut bench = Bench::new();

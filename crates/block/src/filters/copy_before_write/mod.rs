@@ -75,6 +75,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         }
         let cluster = target.node().layer().info().cluster_size.unwrap_or(0);
         let cluster = cluster.max(least).clamp(CLUSTER, 1 << 30);
+        DirtyBitmap::check_size(cluster as u32, size)?;
         let todo = DirtyBitmap::new(None, cluster as u32, size);
         let readable = DirtyBitmap::new(None, cluster as u32, size);
         match bitmap {
