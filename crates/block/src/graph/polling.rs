@@ -185,6 +185,7 @@ mod tests {
             sleeps(&thread) - before
         };
         let (polling, sleeping) = (count(10_000_000_000), count(0));
-        assert!(polling < 100 && sleeping > 200, "{polling} times with polling, {sleeping} without");
+        // A busy machine wakes it less often than it was asked.
+        assert!(polling * 3 < sleeping, "{polling} times with polling, {sleeping} without");
     }
 }
