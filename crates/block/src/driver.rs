@@ -63,6 +63,8 @@ pub struct Driver {
     pub compresses: bool,
     /// Nodes of it cannot be written.
     pub read_only: bool,
+    /// Others may write its files while it is opened.
+    pub shares: bool,
     /// Options that a new image has by itself, as they are told: before its size and after.
     pub defaults: (&'static str, &'static str),
     /// A running machine with such a writable node cannot migrate.
@@ -91,6 +93,7 @@ impl Driver {
         backing: false,
         compresses: false,
         read_only: false,
+        shares: false,
         defaults: ("", ""),
         blocks_migration: false,
         reopens: true,

@@ -216,7 +216,7 @@ pub async fn describe(node: &Arc<Node>, backend: Option<&Backend>, flat: bool) -
     NodeInfo {
         file: node.filename(),
         node_name: node.name().to_string(),
-        read_only: backend.map_or(node.is_read_only(), Backend::is_read_only),
+        read_only: node.is_read_only(),
         driver: node.driver().name,
         backing_file: node.backing().map(|below| below.filename()),
         backing_depth: image.depth(),
@@ -312,8 +312,8 @@ fn device_stats(backend: &Backend) -> DeviceStats {
         flush: stats.of(Kind::Flush).into(),
         unmap: stats.of(Kind::Unmap).into(),
         idle_ns: stats.idle(),
-        account_invalid: stats.account_invalid,
-        account_failed: stats.account_failed,
+        account_invalid: stats.accounting().0,
+        account_failed: stats.accounting().1,
         timed: stats.timed(),
         node: backend.node().map(|node| node_stats(&node.skip_implicit())),
     }

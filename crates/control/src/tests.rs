@@ -8,7 +8,7 @@ use serde_json::json;
 use spec::chardev::ChardevSocket;
 use spec::{Chardev, ChardevKind, SocketAddress};
 use std::collections::BTreeSet;
-use std::io::{IoSlice, Read};
+use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -50,6 +50,7 @@ pub fn control() -> Control {
         start_stopped: true,
         ..spec::MachineSpec::default()
     };
+    host.graph.set_inherited(inherited.clone());
     let machine = machine::build(spec, &host).unwrap();
     Control::new(World {
         identity: Identity::default(),
@@ -283,6 +284,47 @@ async fn physical_memory_is_saved() {
     let arguments = json!({"val": 4090, "size": 70000, "filename": file});
     assert_eq!(client.get("pmemsave", arguments).await, json!({}));
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 70000);
+}
+
+#[tokio::test]
+async fn the_socket_of_an_nbd_client_is_passed_in() {
+    let rig = rig().await;
+    let mut client = rig.client().await;
+    let (disk, path) = (rig._folder.path().join("disk"), rig._folder.path().join("nbd"));
+    std::fs::write(&disk, [0; 4096]).unwrap();
+    let file = json!({"driver": "file", "node-name": "disk", "filename": disk});
+    client.get("blockdev-add", file).await;
+    let address = json!({"type": "unix", "data": {"path": path}});
+    client.get("nbd-server-start", json!({"addr": address})).await;
+    client.get("nbd-server-add", json!({"device": "disk"})).await;
+    let nbd = |name: &str| {
+        let server = json!({"type": "fd", "str": name});
+        json!({"driver": "raw", "node-name": "n", "read-only": true,
+            "file": {"driver": "nbd", "export": "disk", "server": server}})
+    };
+    for (name, text) in [
+        ("s", "File descriptor named 's' has not been found"),
+        ("7x", "File descriptor named '7x' has not been found"),
+        ("999", "File descriptor 999 is not open or already in use"),
+    ] {
+        assert_eq!(client.refusal("blockdev-add", nbd(name)).await, error("GenericError", text));
+    }
+    // A socket that leads to no server is not kept.
+    let (mut ours, theirs) = StdStream::pair().unwrap();
+    client.send_fds("{'execute':'getfd','arguments':{'fdname':'s'}}", &[&theirs]);
+    assert_eq!(client.line().await, json!({"return": {}}));
+    drop(theirs);
+    ours.write_all(&[0; 64]).unwrap();
+    client.refusal("blockdev-add", nbd("s")).await;
+    ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    assert_eq!(ours.read(&mut [0]).unwrap(), 0, "closed");
+    let connected = StdStream::connect(&path).unwrap();
+    client.send_fds("{'execute':'getfd','arguments':{'fdname':'s'}}", &[&connected]);
+    assert_eq!(client.line().await, json!({"return": {}}));
+    client.get("blockdev-add", nbd("s")).await;
+    let nodes = client.get("query-named-block-nodes", json!({"flat": true})).await;
+    let node = nodes.as_array().unwrap().iter().find(|node| node["node-name"] == "n").unwrap().clone();
+    assert_eq!(node["image"]["virtual-size"], 4096);
 }
 
 #[tokio::test]

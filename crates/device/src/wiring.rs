@@ -26,6 +26,10 @@ pub trait Backends: Send + Sync {
     /// Claims a block back end (by back-end name, or making an anonymous one over a node) for
     /// a device of the given type.
     fn drive(&self, name: &str, kind: &str) -> Result<block::Backend>;
+    /// Whether another device has the block back end of that name.
+    fn is_taken(&self, _name: &str) -> bool {
+        false
+    }
     /// A new anonymous block back end without a medium (a CD drive without `drive=`).
     fn empty_drive(&self) -> Result<block::Backend>;
     /// Runs `unplug`, which takes a device apart; drives made for a device (`-drive`,

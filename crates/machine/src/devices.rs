@@ -274,6 +274,7 @@ impl Devices {
         given: &Map<String, Value>,
     ) -> Result<Arc<Entry>> {
         let mut all = Map::new();
+        let mut taken = None;
         for (driver, property, value) in &self.globals {
             let names_it = model.answers_to(driver) || driver == model.parent;
             if names_it && model.property(property).is_some() {
@@ -281,6 +282,9 @@ impl Devices {
                     given.get("drive").and_then(Value::as_str).filter(|_| property == "drive")
                 {
                     bail!("-global {driver}.drive=... conflicts with drive={drive}");
+                }
+                if property == "drive" && self.services.backends.is_taken(value) {
+                    taken = Some(format!("can't apply global {driver}.{property}={value}"));
                 }
                 all.insert(property.clone(), value.as_str().into());
             }
@@ -298,7 +302,10 @@ impl Devices {
             hotplugged,
             outputs: Default::default(),
         };
-        let device = (model.create)(&props, &mut wiring)?;
+        let device = (model.create)(&props, &mut wiring).map_err(|why| match taken {
+            Some(global) => why.within(global),
+            None => why,
+        })?;
         let outputs = std::mem::take(&mut *wiring.outputs.lock());
         if hotplugged {
             device.reset(ResetKind::Cold);

@@ -162,6 +162,9 @@ fn open_one(host: &Host, kind: MachineKind, keys: &Map<String, Value>, others: &
     let graph = host.graph.clone();
     let backend = host.graph.block_on(async move { graph.open_drive(&id, keys).await })?;
     backend.set_for_device();
+    if interface != Interface::None {
+        backend.set_automatic();
+    }
     Ok(Drive { interface, bus, unit, is_cdrom, backend, device_props, option: None })
 }
 

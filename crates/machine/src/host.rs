@@ -3,7 +3,7 @@
 use crate::Objects;
 use base::clock::{Clock, Kind};
 use base::notice::Notices;
-use base::{Result, bail, fail};
+use base::{Result, fail};
 use device::Clocks;
 use qom::Tree;
 use std::any::Any;
@@ -64,10 +64,12 @@ impl device::Backends for Host {
         let Some(backend) = self.graph.device_drive(name)? else {
             return Err(fail!("Property '{kind}.drive' can't find value '{name}'"));
         };
-        if backend.front_end().is_some() {
-            bail!("Drive '{name}' is already in use by another device");
-        }
+        backend.check_unused()?;
         Ok(backend)
+    }
+
+    fn is_taken(&self, name: &str) -> bool {
+        self.graph.backend(name).is_some_and(|backend| backend.front_end().is_some())
     }
 
     fn empty_drive(&self) -> Result<block::Backend> {

@@ -67,6 +67,7 @@ pub async fn prepare(
     let chardevs = chardev::Chardevs::new(tokio::runtime::Handle::current(), surroundings);
     chardevs.set_escape(invocation.escape);
     let host = Host::new(notices, chardevs, fdsets.clone(), clocks.clone());
+    host.graph.set_inherited(inherited.clone());
     // As in QEMU, objects of the command line are made before the accelerator, whose clock
     // (that of the test channel) they therefore do not follow.
     host.graph.throttle_groups.set_clock(clocks.realtime);

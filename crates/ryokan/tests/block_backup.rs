@@ -74,6 +74,14 @@ fn drive_backup_of_the_top_only_and_of_what_is_overwritten() {
     assert_eq!(story[4..], ["waiting", "pending", "COMPLETED", "concluded", "null"]);
     bench.run("drive-backup", json!({"device": "d", "target": none, "sync": "none"}));
     bench.io("d", "write -P 9 0 4M");
+    // What others had copied before they wrote is the job's work.
+    assert_eq!((&bench.job("d")["offset"], &bench.job("d")["len"]), (&json!(4 << 20), &json!(4 << 20)));
+    // The copy stands on the disk itself, not on what the job put over it.
+    let busy = bench.refused("blockdev-del", json!({"node-name": "disk"}));
+    assert!(
+        busy.starts_with("GenericError: Node 'disk' is busy: node is used as backing hd of '#block"),
+        "{busy}"
+    );
     bench.run("block-job-cancel", json!({"device": "d"}));
     assert!(bench.story("d", "null").contains(&"CANCELLED".to_string()));
     let images = bench.quit();

@@ -226,3 +226,52 @@ fn what_a_job_uses_is_not_taken_from_it() {
         bench.quit();
     }
 }
+
+#[test]
+fn a_disk_is_read_as_it_was_while_its_device_writes() {
+    let images = Images::new();
+    images.create("disk.qcow2", "4M", &[]);
+    images.io("disk.qcow2", &["write -P 1 0 4M"]);
+    images.create("temp.qcow2", "4M", &[]);
+    let file = images.path("disk.qcow2");
+    let disk = format!("driver=qcow2,node-name=disk,file.driver=file,file.filename={file}");
+    let device = "scsi-hd,id=sda,drive=disk,serial=x";
+    let mut bench =
+        Bench::start(images, &["-blockdev", &disk, "-device", "virtio-scsi-pci", "-device", device]);
+    bench.open("temp", "temp.qcow2", json!({"backing": "disk"}));
+    bench.run(
+        "blockdev-add",
+        json!({"driver": "copy-before-write", "node-name": "cbw", "file": "disk", "target": "temp"}),
+    );
+    let property = |name: &str| json!({"path": "/machine/peripheral/sda", "property": name});
+    let set = |name: &str, value: Value| {
+        let mut arguments = property(name);
+        arguments["value"] = value;
+        arguments
+    };
+    for (refused, text) in [
+        (set("drive", json!("nix")), "Cannot find device='' nor node-name='nix'"),
+        (set("drive", json!(1)), "Invalid parameter type for 'drive', expected: string"),
+        (
+            set("serial", json!("y")),
+            "Attempt to set property 'serial' on device 'sda' (type 'scsi-hd') after it was realized",
+        ),
+    ] {
+        assert_eq!(bench.refused("qom-set", refused), format!("GenericError: {text}"));
+    }
+    assert_eq!(bench.run("qom-get", property("drive")), "disk");
+    bench.run("qom-set", set("drive", json!("cbw")));
+    assert_eq!(bench.run("qom-get", property("drive")), "cbw");
+    bench.io("-d sda", "write -P 2 1M 1M");
+    bench.io("temp", "read -P 1 0 4M");
+    bench.io("-d sda", "read -P 2 1M 1M");
+    let used = bench.refused("blockdev-del", json!({"node-name": "cbw"}));
+    assert_eq!(used, "GenericError: Node cbw is in use");
+    bench.run("qom-set", set("drive", json!("disk")));
+    bench.run("blockdev-del", json!({"node-name": "cbw"}));
+    bench.io("-d sda", "write -P 3 0 1M");
+    bench.io("temp", "read -P 3 0 1M");
+    let images = bench.quit();
+    images.check("disk.qcow2");
+    images.io("disk.qcow2", &["read -P 3 0 1M", "read -P 2 1M 1M", "read -P 1 2M 2M"]);
+}

@@ -268,7 +268,10 @@ fn quitting_ends_every_job_and_leaves_good_images() {
     bench.run("quit", Value::Null);
     // Told before the monitor closes.
     let story = bench.story("j", "null");
-    assert_eq!(story, ["created", "running", "aborting", "CANCELLED", "concluded", "null"]);
+    assert_eq!(
+        story,
+        ["created", "running", "paused", "running", "aborting", "CANCELLED", "concluded", "null"]
+    );
     assert!(bench.vm.wait(SOON).is_ok_and(|status| status.success()), "{}", bench.vm.errors());
     let images = bench.images;
     images.check("a.qcow2");

@@ -53,7 +53,7 @@ fn drive_mirror_full_makes_a_file_and_moves_the_drive_to_it() {
     // The new file reads as zeroes: what neither image holds is not copied.
     let told = json!({"type": "mirror", "device": "d", "len": 3 << 20, "offset": 3 << 20, "busy": job["busy"],
         "paused": false, "speed": 0, "io-status": "ok", "ready": true, "status": "ready",
-        "auto-finalize": true, "auto-dismiss": true, "actively-synced": false});
+        "auto-finalize": true, "auto-dismiss": true});
     assert_eq!(job, told);
     bench.io("d", "write -P 5 3M 100k");
     bench.run("block-job-complete", json!({"device": "d"}));
@@ -455,4 +455,45 @@ fn a_target_that_disappears_ends_the_job_and_not_the_guest() {
         images.check("top.qcow2");
         images.same("top.qcow2", "model.raw");
     }
+}
+
+#[test]
+fn a_ready_job_stands_still_before_it_ends_with_the_machine() {
+    let mut bench = Bench::chain(&[]);
+    bench.images.create("copy.qcow2", "4M", &[]);
+    bench.open("copy", "copy.qcow2", json!({}));
+    bench.run("blockdev-mirror", json!({"job-id": "m", "device": "d", "target": "copy", "sync": "full"}));
+    bench.story("m", "READY");
+    bench.run("quit", Value::Null);
+    let story = bench.story("m", "null");
+    assert_eq!(story, ["standby", "ready", "aborting", "CANCELLED", "concluded", "null"]);
+    assert!(bench.vm.wait(testkit::bench::SOON).unwrap().success());
+}
+
+#[test]
+fn a_flush_that_fails_at_the_end_is_tried_again() {
+    let mut bench = Bench::chain(&[]);
+    bench.images.create("copy.raw", "4M", &[]);
+    let rules = json!({
+        "set-state": [{"event": "flush_to_disk", "state": 1, "new_state": 2}],
+        "inject-error": [{"event": "flush_to_disk", "state": 2, "immediately": true, "once": true}],
+    });
+    let mut file = json!({"driver": "blkdebug", "image": {"driver": "file",
+        "filename": bench.images.path("copy.raw")}});
+    file.as_object_mut().unwrap().extend(rules.as_object().unwrap().clone());
+    bench.run("blockdev-add", json!({"driver": "raw", "node-name": "copy", "file": file}));
+    bench.io("d", "write -P 1 0 64k");
+    let mirror = json!({"job-id": "m", "device": "d", "target": "copy", "sync": "full",
+        "on-target-error": "stop"});
+    bench.run("blockdev-mirror", mirror);
+    bench.story("m", "READY");
+    bench.io("d", "write -P 2 0 64k");
+    // To end cleanly, without going over to the copy.
+    bench.run("block-job-cancel", json!({"device": "m"}));
+    assert!(bench.story("m", "standby").iter().any(|word| word.starts_with("ERROR")));
+    bench.run("block-job-resume", json!({"device": "m"}));
+    let story = bench.story("m", "null");
+    assert!(story.contains(&"COMPLETED".to_string()), "{story:?}");
+    let images = bench.quit();
+    images.io("copy.raw", &["read -P 2 0 64k"]);
 }

@@ -183,7 +183,7 @@ fn buses_without_a_name_are_numbered() {
     }
     // The disk is below the second SCSI bus.
     let after = tree.split("bus: scsi.1").nth(1).unwrap();
-    assert!(after.split("bus: ").next().unwrap().contains("scsi-id = 2"), "{tree}");
+    assert!(after.split("bus: ").next().unwrap().contains("scsi-id = 2 (0x2)"), "{tree}");
     let error = add(&mut vm, json!({"driver": "scsi-cd", "bus": "scsi.2"})).unwrap_err();
     assert_eq!(error, "GenericError: Bus 'scsi.2' not found");
 }

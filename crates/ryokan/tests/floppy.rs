@@ -86,16 +86,55 @@ fn firmware_is_told_of_the_drives() {
         let mut machine = Qtest::start(&all).unwrap();
         assert_eq!((cmos(&mut machine, 0x10), cmos(&mut machine, 0x14)), (kinds, equipment), "{args:?}");
     }
-    let refused = Vm::start_plain(&[
-        "-display",
-        "none",
-        "-accel",
-        "qtest",
-        "-blockdev",
-        &image,
-        "-device",
-        "floppy,drive=n0,logical_block_size=4096",
-    ]);
-    let why = refused.err().unwrap();
-    assert!(why.contains("Physical and logical block size must be 512 for floppy"), "{why}");
+    let sizes = "Physical and logical block size must be 512 for floppy";
+    let automatic = "is already in use because it has been automatically connected to another device";
+    for (args, text) in [
+        (
+            &["-device", "floppy,drive=n0,logical_block_size=4096"][..],
+            "logical_block_size > physical_block_size not supported",
+        ),
+        (&["-device", "floppy,drive=n0,physical_block_size=1024"][..], sizes),
+        (&["-device", "floppy,drive=n0,werror=stop"][..], "Property 'floppy.werror' not found"),
+        (
+            &["-drive", "if=none,werror=stop", "-device", "floppy,drive=none0"][..],
+            "fdc doesn't support drive option werror",
+        ),
+        (&["-drive", "if=floppy", "-device", "floppy,drive=floppy0"][..], automatic),
+        (
+            &["-drive", "if=none", "-global", "floppy.drive=none0", "-device", "floppy", "-device", "floppy"]
+                [..],
+            "can't apply global floppy.drive=none0: Drive 'none0' is already in use by another device",
+        ),
+    ] {
+        let start = ["-display", "none", "-accel", "qtest", "-blockdev", &image];
+        let why = Vm::start_plain(&[&start[..], args].concat()).err().unwrap();
+        assert!(why.contains(text), "{args:?}: {why}");
+    }
+}
+
+#[test]
+fn the_device_tree_shows_values_in_use() {
+    let image = Disk::new("floppy-tree", b"");
+    let file = image.0.display().to_string();
+    let mut machine =
+        Qtest::start(&["-fdb", &file, "-drive", "if=floppy,index=0", "-device", "virtio-scsi-pci,addr=5"])
+            .unwrap();
+    let tree = machine.vm.qmp.hmp("info qtree").unwrap();
+    let bus = tree.split("bus: floppy-bus.0\r\n").nth(1).unwrap();
+    let lines: Vec<&str> = bus.lines().map(str::trim).collect();
+    let drive = |unit: &str, name: &str, kind: &str| {
+        let mut all = vec!["dev: floppy, id \"\"".to_string()];
+        all.extend([format!("unit = {unit}"), format!("drive = \"{name}\"")]);
+        all.extend(["backend_defaults = \"auto\"", "logical_block_size = 512 (512 B)"].map(String::from));
+        all.extend(["physical_block_size = 512 (512 B)", "min_io_size = 0 (0 B)"].map(String::from));
+        all.extend(["opt_io_size = 0 (0 B)", "discard_granularity = 4294967295 (4 GiB)"].map(String::from));
+        all.extend(["write-cache = \"auto\"", "share-rw = false"].map(String::from));
+        all.extend(["account-invalid = \"auto\"", "account-failed = \"auto\""].map(String::from));
+        all.push(format!("drive-type = \"{kind}\""));
+        all
+    };
+    // The newest device of a bus is the first.
+    let wanted = [drive("1 (0x1)", "floppy1", "144"), drive("0 (0x0)", "floppy0", "288")].concat();
+    assert_eq!(lines[1..=wanted.len()], wanted);
+    assert!(tree.contains("addr = 05.0\r\n"), "{tree}");
 }

@@ -344,35 +344,35 @@ pub struct JobInfo {
 /// A job ended by itself, or a ready one was told to.
 #[derive(Event, Debug, Clone)]
 pub struct BlockJobCompleted {
-    #[qapi(name = "type")]
-    pub kind: String,
     pub device: String,
     pub len: i64,
     pub offset: i64,
     pub speed: i64,
+    #[qapi(name = "type")]
+    pub kind: String,
     pub error: Option<String>,
 }
 
 /// A job was stopped.
 #[derive(Event, Debug, Clone)]
 pub struct BlockJobCancelled {
-    #[qapi(name = "type")]
-    pub kind: String,
     pub device: String,
     pub len: i64,
     pub offset: i64,
     pub speed: i64,
+    #[qapi(name = "type")]
+    pub kind: String,
 }
 
 /// A mirror has caught up.
 #[derive(Event, Debug, Clone)]
 pub struct BlockJobReady {
-    #[qapi(name = "type")]
-    pub kind: String,
     pub device: String,
     pub len: i64,
     pub offset: i64,
     pub speed: i64,
+    #[qapi(name = "type")]
+    pub kind: String,
 }
 
 /// A job met an error.

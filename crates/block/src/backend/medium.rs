@@ -88,6 +88,34 @@ impl Drive {
     }
 }
 
+impl Backend {
+    /// Its name, or else that of its medium's node: how `drive=` of a device means it.
+    pub fn label(&self) -> String {
+        match self.name() {
+            "" => self.node().map(|node| node.name().to_string()).unwrap_or_default(),
+            name => name.to_string(),
+        }
+    }
+
+    /// The board makes the device for it, whichever is asked for.
+    pub fn set_automatic(&self) {
+        self.0.automatic.store(true, Ordering::Release);
+    }
+
+    /// Refuses where a device has it.
+    pub fn check_unused(&self) -> Result<()> {
+        let name = self.name();
+        match (self.front_end(), self.0.automatic.load(Ordering::Acquire)) {
+            (None, _) => Ok(()),
+            (Some(_), false) => bail!("Drive '{name}' is already in use by another device"),
+            (Some(_), true) => bail!(
+                "Drive '{name}' is already in use because it has been automatically connected to another device \
+                 (did you need 'if=none' in the drive options?)"
+            ),
+        }
+    }
+}
+
 /// In all of these `named` is how the user called the drive, for messages.
 impl Backend {
     fn drive(&self, named: &str) -> Result<Drive> {
@@ -166,6 +194,26 @@ impl Backend {
         if let (Some(media), None) = (drive.media(), drive.tray()) {
             media.changed(true);
         }
+        Ok(())
+    }
+
+    /// Lets the device use another node (`qom-set` of its `drive`).
+    pub async fn exchange(&self, node: &Arc<Node>) -> Result<()> {
+        let (Some(root), Some(graph)) = (self.root(), self.graph()) else {
+            bail!("Device '{}' has no medium", self.name())
+        };
+        if node.thread().is_some_and(|thread| !thread.is(&self.thread())) {
+            bail!("Different aio context is not supported for new node");
+        }
+        let old = root.node();
+        let drained = (graph.drain(&old).await, graph.drain(node).await);
+        graph.redirect(&root, node)?;
+        drop(drained);
+        if let Some(front) = self.front_end().filter(|_| old.size() != node.size()) {
+            front.resized();
+        }
+        drop(old);
+        graph.collect().await;
         Ok(())
     }
 

@@ -100,6 +100,7 @@ pub(crate) struct Inner {
     habit: Mutex<medium::Habit>,
     /// Deleted with the device that has it.
     for_device: AtomicBool,
+    automatic: AtomicBool,
     thread: Mutex<IoThread>,
     throttle: Mutex<Option<Arc<throttle::Group>>>,
     /// The throttle group is another one: who waits asks again.
@@ -209,6 +210,7 @@ impl Backend {
             lent: AtomicBool::new(false),
             habit: Mutex::default(),
             for_device: AtomicBool::new(false),
+            automatic: AtomicBool::new(false),
             thread: Mutex::new(graph.main_thread().clone()),
             throttle: Mutex::new(None),
             regrouped: Notify::new(),

@@ -6,7 +6,7 @@ pub use interval::{Latency, TimedStats};
 
 use base::Mutex;
 use base::clock::{Clock, Kind as ClockKind, NANOS};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// What a request does, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,8 +38,8 @@ pub struct Stats {
     last_access: AtomicU64,
     intervals: Vec<Mutex<interval::Interval>>,
     /// `stats-account-invalid`, `stats-account-failed`.
-    pub account_invalid: bool,
-    pub account_failed: bool,
+    account_invalid: AtomicBool,
+    account_failed: AtomicBool,
 }
 
 impl Stats {
@@ -50,10 +50,24 @@ impl Stats {
             kinds: Default::default(),
             last_access: AtomicU64::new(0),
             intervals: intervals.iter().map(interval).collect(),
-            account_invalid,
-            account_failed,
+            account_invalid: AtomicBool::new(account_invalid),
+            account_failed: AtomicBool::new(account_failed),
             clock,
         }
+    }
+
+    /// Whether invalid and failed requests count as accesses; `None`: as before.
+    pub fn set_accounting(&self, invalid: Option<bool>, failed: Option<bool>) {
+        for (flag, on) in [(&self.account_invalid, invalid), (&self.account_failed, failed)] {
+            if let Some(on) = on {
+                flag.store(on, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// What [`Stats::set_accounting`] said.
+    pub fn accounting(&self) -> (bool, bool) {
+        (self.account_invalid.load(Ordering::Relaxed), self.account_failed.load(Ordering::Relaxed))
     }
 
     pub fn of(&self, kind: Kind) -> &Counters {
@@ -83,7 +97,7 @@ impl Stats {
         } else {
             counters.failed.fetch_add(1, Ordering::Relaxed);
         }
-        if ok || self.account_failed {
+        if ok || self.accounting().1 {
             counters.time.fetch_add(time, Ordering::Relaxed);
             self.last_access.store(now, Ordering::Relaxed);
             self.intervals.iter().for_each(|interval| interval.lock().add(kind, time, now));
@@ -99,7 +113,7 @@ impl Stats {
     /// A request that made no sense (misaligned, past the end).
     pub fn invalid(&self, kind: Kind) {
         self.of(kind).invalid.fetch_add(1, Ordering::Relaxed);
-        if self.account_invalid {
+        if self.accounting().0 {
             self.last_access.store(self.clock.now(), Ordering::Relaxed);
         }
     }

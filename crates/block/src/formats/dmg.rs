@@ -24,16 +24,18 @@ fn probe(probe: &Probe<'_>) -> u32 {
     if probe.filename.ends_with(".dmg") { 2 } else { 0 }
 }
 
-/// The trailer, which a few bytes may follow.
+/// The trailer, which a few bytes and the rest of a sector may follow.
 async fn read_trailer(file: &Child) -> Result<Vec<u8>> {
-    for back in 0..4 {
-        let Some(at) = file.size().checked_sub(TRAILER + back) else { break };
-        let trailer = file.read_vec(at, TRAILER, TRAILER).await?;
-        if trailer.starts_with(b"koly") {
-            return Ok(trailer);
+    let len = file.size().min(2 * TRAILER + 4);
+    let mut end = file.read_vec(file.size() - len, len, len).await?;
+    match end.windows(TRAILER as usize).rposition(|trailer| trailer.starts_with(b"koly")) {
+        Some(at) => {
+            end.drain(..at);
+            end.truncate(TRAILER as usize);
+            Ok(end)
         }
+        None => bail!("Could not locate UDIF trailer in dmg file"),
     }
-    bail!("Could not locate UDIF trailer in dmg file")
 }
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {

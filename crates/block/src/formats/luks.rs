@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 pub static DRIVER: Driver = Driver {
     name: "luks",
+    shares: true,
     probe: Some(probe),
     open,
     create: Some(create),

@@ -48,6 +48,15 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let window = offset != 0 || size.is_some();
         let role = if window { Role::DATA | Role::PRIMARY } else { Role::FILTER };
         let file = open.child("file", role).await?;
+        if probed {
+            // Customary words.
+            eprintln!(
+                "WARNING: Image format was not specified for '{}' and probing guessed raw.\n         Automatically \
+                 detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+                 Specify the 'raw' format explicitly to remove the restrictions.",
+                file.node().filename()
+            );
+        }
         let size = window_size(&file, offset, size)?;
         let raw = Raw { file, offset: AtomicU64::new(offset), size: AtomicU64::new(size), probed };
         Ok(Arc::new(raw) as Arc<dyn Layer>)

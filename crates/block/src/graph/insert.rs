@@ -1,6 +1,6 @@
 //! Filters put over a node that is in use, and taken out again.
 
-use super::{Graph, Node, Pin, Settings};
+use super::{Graph, Node, Parent, Pin, Settings};
 use crate::driver::{Context, Driver, Open};
 use crate::options::Options;
 use crate::types::Role;
@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 impl Graph {
     /// Puts a filter over `node`: all that use the node now use the filter. `driver` takes one
-    /// child, `file`. Without a name it gets one, and is implicit. No request may be in flight.
+    /// child, `file`. Without a name it gets one, and is implicit. Users that are `spared` or
+    /// stand below it keep the node. No request may be in flight.
     pub(crate) async fn put_filter(
         &self,
         driver: &'static Driver,
         name: Option<&str>,
         node: &Arc<Node>,
+        spared: Option<&Arc<Node>>,
     ) -> Result<Pin> {
         let node_name = match name {
             Some(name) => {
@@ -25,7 +27,12 @@ impl Graph {
         };
         let mut options = Options::new();
         options.set("file", node.name());
-        let users = node.parents();
+        let kept = Node::subtree(spared.cloned());
+        let mut users = node.parents();
+        users.retain(|edge| match edge.parent() {
+            Parent::Node(name) => !kept.iter().any(|one| one.name() == name),
+            _ => true,
+        });
         let mut open = Open {
             graph: self.arc(),
             driver,

@@ -33,6 +33,7 @@ use base::clock::Clock;
 use base::notice::Notices;
 use base::{Failure, Mutex, Result, bail, fail};
 use std::future::Future;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -58,6 +59,10 @@ pub struct Graph {
     pub exports: crate::export::Exports,
     /// What `/dev/fdset/N` opens.
     pub fdsets: base::fd::FdSets,
+    /// Descriptors of this process that options may name by their numbers.
+    inherited: std::sync::OnceLock<Arc<base::fd::Inherited>>,
+    /// Sockets that options may name while a command is carried out.
+    offered: Mutex<std::collections::HashMap<String, OwnedFd>>,
     vault: std::sync::OnceLock<Arc<dyn Vault>>,
 }
 
@@ -80,8 +85,39 @@ impl Graph {
             backends: Mutex::default(),
             counter: AtomicU64::new(0),
             fdsets,
+            inherited: Default::default(),
+            offered: Default::default(),
             vault: Default::default(),
         })
+    }
+
+    /// Gives the graph the descriptors that may be asked for by number; the first given stay.
+    pub fn set_inherited(&self, inherited: Arc<base::fd::Inherited>) {
+        // A second one has nothing to say.
+        let _ = self.inherited.set(inherited);
+    }
+
+    /// Lets options name a socket until [`Graph::withdraw_fd`].
+    pub fn offer_fd(&self, name: &str, fd: OwnedFd) {
+        self.offered.lock().insert(name.to_string(), fd);
+    }
+
+    /// Closes an offered socket that nobody took.
+    pub fn withdraw_fd(&self, name: &str) {
+        self.offered.lock().remove(name);
+    }
+
+    /// Takes a socket by its name, or a descriptor by its number.
+    pub(crate) fn take_fd(&self, name: &str) -> Result<OwnedFd> {
+        let unknown = || fail!("File descriptor named '{name}' has not been found");
+        if !name.starts_with(|c: char| c.is_ascii_digit()) {
+            return self.offered.lock().remove(name).ok_or_else(unknown);
+        }
+        let number = name.parse().map_err(|_| unknown())?;
+        match self.inherited.get() {
+            Some(inherited) => inherited.take(number),
+            None => bail!("File descriptor {number} is not open or already in use"),
+        }
     }
 
     /// Gives the graph its keys and credentials; the first vault given stays.

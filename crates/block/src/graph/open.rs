@@ -263,7 +263,8 @@ impl Graph {
     pub(crate) fn link(&self, open: &mut Open, name: &str, role: Role, node: &Arc<Node>) -> Result<Child> {
         let child = Child::new(name, role, Parent::Node(open.context.node_name.clone()), node);
         let (perm, mut shared) = perm::default_for(role, open.settings.read_only, Perm::empty(), Perm::all());
-        if node.settings().force_share {
+        // What a filter wants only it knows: asked when it is open.
+        if node.settings().force_share || open.driver.shares || open.driver.kind == Kind::Filter {
             shared = Perm::all();
         }
         self.attach(&child, perm, shared)?;

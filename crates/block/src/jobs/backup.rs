@@ -197,7 +197,10 @@ impl Jobs {
         let todo = DirtyBitmap::new(None, cluster as u32, size);
         // One point in time: nothing is in flight while the hook is put in.
         let drained = graph.drain(&spec.source).await;
-        let filter = held.put_filter(&filter::BACKUP, spec.filter_node_name.as_deref(), &spec.source).await?;
+        // What the target itself reads of the source it goes on reading there.
+        let target = Some(&spec.target);
+        let name = spec.filter_node_name.as_deref();
+        let filter = held.put_filter(&filter::BACKUP, name, &spec.source, target).await?;
         held.block(&spec.source);
         held.block(&spec.target);
         held.attach("main node", &filter, Perm::empty(), Perm::all())?;
@@ -252,13 +255,9 @@ impl Backup {
         };
         job.set_len(total);
         if self.spec.sync == BackupSync::None {
-            loop {
-                job.pause_point().await?;
-                if job.is_cancelled() {
-                    return Err(errno(libc::ECANCELED));
-                }
-                job.wait(Duration::from_secs(60)).await;
-            }
+            let ended = self.watch(job, total).await;
+            self.report(job, total);
+            return ended;
         }
         let mut running = JoinSet::new();
         let result = self.feed(job, total, &mut running).await;
@@ -267,6 +266,21 @@ impl Backup {
         self.report(job, total);
         result?;
         self.spec.target.flush().await
+    }
+
+    /// Leaves the copying to those who write, until the job is cancelled.
+    async fn watch(&self, job: &Job, total: u64) -> IoResult {
+        loop {
+            job.pause_point().await?;
+            if job.is_cancelled() {
+                return Err(errno(libc::ECANCELED));
+            }
+            self.report(job, total);
+            tokio::select! {
+                () = job.wait(Duration::from_secs(60)) => {}
+                () = self.front.copied.notified() => {}
+            }
+        }
     }
 
     /// Keeps the workers busy until everything is copied.

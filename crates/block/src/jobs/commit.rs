@@ -52,7 +52,7 @@ impl Jobs {
             graph.set_read_only(&spec.base, false).await?;
         }
         let prepared = async {
-            held.put_filter(&filter::COMMIT, spec.filter_node_name.as_deref(), &spec.top).await?;
+            held.put_filter(&filter::COMMIT, spec.filter_node_name.as_deref(), &spec.top, None).await?;
             let grows = spec.base.size() < spec.top.size();
             attach(&mut held, &spec, grows)?;
             if grows {
@@ -107,7 +107,7 @@ impl Graph {
         let drained = self.drain(top).await;
         let perm = Perm::CONSISTENT_READ | Perm::WRITE | Perm::RESIZE;
         // What stands on the base does not rely on it meanwhile.
-        let alone = match held.put_filter(&filter::COMMIT, None, &base).await {
+        let alone = match held.put_filter(&filter::COMMIT, None, &base, None).await {
             Ok(_) => held.attach_root(&base, perm, Perm::GUEST_SHARED),
             Err(why) => Err(why),
         };

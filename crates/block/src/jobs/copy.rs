@@ -114,15 +114,17 @@ impl Held {
         Ok(())
     }
 
-    /// Puts the job's filter over a node; to be called before the node is attached.
+    /// Puts the job's filter over a node; to be called before the node is attached. What stands
+    /// below `spared` keeps the node.
     pub async fn put_filter(
         &mut self,
         driver: &'static Driver,
         name: Option<&str>,
         node: &Arc<Node>,
+        spared: Option<&Arc<Node>>,
     ) -> Result<Arc<Node>> {
         let drained = self.graph.drain(node).await;
-        let put = self.graph.put_filter(driver, name, node).await;
+        let put = self.graph.put_filter(driver, name, node, spared).await;
         // Customary: a mirror or commit says it without more ado.
         let put = put.map_err(|why| match driver.name {
             "mirror_top" | "commit_top" => why,

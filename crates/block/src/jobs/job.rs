@@ -69,7 +69,7 @@ struct State {
     forced: bool,
     ready: bool,
     /// Source and target are the same and stay it.
-    synced: bool,
+    synced: Option<bool>,
     complete: bool,
     finalize: bool,
     io_status: IoStatus,
@@ -125,7 +125,7 @@ impl Job {
             cancelled: false,
             forced: false,
             ready: false,
-            synced: false,
+            synced: None,
             complete: false,
             finalize: false,
             io_status: IoStatus::Ok,
@@ -155,7 +155,7 @@ impl Job {
             busy: state.busy && !matches!(state.status, Waiting | Pending | Concluded),
             paused: state.user_paused || state.held > 0,
             ready: state.ready,
-            synced: (self.setup.kind == Kind::Mirror).then_some(state.synced),
+            synced: state.synced,
             status: state.status,
             io_status: state.io_status,
             auto_finalize: self.setup.auto_finalize,
@@ -419,7 +419,7 @@ impl Job {
     }
 
     pub(super) fn set_synced(&self, synced: bool) {
-        self.state.lock().synced = synced;
+        self.state.lock().synced = Some(synced);
     }
 
     pub fn set_len(&self, len: u64) {
@@ -446,7 +446,7 @@ impl Job {
     /// Whether [`Job::pause_point`] would wait.
     pub(super) fn is_to_pause(&self) -> bool {
         let state = self.state.lock();
-        (state.user_paused || state.held > 0) && !state.cancelled
+        (state.user_paused || state.held > 0) && !state.ends_at_once()
     }
 
     /// Whether its speed is limited: then one piece is done, and counted, before the next begins.
@@ -460,7 +460,7 @@ impl Job {
             let woken = self.woken.notified();
             let (pause, ready) = {
                 let mut state = self.state.lock();
-                let pause = (state.user_paused || state.held > 0) && !state.cancelled;
+                let pause = (state.user_paused || state.held > 0) && !state.ends_at_once();
                 state.busy = !pause;
                 (pause, state.ready)
             };

@@ -154,7 +154,7 @@ impl Jobs {
 async fn prepare(held: &mut Held, spec: &MirrorSpec, commits: bool) -> Result<()> {
     let (source, target) = (&spec.source, &spec.target);
     let record = if commits { &filter::ACTIVE_COMMIT } else { &filter::MIRROR };
-    let filter = held.put_filter(record, spec.filter_node_name.as_deref(), source).await?;
+    let filter = held.put_filter(record, spec.filter_node_name.as_deref(), source, None).await?;
     held.block(source);
     held.block(target);
     let still = Perm::GUEST_SHARED | Perm::WRITE;
@@ -267,6 +267,9 @@ impl Mirror {
         if self.spec.setup.kind == Kind::Mirror && sectors(&self.spec.source) != sectors(&self.spec.target) {
             return Err(std::io::Error::other("Source and target image have different sizes"));
         }
+        if self.active.is_some() {
+            job.set_synced(false);
+        }
         self.begin(job).await?;
         let mut crew = Crew::new(&self.held.graph, IN_FLIGHT);
         let result = self.follow(job, &mut crew).await;
@@ -328,8 +331,7 @@ impl Mirror {
                 _ if !job.is_ready() => {
                     // What was copied last counts against the limit, too.
                     job.pace(0).await?;
-                    self.spec.target.flush().await?;
-                    if self.bitmap.count() == 0 {
+                    if self.flush_target(job).await? && self.bitmap.count() == 0 {
                         job.set_remaining(0);
                         self.tell_synced(job);
                         job.set_ready();
@@ -337,9 +339,9 @@ impl Mirror {
                 }
                 _ if job.wants_completion() || job.is_cancelled() => {
                     self.drained = self.held.graph.drain(&self.spec.source).await;
-                    if self.bitmap.count() == 0 {
+                    if self.bitmap.count() == 0 && self.flush_target(job).await? {
                         job.set_remaining(0);
-                        return self.spec.target.flush().await;
+                        return Ok(());
                     }
                     self.drained.clear();
                 }
@@ -351,9 +353,22 @@ impl Mirror {
         }
     }
 
-    /// Whether the target has all, and gets every write before it is answered.
+    /// Where every write goes to the target before it is answered: whether that has all.
     fn tell_synced(&self, job: &Job) {
-        job.set_synced(self.active.is_some() && self.bitmap.count() == 0);
+        if self.active.is_some() {
+            job.set_synced(self.bitmap.count() == 0);
+        }
+    }
+
+    /// Whether the target was flushed; an error is met as those of writing are.
+    async fn flush_target(&self, job: &Job) -> IoResult<bool> {
+        let Err(error) = self.spec.target.flush().await else { return Ok(true) };
+        match job.on_error(self.spec.on_target_error, true, &error) {
+            Action::Report => return Err(error),
+            Action::Ignore => job.wait(Duration::from_millis(10)).await,
+            Action::Stop => {}
+        }
+        Ok(false)
     }
 
     /// Begins to copy a range.
@@ -382,7 +397,7 @@ impl Mirror {
             Err(Failed::Target(error)) => (self.spec.on_target_error, true, error),
         };
         self.bitmap.set(ended.from, ended.len);
-        job.set_synced(false);
+        self.tell_synced(job);
         if job.is_to_pause() {
             // One error has stopped the job: that others failed too is found out again.
             return Ok(());

@@ -28,6 +28,10 @@ use crate::types::{Fut, IoResult};
 use base::notice::Notices;
 use base::{Class, Failure, Mutex, Result, bail};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// Longest wait for jobs to stand still before all are cancelled: what they write to may hang.
+const STANDSTILL: Duration = Duration::from_secs(5);
 
 /// What a job does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -229,15 +233,33 @@ impl Jobs {
         Ok(())
     }
 
-    /// Cancels all and waits for their ends.
+    /// Cancels all and waits for their ends. Customary: those that are at work are seen to stand
+    /// still first.
     pub async fn cancel_all(&self) {
+        let working = |job: &Arc<Job>| matches!(job.status(), Status::Running | Status::Ready);
+        let mut halted = self.list();
+        halted.retain(|job| job.setup.block_job && working(job));
+        for job in &halted {
+            job.hold();
+            job.wake();
+        }
+        let still = async {
+            while halted.iter().any(working) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let _ = tokio::time::timeout(STANDSTILL, still).await;
+        for job in halted.iter().filter(|job| !job.is_user_paused()) {
+            job.show_running();
+        }
         for job in self.list() {
             // Jobs that have ended already refuse.
             let _ = job.cancel(true);
         }
+        halted.iter().for_each(|job| job.release());
         while self.list().iter().any(|job| job.status() != Status::Concluded && job.status() != Status::Null)
         {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
 }

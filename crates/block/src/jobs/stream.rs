@@ -55,7 +55,7 @@ impl Jobs {
         }
         let prepared = async {
             let filter =
-                held.put_filter(&filter::STREAM, spec.filter_node_name.as_deref(), &spec.top).await?;
+                held.put_filter(&filter::STREAM, spec.filter_node_name.as_deref(), &spec.top, None).await?;
             attach(&mut held, &spec, last.as_ref(), &filter)
         };
         if let Err(why) = prepared.await {

@@ -65,7 +65,13 @@ async fn blockdev_add(call: Call, command: BlockdevAdd) -> Result<()> {
         bail!("Parameter 'driver' is missing");
     }
     check_nulls(&options, "")?;
-    there(&call, async move { at.add(options).await.map(drop) }).await
+    let mut offered = Vec::new();
+    let added = match super::fd::offer(&call, &options.0, &mut offered) {
+        Ok(()) => there(&call, async move { at.add(options).await.map(drop) }).await,
+        Err(why) => Err(why),
+    };
+    offered.iter().for_each(|name| graph.withdraw_fd(name));
+    added
 }
 
 /// The form of 2015: `options` with an `id` that names a back end.

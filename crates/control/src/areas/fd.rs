@@ -1,5 +1,6 @@
 use crate::{Call, Routes};
 use base::{Failure, Result, fail};
+use qapi::{Map, Value};
 use schema::fd::*;
 
 pub fn route(routes: &mut Routes) {
@@ -56,4 +57,22 @@ async fn query_fdsets(call: Call, _: QueryFdsets) -> Result<Vec<FdsetInfo>> {
             fds: members.into_iter().map(member).collect(),
         })
         .collect())
+}
+
+/// Hands the sockets that options name, given by `getfd`, to the block layer; their names are added
+/// to `offered`, to be withdrawn.
+pub(super) fn offer(call: &Call, options: &Map, offered: &mut Vec<String>) -> Result<()> {
+    for (key, value) in options {
+        let Value::Object(table) = value else { continue };
+        let is_socket = key == "server" && table.get("type").is_some_and(|kind| kind == "fd");
+        let name = table.get("str").and_then(Value::as_str).filter(|_| is_socket);
+        if let Some(name) = name.filter(|name| !name.starts_with(|c: char| c.is_ascii_digit())) {
+            let named = call.take_named(name);
+            let named = named.ok_or_else(|| fail!("File descriptor named '{name}' has not been found"))?;
+            call.world().host.graph.offer_fd(name, named);
+            offered.push(name.to_string());
+        }
+        offer(call, table, offered)?;
+    }
+    Ok(())
 }

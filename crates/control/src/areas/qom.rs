@@ -34,8 +34,20 @@ async fn qom_get(call: Call, command: QomGet) -> Result<Value> {
     call.world().host.tree.get(&command.path, &command.property)
 }
 
+/// What `drive` of a device means now: it alone of what a device was made with may change.
+fn drive(call: &Call, path: &str, property: &str) -> Option<block::Backend> {
+    let (at, _) = call.world().host.tree.resolve(path).ok().filter(|_| property == "drive")?;
+    call.world().drive_of_device(&at).ok()
+}
+
 async fn qom_set(call: Call, command: QomSet) -> Result<()> {
-    call.world().host.tree.set(&command.path, &command.property, &command.value)
+    let Some(drive) = drive(&call, &command.path, &command.property) else {
+        return call.world().host.tree.set(&command.path, &command.property, &command.value);
+    };
+    let name = command.value.as_str();
+    let name = name.ok_or_else(|| fail!("Invalid parameter type for 'drive', expected: string"))?;
+    let node = call.world().host.graph.lookup(None, Some(name))?;
+    super::blockdev::there(&call, async move { drive.exchange(&node).await }).await
 }
 
 async fn qom_list_types(call: Call, command: QomListTypes) -> Result<Vec<ObjectTypeInfo>> {

@@ -2,32 +2,42 @@ use super::geometry::{Geometry, Translation};
 use base::{Failure, Result, bail, fail};
 use block::{Backend, Haste, IoThread, OnError};
 use device::{Property, PropertyKind, Props, Wiring};
+use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 
 const ON_ERROR: PropertyKind =
     PropertyKind::Enum("BlockdevOnError", &["auto", "report", "ignore", "enospc", "stop"]);
 
-/// The properties by which a disk gets its drive.
-pub const DRIVE: &[Property] = &[
+/// The properties of every drive of the machine: which drive it is, what it tells the guest of it,
+/// and how it is used. (Customary order: `info qtree` shows it.)
+pub const BLOCK: &[Property] = &[
     Property::unset("drive", PropertyKind::Drive, "Node name or ID of a block device to use as a backend"),
+    Property::new(
+        "backend_defaults",
+        PropertyKind::OnOffAuto,
+        "auto",
+        "Take block sizes from a back end that tells its own (no kind of x86 hosts does)",
+    ),
+    Property::new("logical_block_size", PropertyKind::Size, "0", "A power of two between 512 B and 2 MiB"),
+    Property::new("physical_block_size", PropertyKind::Size, "0", "A power of two between 512 B and 2 MiB"),
+    Property::new("min_io_size", PropertyKind::Size, "0", "Minimum good request size"),
+    Property::new("opt_io_size", PropertyKind::Size, "0", "Optimal request size"),
+    Property::new("discard_granularity", PropertyKind::Size, "4294967295", "Smallest discardable unit"),
     Property::new("write-cache", PropertyKind::OnOffAuto, "auto", "Volatile write cache"),
     Property::new("share-rw", PropertyKind::Bool, "off", "Others may write the same image"),
+    Property::new("account-invalid", PropertyKind::OnOffAuto, "auto", "Invalid requests count as accesses"),
+    Property::new("account-failed", PropertyKind::OnOffAuto, "auto", "Failed requests count in latencies"),
+];
+
+/// For drives that ask what is to become of errors.
+pub const ERRORS: &[Property] = &[
     Property::new("rerror", ON_ERROR, "auto", "What to do about read errors"),
     Property::new("werror", ON_ERROR, "auto", "What to do about write errors"),
 ];
 
 /// For what firmware can boot from.
 pub const BOOT: &[Property] = &[Property::unset("bootindex", PropertyKind::I32, "Place in the boot order")];
-
-/// The properties that say what a disk tells the guest about itself.
-pub const LIMITS: &[Property] = &[
-    Property::new("logical_block_size", PropertyKind::Size, "0", "A power of two between 512 B and 2 MiB"),
-    Property::new("physical_block_size", PropertyKind::Size, "0", "A power of two between 512 B and 2 MiB"),
-    Property::new("min_io_size", PropertyKind::Size, "0", "Minimum good request size"),
-    Property::new("opt_io_size", PropertyKind::Size, "0", "Optimal request size"),
-    Property::new("discard_granularity", PropertyKind::Size, "4294967295", "Smallest discardable unit"),
-];
 
 /// A disk's checked settings.
 #[derive(Clone, Debug)]
@@ -69,7 +79,7 @@ impl Conf {
         // An ATA disk's head is a number of four bits.
         let max_heads = if model == "ide-hd" { 16 } else { 255 };
         let logical = block_size(props, "logical_block_size", 512)?;
-        let physical = block_size(props, "physical_block_size", logical)?;
+        let physical = block_size(props, "physical_block_size", 512)?;
         if logical > physical {
             bail!("logical_block_size > physical_block_size not supported");
         }
@@ -112,6 +122,16 @@ impl Conf {
         }
     }
 
+    /// Properties whose values are those in use, not those given; `backend` is that of the disk.
+    pub fn told(&self, name: &str, backend: &Backend) -> Option<Value> {
+        match name {
+            "drive" => Some(backend.label().into()),
+            "logical_block_size" => Some(self.logical.into()),
+            "physical_block_size" => Some(self.physical.into()),
+            _ => None,
+        }
+    }
+
     /// The given geometry, else the customary translation of the size.
     pub fn geometry(&self, bytes: u64) -> Geometry {
         self.geometry.unwrap_or_else(|| Geometry::of_size(bytes))
@@ -137,13 +157,11 @@ impl Runs {
     pub const MAIN: Runs = Runs { thread: None, refusal: "Cannot change iothread of active block backend" };
 }
 
-/// Claims the drive of a disk, if one is named, and applies the properties of [`DRIVE`]
-/// to it. Nothing stays claimed on failure.
+/// Claims the drive of a disk, if one is named, and applies the properties of [`BLOCK`]
+/// and [`ERRORS`] to it. Nothing stays claimed on failure.
 pub fn claim(props: &Props, wiring: &Wiring<'_>, kind: &str, runs: Runs) -> Result<Option<Backend>> {
     let Some(backend) = wiring.drive(props, "drive", kind)? else { return Ok(None) };
-    if backend.front_end().is_some() {
-        bail!("Drive '{}' is already in use by another device", backend.name());
-    }
+    backend.check_unused()?;
     let applied = match backend.is_on_other_thread(runs.thread.as_ref()) {
         true => Err(fail!("{}", runs.refusal)),
         false => apply(&backend, props),
@@ -163,6 +181,12 @@ fn apply(backend: &Backend, props: &Props) -> Result<()> {
         Some("off") => backend.set_write_cache(false),
         _ => {}
     }
+    let flag = |name: &str| match props.str(name) {
+        Some("on") => Some(true),
+        Some("off") => Some(false),
+        _ => None,
+    };
+    backend.stats().set_accounting(flag("account-invalid"), flag("account-failed"));
     let (mut read, mut write) = backend.error_policy();
     for (name, policy) in [("rerror", &mut read), ("werror", &mut write)] {
         if let Some(chosen) = props.str(name).and_then(OnError::parse) {

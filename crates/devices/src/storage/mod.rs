@@ -27,7 +27,7 @@ pub mod scsi;
 mod tests;
 mod unit;
 
-pub use conf::{BOOT, Conf, DRIVE, LIMITS, Runs, claim, iothread, wait_idle};
+pub use conf::{BLOCK, BOOT, Conf, ERRORS, Runs, claim, iothread, wait_idle};
 pub use geometry::{GEOMETRY, Geometry, Translation};
 pub use pending::Pending;
 pub use piix3::fixed_disks;

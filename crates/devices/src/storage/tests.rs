@@ -341,7 +341,7 @@ fn places_on_the_bus_are_checked() {
     };
     assert_eq!(text(&[("drive", "a")]), "Drive 'a' is already in use by another device");
     assert_eq!(
-        text(&[("drive", "b"), ("logical_block_size", "4096")]),
+        text(&[("drive", "b"), ("logical_block_size", "4096"), ("physical_block_size", "4096")]),
         "logical_block_size must be 512 for IDE"
     );
 }

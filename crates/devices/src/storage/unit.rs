@@ -3,7 +3,7 @@
 use super::ata::{Drive, Identity};
 use super::cdrom::{Cdrom, Names};
 use super::geometry::TRANSLATION;
-use super::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, Runs, claim, wait_idle};
+use super::{BLOCK, BOOT, Conf, ERRORS, GEOMETRY, Runs, claim, wait_idle};
 use base::{Mutex, Result, bail};
 use block::{FrontEnd, Media};
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
@@ -53,11 +53,11 @@ const fn model(
 pub static HD: Model = model(
     "ide-hd",
     "virtual IDE disk",
-    &[DRIVE, BOOT, LIMITS, GEOMETRY, TRANSLATION, COMMON, ROTATION],
+    &[BLOCK, ERRORS, BOOT, GEOMETRY, TRANSLATION, COMMON, ROTATION],
     |props, wiring| create(&HD, props, wiring),
 );
 pub static CD: Model =
-    model("ide-cd", "virtual IDE CD-ROM", &[DRIVE, BOOT, LIMITS, COMMON], |props, wiring| {
+    model("ide-cd", "virtual IDE CD-ROM", &[BLOCK, ERRORS, BOOT, COMMON], |props, wiring| {
         create(&CD, props, wiring)
     });
 
@@ -203,7 +203,10 @@ impl Device for Unit {
         self.drive.backend.detach();
     }
     fn dynamic_property(&self, name: &str) -> Option<Value> {
-        (name == "unit").then(|| self.unit.into())
+        match name {
+            "unit" => Some(self.unit.into()),
+            _ => self.drive.conf.told(name, &self.drive.backend),
+        }
     }
     fn as_any(&self) -> &dyn Any {
         self

@@ -3,10 +3,11 @@
 use super::pci::{Generation, Shape, VirtioPci};
 use super::queue::{Broken, Chain};
 use super::{Link, Virtio};
-use crate::storage::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, Pending, Runs, claim, iothread};
+use crate::storage::{BLOCK, BOOT, Conf, ERRORS, GEOMETRY, Pending, Runs, claim, iothread};
 use base::{Mutex, Result, bail, fail};
 use block::{Backend, FrontEnd, IoThread, Lent, Request, buffers};
 use device::{Device, Model, Property, PropertyKind, Props, Wiring};
+use serde_json::Value;
 use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -30,7 +31,7 @@ three_models!(
     "virtio-blk-pci",
     "virtio-blk",
     "Virtio block device",
-    [DRIVE, BOOT, LIMITS, GEOMETRY, PROPERTIES],
+    [BLOCK, ERRORS, BOOT, GEOMETRY, PROPERTIES],
     create
 );
 
@@ -375,6 +376,9 @@ impl Blk {
 }
 
 impl Virtio for Blk {
+    fn dynamic_property(&self, name: &str) -> Option<Value> {
+        self.conf.told(name, &self.backend)
+    }
     fn number(&self) -> u16 {
         2
     }

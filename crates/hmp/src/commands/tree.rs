@@ -1,8 +1,9 @@
+use super::block::human_size;
 use super::push;
 use crate::Session;
 use crate::parse::Args;
 use base::Result;
-use device::Bus;
+use device::{Bus, Property, PropertyKind};
 use machine::Entry;
 use memory::Target;
 use serde_json::Value;
@@ -53,11 +54,11 @@ pub async fn qtree(session: Session, _: Args) -> Result<String> {
     let mut out = "bus: main-system-bus\n  type System\n".to_string();
     let on_board =
         |e: &&Arc<Entry>| e.bus.as_ref().is_none_or(|b| !tree.buses.iter().any(|bus| bus.name() == *b));
-    for entry in tree.entries.iter().filter(on_board) {
+    for entry in tree.entries.iter().rev().filter(on_board) {
         tree.device(&mut out, entry, 2, 0);
     }
     // Buses that the board itself made.
-    for bus in tree.buses.iter().filter(|bus| !tree.is_of_device(bus)) {
+    for bus in tree.buses.iter().rev().filter(|bus| !tree.is_of_device(bus)) {
         tree.bus(&mut out, bus, 2, 0);
     }
     Ok(out)
@@ -79,7 +80,7 @@ impl DeviceTree {
         if depth > 32 {
             return;
         }
-        for entry in self.entries.iter().filter(|e| e.bus.as_deref() == Some(name.as_str())) {
+        for entry in self.entries.iter().rev().filter(|e| e.bus.as_deref() == Some(name.as_str())) {
             self.device(out, entry, indent + 2, depth + 1);
         }
     }
@@ -87,23 +88,40 @@ impl DeviceTree {
     fn device(&self, out: &mut String, entry: &Arc<Entry>, indent: usize, depth: usize) {
         let id = entry.id.as_deref().unwrap_or_default();
         let _ = writeln!(out, "{:indent$}dev: {}, id \"{id}\"", "", entry.model().name);
-        for (name, value) in entry.props.values() {
-            let _ = writeln!(out, "{:indent$}  {name} = {}", "", plain(value));
+        for property in entry.model().all_properties() {
+            if let Some(value) = shown(entry, property) {
+                let _ = writeln!(out, "{:indent$}  {} = {value}", "", property.name);
+            }
         }
-        for bus in entry.device.buses() {
-            self.bus(out, &bus, indent + 2, depth + 1);
+        for bus in entry.device.buses().iter().rev() {
+            self.bus(out, bus, indent + 2, depth + 1);
         }
     }
 }
 
-fn plain(value: &Value) -> String {
-    match value {
-        Value::String(text) => format!("\"{text}\""),
-        Value::Number(number) if number.as_u64().is_some_and(|n| n > 9) => {
-            format!("{number} ({:#x})", number.as_u64().unwrap_or_default())
+/// The value of a property in use, else as it was given, in the customary form for its kind; not
+/// of one that was not given and has no default.
+fn shown(entry: &Entry, property: &Property) -> Option<String> {
+    let value = entry.device.dynamic_property(property.name);
+    let value = value.or_else(|| entry.props.get(property.name).cloned())?;
+    Some(match (property.kind, &value) {
+        (PropertyKind::Size, Value::Number(size)) => {
+            format!("{size} ({})", human_size(size.as_u64().unwrap_or_default()))
         }
-        other => other.to_string(),
-    }
+        (PropertyKind::PciAddress, Value::String(place)) => pci_place(place),
+        (_, Value::Number(number)) => match number.as_i64() {
+            Some(number) => format!("{number} ({number:#x})"),
+            None => format!("{number} ({:#x})", number.as_u64().unwrap_or_default()),
+        },
+        (_, Value::String(text)) => format!("\"{text}\""),
+        (_, other) => other.to_string(),
+    })
+}
+
+/// `slot[.function]` with two digits for the slot.
+fn pci_place(place: &str) -> String {
+    let (slot, function) = place.split_once('.').unwrap_or((place, "0"));
+    format!("{slot:0>2}.{function}")
 }
 
 pub async fn qom_tree(session: Session, args: Args) -> Result<String> {

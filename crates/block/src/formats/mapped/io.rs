@@ -4,6 +4,7 @@ use super::{Format, Image, Place};
 use crate::crypto::OldAes;
 use crate::types::*;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 /// Longest run looked up at once, in clusters: bounds the work of one look.
 const LOOK: u64 = 1 << 16;
@@ -95,6 +96,7 @@ impl<F: Format> Image<F> {
 
     async fn read_below(&self, at: u64, buf: &mut [u8]) -> IoResult {
         match self.backing() {
+            Some(_) if self.estranged.load(Ordering::Acquire) => Err(errno(libc::EINVAL)),
             Some(backing) => backing.read(self.origin + at, buf).await,
             None => {
                 buf.fill(0);

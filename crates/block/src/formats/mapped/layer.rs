@@ -141,6 +141,7 @@ impl<F: Format> Layer for Image<F> {
 
     fn set_backing(&self, backing: Option<Child>) -> Result<()> {
         *self.backing.lock() = backing;
+        self.estranged.store(false, Ordering::Release);
         Ok(())
     }
 

@@ -129,6 +129,8 @@ pub(crate) struct Image<F> {
     /// Where the extent begins on the disk of the backing file.
     pub origin: u64,
     backing: Mutex<Option<Child>>,
+    /// The backing node is not the image that this one was made for: nothing is read of it.
+    estranged: AtomicBool,
     read_only: AtomicBool,
     size: AtomicU64,
     state: Mutex<State>,
@@ -164,6 +166,7 @@ impl<F: Format> Image<F> {
             shape,
             origin: 0,
             backing: Mutex::new(parts.backing),
+            estranged: AtomicBool::new(false),
             read_only: AtomicBool::new(open.settings.read_only),
             size: AtomicU64::new(parts.size),
             state: Mutex::new(state),
@@ -186,6 +189,11 @@ impl<F: Format> Image<F> {
 
     pub fn is_read_only(&self) -> bool {
         self.read_only.load(Ordering::Acquire)
+    }
+
+    /// Reads of the backing node fail until there is another one.
+    pub fn estrange(&self) {
+        self.estranged.store(true, Ordering::Release);
     }
 
     fn backing(&self) -> Option<Child> {

@@ -170,9 +170,10 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         };
         let hint = descriptor.as_ref().and_then(|text| text.parent.clone());
         let backing = open.backing(hint.as_deref().map(|name| (name, None))).await?;
-        if let (Some(descriptor), Some(backing)) = (&descriptor, &backing) {
-            check_parent(descriptor, backing)?;
-        }
+        let estranged = match (&descriptor, &backing) {
+            (Some(descriptor), Some(backing)) => !is_parent(descriptor, backing),
+            _ => false,
+        };
         let mut extents = match (&descriptor, is_sparse) {
             (Some(descriptor), false) => open_extents(open, descriptor, &backing).await?,
             (Some(descriptor), true) if Fields(&head).le64(12) == 0 => {
@@ -185,6 +186,11 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             }
         };
         extents.retain(|extent| extent.len > 0);
+        for extent in extents.iter().filter(|_| estranged) {
+            if let Store::Sparse(image) = &extent.store {
+                image.estrange();
+            }
+        }
         let size = extents.last().map_or(0, |extent| extent.start + extent.len);
         if descriptor.as_ref().is_some_and(|text| text.cid_at.is_none()) {
             open.read_only()?;
@@ -210,19 +216,14 @@ async fn read_descriptor(file: &Child, at: u64, len: u64) -> Result<Descriptor> 
     Descriptor::parse(&bytes, at)
 }
 
-fn check_parent(descriptor: &Descriptor, backing: &Child) -> Result<()> {
+/// Whether a backing node is the image that the descriptor means. (Customary: of another one
+/// nothing can be read; the image itself can be opened.)
+fn is_parent(descriptor: &Descriptor, backing: &Child) -> bool {
     let node = backing.node().skip_filters();
-    let Some(parent) = layer_of::<Vmdk>(&node) else {
-        bail!("The backing file of a vmdk image must be a vmdk image")
-    };
-    let now = parent.cid.load(Ordering::Acquire);
-    if now != descriptor.parent_cid && descriptor.parent_cid != NO_PARENT {
-        bail!(
-            "The backing file is not what it was (its CID is {now:08x}, not {:08x})",
-            descriptor.parent_cid
-        );
-    }
-    Ok(())
+    layer_of::<Vmdk>(&node).is_some_and(|parent| {
+        let known = [parent.cid.load(Ordering::Acquire), NO_PARENT];
+        known.contains(&descriptor.parent_cid)
+    })
 }
 
 async fn open_extents(

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// Files are told of in units of so many bytes.
+pub(super) const SECTOR: u64 = 512;
 /// Longest buffered write done without the pool.
 const INLINE_WRITE: usize = 1 << 20;
 /// Calls that took longer, with a part for their length, are taken as a sign that the host's
@@ -228,6 +230,8 @@ impl File {
         match rustix::fs::seek(&self.fd, SeekFrom::Data(offset)) {
             Ok(data) if data > offset => Ok((false, data - offset)),
             Ok(_) => match rustix::fs::seek(&self.fd, SeekFrom::Hole(offset)) {
+                // The end of the file is that of its last sector.
+                Ok(hole) if hole == size => Ok((true, hole.next_multiple_of(SECTOR) - offset)),
                 Ok(hole) if hole > offset => Ok((true, hole - offset)),
                 _ => Ok((true, len)),
             },

@@ -12,7 +12,7 @@ use crate::types::*;
 use arc_swap::ArcSwap;
 use base::fd::{FdSets, SetFd, fdset_number};
 use base::{Failure, Mutex, Result, bail, fail};
-use io::File;
+use io::{File, SECTOR};
 use rustix::fs::{Mode, OFlags};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::Arc;
@@ -198,6 +198,11 @@ impl FileLayer {
         Ok((data, run))
     }
 
+    /// Length of the file in bytes.
+    fn exact_size(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
     fn grown(&self, end: u64) {
         if !self.block_device {
             self.size.fetch_max(end, Ordering::AcqRel);
@@ -206,8 +211,9 @@ impl FileLayer {
 }
 
 impl Layer for FileLayer {
+    /// In whole sectors, as is customary: the rest of the last one reads as zeroes.
     fn size(&self) -> u64 {
-        self.size.load(Ordering::Acquire)
+        self.exact_size().next_multiple_of(SECTOR)
     }
 
     fn limits(&self) -> Limits {
@@ -257,7 +263,7 @@ impl Layer for FileLayer {
     fn write_zeroes<'a>(&'a self, offset: u64, len: u64, flags: ZeroFlags) -> Fut<'a, IoResult> {
         Box::pin(async move {
             self.forget_data();
-            let size = self.size();
+            let size = self.exact_size();
             let unmap = flags.contains(ZeroFlags::MAY_UNMAP);
             self.pooled(move |file| file.zero(offset, len, size, unmap)).await?;
             self.forget_data();
@@ -298,7 +304,7 @@ impl Layer for FileLayer {
                 let flags = StatusFlags::DATA | StatusFlags::ALLOCATED;
                 return Ok(Status { flags, len, offset: Some(offset) });
             }
-            let size = self.size();
+            let size = self.exact_size();
             let (data, run) = match self.known_data(offset) {
                 Some(run) => (true, run),
                 None => {
@@ -316,7 +322,7 @@ impl Layer for FileLayer {
 
     fn truncate<'a>(&'a self, size: u64, how: Truncate) -> Fut<'a, Result<()>> {
         Box::pin(async move {
-            let old = self.size();
+            let old = self.exact_size();
             if self.block_device {
                 if size > old || (how.exact && size != old) {
                     bail!("Cannot grow device files");

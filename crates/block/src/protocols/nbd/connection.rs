@@ -5,7 +5,9 @@ use super::replies::{Answer, Pending, Shared, listen};
 use super::wire::*;
 use crate::types::{IoResult, errno};
 use base::{Failure, Mutex, Result, bail};
+use rustix::net::AddressFamily;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -25,17 +27,50 @@ pub enum Address {
         families: (bool, bool),
     },
     Unix(String),
+    Passed(Passed),
 }
 
+/// A socket that was connected by who passed it in: good for one connection.
+#[derive(Clone, Debug)]
+pub struct Passed(Arc<Mutex<Option<OwnedFd>>>);
+
+impl Passed {
+    pub fn new(fd: OwnedFd) -> Self {
+        Passed(Arc::new(Mutex::new(Some(fd))))
+    }
+
+    fn connect(&self) -> std::io::Result<Socket> {
+        let fd = self.0.lock().take().ok_or_else(|| errno(libc::ENOTCONN))?;
+        rustix::io::ioctl_fionbio(&fd, true)?;
+        match rustix::net::getsockname(&fd)?.address_family() {
+            AddressFamily::UNIX => Ok(Socket::Unix(tokio::net::UnixStream::from_std(fd.into())?)),
+            AddressFamily::INET | AddressFamily::INET6 => {
+                Ok(Socket::Tcp(tokio::net::TcpStream::from_std(fd.into())?))
+            }
+            _ => Err(errno(libc::EAFNOSUPPORT)),
+        }
+    }
+}
+
+impl PartialEq for Passed {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Passed {}
+
 impl Address {
-    pub fn uri(&self, export: &str) -> String {
-        match self {
+    /// `None`: no name says how to come there.
+    pub fn uri(&self, export: &str) -> Option<String> {
+        Some(match self {
             Address::Tcp { host, port, .. } => {
                 format!("nbd://{host}:{port}/{export}").trim_end_matches('/').to_string()
             }
             Address::Unix(path) if export.is_empty() => format!("nbd+unix://?socket={path}"),
             Address::Unix(path) => format!("nbd+unix:///{export}?socket={path}"),
-        }
+            Address::Passed(_) => return None,
+        })
     }
 
     async fn connect(&self) -> std::io::Result<Socket> {
@@ -52,6 +87,7 @@ impl Address {
                 Ok(Socket::Tcp(stream))
             }
             Address::Unix(path) => Ok(Socket::Unix(tokio::net::UnixStream::connect(path).await?)),
+            Address::Passed(passed) => passed.connect(),
         }
     }
 }
@@ -121,6 +157,7 @@ impl Connection {
                     Failure::os(format!("Failed to connect to '{host}:{port}'"), &error)
                 }
                 Address::Unix(path) => Failure::os(format!("Failed to connect to '{path}'"), &error),
+                Address::Passed(_) => Failure::os("Failed to use the socket", &error),
             })?;
             let (reader, writer) = enter(socket, wanted).await?;
             Connection::over(reader, writer, wanted).await

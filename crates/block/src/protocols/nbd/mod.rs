@@ -7,11 +7,12 @@ mod replies;
 pub mod wire;
 
 use crate::driver::{Driver, Kind, Layer, Open};
+use crate::graph::Graph;
 use crate::options::Options;
 use crate::protocols::percent_decode;
 use crate::types::*;
 use base::{Result, bail, fail};
-use connection::{Address, Connection};
+use connection::{Address, Connection, Passed};
 use handshake::{Exported, Wanted};
 pub use replay::replay;
 use replies::Answer;
@@ -62,7 +63,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         }
         let given = |key: &str| options.get("server").is_some_and(|server| server.get(key).is_some());
         let by_family = given("ipv4") || given("ipv6");
-        let address = take_address(options)?;
+        let address = take_address(options, &open.graph)?;
         let seconds = |options: &mut Options, key: &str| {
             let seconds = options.take_u64(key)?.unwrap_or(0);
             Ok::<_, base::Failure>(Duration::from_secs(seconds.min(u64::from(u32::MAX))))
@@ -83,7 +84,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         }
         // A name cannot say which kinds of addresses were asked for.
         let filename = filename.filter(|name| name.contains("://"));
-        let filename = filename.or_else(|| (!by_family).then(|| address.uri(&wanted.export)));
+        let filename = filename.or_else(|| address.uri(&wanted.export).filter(|_| !by_family));
         let link =
             tokio::sync::Mutex::new(Link { current: Some(Arc::new(connection)), lost: None, tried: None });
         let (given_up, woken) = Default::default();
@@ -107,7 +108,7 @@ fn take_wanted(options: &mut Options, vault: &dyn crate::Vault, address: &Addres
             let host = match (hostname, address) {
                 (Some(host), _) => host,
                 (None, Address::Tcp { host, .. }) => host.clone(),
-                (None, Address::Unix(_)) => {
+                (None, Address::Unix(_) | Address::Passed(_)) => {
                     bail!("tls-hostname is needed to check the certificate of a server on a UNIX socket")
                 }
             };
@@ -168,7 +169,7 @@ fn parse_filename(name: &str, options: &mut Options) -> Result<()> {
     Ok(())
 }
 
-fn take_address(options: &mut Options) -> Result<Address> {
+fn take_address(options: &mut Options, graph: &Graph) -> Result<Address> {
     let mut server = match options.take_table("server")? {
         Some(_) if ["host", "port", "path"].iter().any(|key| options.contains(key)) => {
             bail!("Cannot use 'server' and path/host/port at the same time")
@@ -180,7 +181,12 @@ fn take_address(options: &mut Options) -> Result<Address> {
             };
             match needed {
                 "host" | "path" => server,
-                _ => bail!("the address of an NBD server must be of type 'inet' or 'unix'"),
+                "str" => {
+                    let name = server.need_str("str")?;
+                    server.finish_in("server")?;
+                    return Ok(Address::Passed(Passed::new(graph.take_fd(&name)?)));
+                }
+                _ => bail!("the address of an NBD server must be of type 'inet', 'unix' or 'fd'"),
             }
         }
         None => {

@@ -12,9 +12,9 @@ pub use geometry::DriveType;
 
 use crate::pc::range::byte_range;
 use crate::pci::IsaBus;
-use crate::storage::{Conf, DRIVE, LIMITS, Runs, claim};
+use crate::storage::{BLOCK, Conf, Runs, claim};
 use base::{Result, bail, fail};
-use block::Backend;
+use block::{Backend, OnError};
 use controller::Fdc;
 use device::{Bus, BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
 use drive::{Drive, Front, UNITS};
@@ -38,15 +38,14 @@ const CONTROLLER: &[Property] = &[
     Property::new("fallback", TYPE, "288", "Kind of a drive that no medium tells"),
 ];
 
-const UNIT: &[Property] = &[
-    Property::new(
-        "unit",
-        PropertyKind::U32,
-        "4294967295",
-        "Place on the bus; the first free one if not given",
-    ),
-    Property::new("drive-type", TYPE, "auto", "Kind of the drive"),
-];
+const UNIT: &[Property] = &[Property::new(
+    "unit",
+    PropertyKind::U32,
+    "4294967295",
+    "Place on the bus; the first free one if not given",
+)];
+
+const KIND: &[Property] = &[Property::new("drive-type", TYPE, "auto", "Kind of the drive")];
 
 pub static CONTROLLER_MODEL: Model = Model {
     name: "isa-fdc",
@@ -66,7 +65,7 @@ pub static DRIVE_MODEL: Model = Model {
     description: "virtual floppy drive",
     bus: BusKind::Floppy,
     parent: "device",
-    properties: &[UNIT, DRIVE, LIMITS],
+    properties: &[UNIT, BLOCK, KIND],
     user_creatable: true,
     hotpluggable: false,
     create: create_drive,
@@ -79,6 +78,7 @@ pub struct Controller {
 struct Unit {
     bus: Arc<FloppyBus>,
     unit: usize,
+    conf: Conf,
     drive: Arc<Drive>,
 }
 
@@ -150,25 +150,39 @@ fn install(
 
 fn create_drive(props: &Props, wiring: &mut Wiring<'_>) -> Result<Arc<dyn Device>> {
     let bus: Arc<FloppyBus> = wiring.bus()?;
+    let claimed = claim(props, wiring, "floppy", Runs::MAIN)?;
+    let (unit, conf) = match suit(props, &bus, claimed.as_ref()) {
+        Ok(suits) => suits,
+        Err(why) => {
+            claimed.inspect(Backend::detach);
+            return Err(why);
+        }
+    };
+    let backend = match claimed {
+        Some(backend) => backend,
+        None => wiring.services.backends.empty_drive()?,
+    };
+    // What cannot be read or written is the guest's affair.
+    backend.set_error_policy(OnError::Report, OnError::Report);
+    let kind = DriveType::parse(props.str("drive-type").unwrap_or_default());
+    let drive = install(&bus, unit, backend, conf.share_rw, kind, wiring)?;
+    Ok(Arc::new(Unit { bus, unit, conf, drive }))
+}
+
+/// The place on the bus and the settings of a drive, or why there cannot be such a one.
+fn suit(props: &Props, bus: &FloppyBus, backend: Option<&Backend>) -> Result<(usize, Conf)> {
     let unit = bus.place(Some(props.u64("unit")).filter(|&unit| unit != ANY_UNIT))?;
     let conf = Conf::new(props, "floppy")?;
     if (conf.logical, conf.physical) != (512, 512) {
         bail!("Physical and logical block size must be 512 for floppy");
     }
-    for policy in ["rerror", "werror"] {
-        if props.str(policy).is_some_and(|policy| policy != "auto" && policy != "report") {
-            bail!("fdc doesn't support drive option {policy}");
+    match backend.map(Backend::error_policy) {
+        Some((_, write)) if !matches!(write, OnError::Report | OnError::Enospc) => {
+            bail!("fdc doesn't support drive option werror")
         }
+        Some((read, _)) if read != OnError::Report => bail!("fdc doesn't support drive option rerror"),
+        _ => Ok((unit, conf)),
     }
-    let backend = match claim(props, wiring, "floppy", Runs::MAIN)? {
-        Some(backend) => backend,
-        None => wiring.services.backends.empty_drive()?,
-    };
-    // What cannot be read or written is the guest's affair.
-    backend.set_error_policy(block::OnError::Report, block::OnError::Report);
-    let kind = DriveType::parse(props.str("drive-type").unwrap_or_default());
-    let drive = install(&bus, unit, backend, conf.share_rw, kind, wiring)?;
-    Ok(Arc::new(Unit { bus, unit, drive }))
 }
 
 impl Device for Controller {
@@ -216,7 +230,7 @@ impl Device for Unit {
         match name {
             "unit" => Some(self.unit.into()),
             "drive-type" => Some(self.drive.kind().name().into()),
-            _ => None,
+            _ => self.conf.told(name, &self.drive.backend),
         }
     }
     fn as_any(&self) -> &dyn Any {

@@ -3,7 +3,7 @@
 use super::ScsiBus;
 use super::disk::{Lun, Names};
 use crate::storage::cdrom::{Cdrom, Names as DriveNames};
-use crate::storage::{BOOT, Conf, DRIVE, GEOMETRY, LIMITS, claim, wait_idle};
+use crate::storage::{BLOCK, BOOT, Conf, ERRORS, GEOMETRY, claim, wait_idle};
 use base::{Result, bail};
 use block::{FrontEnd, Media};
 use device::{BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
@@ -56,11 +56,11 @@ const fn model(
 }
 
 pub static HD: Model =
-    model("scsi-hd", "virtual SCSI disk", &[DRIVE, BOOT, LIMITS, GEOMETRY, COMMON, DISK], |props, wiring| {
+    model("scsi-hd", "virtual SCSI disk", &[BLOCK, ERRORS, BOOT, GEOMETRY, COMMON, DISK], |props, wiring| {
         create(&HD, props, wiring)
     });
 pub static CD: Model =
-    model("scsi-cd", "virtual SCSI CD-ROM", &[DRIVE, BOOT, LIMITS, COMMON], |props, wiring| {
+    model("scsi-cd", "virtual SCSI CD-ROM", &[BLOCK, ERRORS, BOOT, COMMON], |props, wiring| {
         create(&CD, props, wiring)
     });
 
@@ -175,7 +175,7 @@ impl Device for Unit {
         match name {
             "scsi-id" => Some(self.at.0.into()),
             "lun" => Some(self.at.1.into()),
-            _ => None,
+            _ => self.lun.conf.told(name, &self.lun.backend),
         }
     }
     fn as_any(&self) -> &dyn Any {

@@ -336,9 +336,11 @@ pub(crate) fn attach_drives(
     spec: &MachineSpec,
     devices: &Devices,
     pci: &Arc<PciBus>,
-    drives: Vec<Drive>,
+    mut drives: Vec<Drive>,
 ) -> Result<()> {
     let scsi = scsi_buses(devices, pci, &drives)?;
+    // Customary: floppy drives are made unit by unit, whatever was asked for first.
+    drives.sort_by_key(|drive| (drive.interface == Interface::Floppy).then_some(drive.unit));
     let ide_buses = if spec.kind == MachineKind::Pc { 2 } else { 6 };
     for drive in drives {
         let option = drive.option.clone();
