@@ -8,7 +8,7 @@ use serde_json::json;
 use spec::chardev::ChardevSocket;
 use spec::{Chardev, ChardevKind, SocketAddress};
 use std::collections::BTreeSet;
-use std::io::{IoSlice, Read, Write};
+use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream as StdStream;
@@ -314,7 +314,7 @@ async fn the_socket_of_an_nbd_client_is_passed_in() {
     client.send_fds("{'execute':'getfd','arguments':{'fdname':'s'}}", &[&theirs]);
     assert_eq!(client.line().await, json!({"return": {}}));
     drop(theirs);
-    ours.write_all(&[0; 64]).unwrap();
+    ours.shutdown(std::net::Shutdown::Write).unwrap();
     client.refusal("blockdev-add", nbd("s")).await;
     ours.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert_eq!(ours.read(&mut [0]).unwrap(), 0, "closed");
