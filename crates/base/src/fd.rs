@@ -1,6 +1,6 @@
 //! File descriptors that come from outside: inherited at start, or put into descriptor sets.
 
-use crate::{Failure, Mutex, Result, fail};
+use crate::{Failure, Mutex, MutexGuard, Result, fail};
 use rustix::fs::{OFlags, fcntl_getfl};
 use rustix::io::fcntl_dupfd_cloexec;
 use std::collections::BTreeMap;
@@ -103,6 +103,12 @@ struct Set {
     users: Arc<()>,
 }
 
+impl Set {
+    fn in_use(&self) -> bool {
+        Arc::strong_count(&self.users) > 1
+    }
+}
+
 /// Descriptor sets (`-add-fd`, `add-fd`), opened by others as `/dev/fdset/<N>`.
 #[derive(Clone, Default)]
 pub struct FdSets(Arc<Mutex<BTreeMap<u64, Set>>>);
@@ -121,18 +127,18 @@ impl FdSets {
     /// Puts `fd` into set `set`, or into a new set with the lowest free number. Returns the
     /// set's number and the descriptor's.
     pub fn add(&self, set: Option<u64>, fd: OwnedFd, opaque: Option<String>) -> (u64, RawFd) {
-        let mut sets = self.0.lock();
+        let mut sets = self.sets();
         let id = set.unwrap_or_else(|| (0..).find(|id| !sets.contains_key(id)).unwrap_or(0));
         let raw = fd.as_raw_fd();
         let entry = sets.entry(id).or_default();
-
         entry.members.push(Member { fd, opaque });
         (id, raw)
     }
 
-    /// Removes one descriptor of a set or, without `fd`, all. Duplicates in use stay open.
+    /// Removes one descriptor of a set or, without `fd`, all. Duplicates in use stay open; the
+    /// set is there, without members, until the last of them is closed.
     pub fn remove(&self, set: u64, fd: Option<i64>) -> Result<()> {
-        let mut sets = self.0.lock();
+        let mut sets = self.sets();
         let missing = || match fd {
             Some(fd) => fail!("File descriptor named 'fdset-id:{set}, fd:{fd}' not found"),
             None => fail!("File descriptor named 'fdset-id:{set}' not found"),
@@ -145,26 +151,30 @@ impl FdSets {
             }
             None => entry.members.clear(),
         }
-        if entry.members.is_empty() {
-            sets.remove(&set);
-        }
         Ok(())
     }
 
     /// Drops sets that nobody uses: what happens when the last monitor goes away.
     pub fn forget_unused(&self) {
-        self.0.lock().retain(|_, set| Arc::strong_count(&set.users) > 1);
+        self.0.lock().retain(|_, set| set.in_use());
+    }
+
+    /// The sets that are left: those with members, and those in use.
+    fn sets(&self) -> MutexGuard<'_, BTreeMap<u64, Set>> {
+        let mut sets = self.0.lock();
+        sets.retain(|_, set| !set.members.is_empty() || set.in_use());
+        sets
     }
 
     /// All sets with their members, by number.
     pub fn list(&self) -> Vec<(u64, Vec<SetMember>)> {
         let member = |m: &Member| SetMember { fd: m.fd.as_raw_fd(), opaque: m.opaque.clone() };
-        self.0.lock().iter().map(|(&id, set)| (id, set.members.iter().map(member).collect())).collect()
+        self.sets().iter().map(|(&id, set)| (id, set.members.iter().map(member).collect())).collect()
     }
 
     /// A duplicate of the first descriptor of the set whose access mode is that of `flags`.
     pub fn open(&self, set: u64, flags: OFlags) -> Result<SetFd, rustix::io::Errno> {
-        let sets = self.0.lock();
+        let sets = self.sets();
         let entry = sets.get(&set).ok_or(rustix::io::Errno::NOENT)?;
         let wanted = flags & OFlags::ACCMODE;
         for member in &entry.members {
