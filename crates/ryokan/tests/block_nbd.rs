@@ -138,7 +138,8 @@ fn a_client_waits_for_a_server_that_comes_back() {
     bench.open("copy", "copy.raw", json!({}));
     bench.run(
         "blockdev-backup",
-        json!({"job-id": "j", "device": "far", "target": "copy", "sync": "full", "speed": 1 << 20}),
+        json!({"job-id": "j", "device": "far", "target": "copy", "sync": "full", "speed": 1 << 20,
+            "filter-node-name": "over-far"}),
     );
     let offset = |bench: &mut Bench| bench.job("j")["offset"].as_u64().unwrap();
     while offset(&mut bench) == 0 {
@@ -156,7 +157,7 @@ fn a_client_waits_for_a_server_that_comes_back() {
         })
     };
     // It waits for the server as the job does.
-    bench.io("far", "write -P 9 0 64k");
+    bench.io("over-far", "write -P 9 0 64k");
     let mut server = again.join().unwrap();
     bench.done("j");
     bench.run("blockdev-del", json!({"node-name": "far"}));
@@ -165,4 +166,83 @@ fn a_client_waits_for_a_server_that_comes_back() {
     server.wait().unwrap();
     images.io("far.raw", &["read -P 9 0 64k", "read -P 1 64k 3008k", "read -P 2 3M 5M"]);
     images.io("copy.raw", &["read -P 1 0 3M", "read -P 2 3M 5M"]);
+}
+
+/// Whether something listens at an address of this machine.
+fn listens(host: &str, port: u16) -> bool {
+    std::net::TcpStream::connect((host, port)).is_ok()
+}
+
+/// A free port of both kinds of address.
+fn free_port() -> u16 {
+    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().port();
+    std::net::TcpListener::bind(("::1", free)).map_or_else(|_| free_port(), |_| free)
+}
+
+#[test]
+fn addresses_are_of_the_kinds_that_are_asked_for() {
+    for (host, families, four, six) in [
+        ("127.0.0.1", json!({}), true, false),
+        ("::1", json!({}), false, true),
+        ("", json!({}), true, true),
+        ("", json!({"ipv4": true}), true, false),
+        ("", json!({"ipv6": false}), true, false),
+        ("", json!({"ipv6": true}), false, true),
+        ("", json!({"ipv4": false}), false, true),
+        ("", json!({"ipv4": true, "ipv6": true}), true, true),
+    ] {
+        let (mut bench, _) = serving();
+        bench.run("nbd-server-stop", Value::Null);
+        let port = free_port();
+        let at = |host: &str, families: &Value| {
+            let mut address = json!({"host": host, "port": port.to_string()});
+            families.as_object().unwrap().iter().for_each(|(key, value)| address[key] = value.clone());
+            address
+        };
+        bench.run("nbd-server-start", json!({"addr": {"type": "inet", "data": at(host, &families)}}));
+        bench.run("nbd-server-add", json!({"device": "disk"}));
+        assert_eq!((listens("127.0.0.1", port), listens("::1", port)), (four, six), "{host} {families}");
+        for (host, key, there) in [("127.0.0.1", "ipv4", four), ("::1", "ipv6", six)] {
+            let mut client = |families: Value| {
+                let mut server = at(host, &families);
+                server["type"] = "inet".into();
+                let node = json!({"driver": "nbd", "node-name": "far", "export": "disk", "server": server,
+                    "read-only": true});
+                bench.vm.qmp.execute("blockdev-add", node).map(|_| {
+                    bench.io("far", "read -P 1 0 1M");
+                    bench.run("blockdev-del", json!({"node-name": "far"}));
+                })
+            };
+            let lost = format!("GenericError: Failed to connect to '{host}:{port}': Connection refused");
+            for asked in [json!({}), json!({key: true})] {
+                assert_eq!(client(asked), if there { Ok(()) } else { Err(lost.clone()) });
+            }
+            let none = format!(
+                "GenericError: address resolution failed for {host}:{port}: Address family for hostname not supported"
+            );
+            assert_eq!(client(json!({key: false})), Err(none));
+        }
+        bench.quit();
+    }
+}
+
+/// The server listens at a socket that was made elsewhere.
+#[test]
+fn a_socket_comes_over_the_monitor() {
+    let (mut bench, socket) = serving();
+    bench.run("nbd-server-stop", Value::Null);
+    let listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+    let pass = |bench: &mut Bench, name: &str, fd: std::os::fd::BorrowedFd<'_>| {
+        let line = json!({"execute": "getfd", "arguments": {"fdname": name}}).to_string();
+        bench.vm.qmp.send_fd(&line, fd).unwrap();
+        assert_eq!(bench.vm.qmp.reply(SOON).unwrap()["return"], json!({}));
+    };
+    use std::os::fd::AsFd;
+    pass(&mut bench, "door", listener.as_fd());
+    bench.run("nbd-server-start", json!({"addr": {"type": "fd", "data": {"str": "door"}}}));
+    bench.run("nbd-server-add", json!({"device": "disk"}));
+    let again = bench.refused("nbd-server-start", json!({"addr": {"type": "fd", "data": {"str": "door"}}}));
+    assert!(again.starts_with("GenericError: "), "{again}");
+    assert_eq!(tool("nbdinfo", &["--size", &uri(&socket)]).trim(), "1048576");
+    bench.quit();
 }

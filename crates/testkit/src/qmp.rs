@@ -1,8 +1,11 @@
 //! A QMP client over a unix socket, for tests.
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use serde_json::{Map, Value, json};
 use std::collections::VecDeque;
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -78,6 +81,19 @@ impl Qmp {
     /// Writes raw text and a newline.
     pub fn send(&mut self, text: &str) -> Result<(), String> {
         self.writer.write_all(format!("{text}\n").as_bytes()).map_err(|e| format!("QMP write: {e}"))
+    }
+
+    /// As [`Qmp::send`], with a descriptor for the other side (`getfd`, `add-fd`).
+    pub fn send_fd(&mut self, text: &str, fd: impl AsFd) -> Result<(), String> {
+        let mut space = [MaybeUninit::uninit(); 64];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        let fds = [fd.as_fd()];
+        if !ancillary.push(SendAncillaryMessage::ScmRights(&fds)) {
+            return Err("no room for the descriptor".into());
+        }
+        let data = [IoSlice::new(text.as_bytes())];
+        let sent = rustix::net::sendmsg(&self.writer, &data, &mut ancillary, SendFlags::empty());
+        sent.map(drop).map_err(|e| format!("QMP write: {e}"))
     }
 
     /// The next reply; events met on the way are kept.

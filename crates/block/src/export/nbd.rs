@@ -334,6 +334,30 @@ fn reason(error: &std::io::Error) -> String {
     text.rsplit(": ").next().unwrap_or(&text).to_string()
 }
 
+/// Listens at the first of these places where that is possible; `only_6`: not for IPv4 by the way.
+fn bind_first(places: &[std::net::SocketAddr], only_6: bool) -> std::io::Result<tokio::net::TcpListener> {
+    let bind = |place: &std::net::SocketAddr| {
+        let socket = match place.is_ipv4() {
+            true => tokio::net::TcpSocket::new_v4()?,
+            false => tokio::net::TcpSocket::new_v6()?,
+        };
+        socket.set_reuseaddr(true)?;
+        if !place.is_ipv4() {
+            rustix::net::sockopt::set_ipv6_v6only(&socket, only_6)?;
+        }
+        socket.bind(*place)?;
+        socket.listen(1024)
+    };
+    let mut last = std::io::ErrorKind::AddrNotAvailable.into();
+    for place in places {
+        match bind(place) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 async fn bind(listen: Listen) -> Result<(Option<String>, Listener)> {
     let failed = |error: std::io::Error| Failure::os("Failed to bind socket", &error);
     match listen {
@@ -357,7 +381,7 @@ async fn bind(listen: Listen) -> Result<(Option<String>, Listener)> {
             for port in port..=to.max(port) {
                 let places: Vec<_> =
                     found.iter().map(|one| std::net::SocketAddr::new(one.ip(), port)).collect();
-                match tokio::net::TcpListener::bind(places.as_slice()).await {
+                match bind_first(&places, !family.0) {
                     Ok(listener) => return Ok((None, Listener::Tcp(listener))),
                     Err(error) => last = Some(error),
                 }

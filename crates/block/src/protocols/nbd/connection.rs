@@ -4,7 +4,7 @@ use super::handshake::{self, Exported, Wanted};
 use super::replies::{Answer, Pending, Shared, listen};
 use super::wire::*;
 use crate::types::{IoResult, errno};
-use base::{Failure, Mutex, Result, bail};
+use base::{Failure, Mutex, Result, bail, fail};
 use rustix::net::AddressFamily;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -153,6 +153,11 @@ impl Connection {
         let opening = async {
             let connected = address.connect().await;
             let socket = connected.map_err(|error| match address {
+                Address::Tcp { host, port, .. } if error.kind() == std::io::ErrorKind::AddrNotAvailable => {
+                    fail!(
+                        "address resolution failed for {host}:{port}: Address family for hostname not supported"
+                    )
+                }
                 Address::Tcp { host, port, .. } => {
                     Failure::os(format!("Failed to connect to '{host}:{port}'"), &error)
                 }
