@@ -2,9 +2,10 @@
 
 use crate::backend::medium::Habit;
 use crate::backend::{Backend, OnError, Setup};
-use crate::graph::{Graph, Settings, take_settings};
+use crate::graph::{DETECT_ZEROES, Graph, Settings, take_settings};
 use crate::options::Options;
 use crate::throttle::Config;
+use crate::types::DetectZeroes;
 use base::{Failure, Result, bail, fail};
 use serde_json::{Map, Value};
 
@@ -115,10 +116,13 @@ impl Graph {
             return Ok(Some(backend));
         }
         let Some(node) = self.find(drive) else { return Ok(None) };
-        let setup = Setup { read_only: node.is_read_only(), ..Setup::default() };
-        let backend = Backend::new(&self.arc(), setup)?;
+        // It writes when the device has it, in the device's name.
+        let backend = Backend::new(&self.arc(), Setup { read_only: true, ..Setup::default() })?;
         match backend.insert(&node) {
-            Ok(()) => Ok(Some(backend)),
+            Ok(()) => {
+                backend.set_read_only(node.is_read_only());
+                Ok(Some(backend))
+            }
             Err(why) => {
                 backend.delete();
                 Err(why)
@@ -248,7 +252,7 @@ fn take_drive(id: &str, options: &mut Options) -> Result<Drive> {
     setup.intervals = take_intervals(options)?;
     let mut write_cache = true;
     if let Some(Value::Object(cache)) = options.0.get("cache") {
-        write_cache = Options(cache.clone()).take_bool("writeback")?.unwrap_or(true);
+        write_cache = options.within("cache", cache.clone()).take_bool("writeback")?.unwrap_or(true);
     }
     let policy = |options: &mut Options, key: &str, default, text: &str| match options.take_str(key)? {
         None => Ok(default),
@@ -282,13 +286,22 @@ fn take_drive(id: &str, options: &mut Options) -> Result<Drive> {
             bail!("{text}");
         }
     }
-    if let Some(word) = options.get_str("detect-zeroes").filter(|word| !["off", "on", "unmap"].contains(word))
-    {
-        bail!("invalid parameter value: {word}");
+    let detect = options.get_str("detect-zeroes").map(str::to_string);
+    let detect = detect.map(|word| match DETECT_ZEROES.iter().find(|(name, _)| *name == word) {
+        Some((_, detect)) => Ok(*detect),
+        None => bail!("invalid parameter value: {word}"),
+    });
+    let detect = detect.transpose()?;
+    let mut detect_zeroes = DetectZeroes::Off;
+    if options.are_texts() {
+        // Of the drive, which may ask for unmapping where its node will not do it.
+        detect_zeroes = detect.unwrap_or(detect_zeroes);
+        options.take("detect-zeroes");
     }
     let copy_on_read = options.take_bool("copy-on-read")?.unwrap_or(false);
     let snapshot = options.take_bool("snapshot")?.unwrap_or(false);
-    let settings = Settings { read_only, auto_read_only: true, late_key: true, ..Settings::default() };
+    let settings =
+        Settings { read_only, auto_read_only: true, late_key: true, detect_zeroes, ..Settings::default() };
     Ok(Drive { setup, write_cache, on_error: (read, write), throttle, copy_on_read, snapshot, settings })
 }
 

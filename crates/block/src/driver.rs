@@ -158,7 +158,7 @@ impl Open {
     /// A child from an option value that the driver has taken or made.
     pub async fn child_from(&mut self, name: &str, role: Role, value: Value) -> Result<Child> {
         let graph = self.graph.clone();
-        let node = graph.open_child(value, role, &self.settings).await?;
+        let node = graph.open_child(&self.options, (name, value), role, &self.settings).await?;
         graph.link(self, name, role, &node)
     }
 
@@ -170,7 +170,7 @@ impl Open {
             Some(Value::Null) => return Ok(None),
             Some(Value::String(name)) if name.is_empty() => return Ok(None),
             Some(Value::Object(map)) => {
-                let mut table = Options(map);
+                let mut table = Options::from(map);
                 if !names_file(&table) {
                     let Some((name, format)) = header else {
                         bail!("Driver specified for an image without backing file")
@@ -197,7 +197,7 @@ impl Open {
             },
         };
         let graph = self.graph.clone();
-        let node = graph.open_child(value, Role::BACKING, &self.settings).await;
+        let node = graph.open_child(&self.options, ("backing", value), Role::BACKING, &self.settings).await;
         let node = node.map_err(|why| why.within("Could not open backing file"))?;
         graph.link(self, "backing", Role::BACKING, &node).map(Some)
     }
@@ -218,7 +218,7 @@ impl Open {
             self.settings.read_only = true;
             return Ok(());
         }
-        Err(fail!("Block node is read-only"))
+        Err(fail!("Image is read-only"))
     }
 }
 
@@ -258,7 +258,7 @@ impl Create {
     pub async fn child(&mut self, name: &str) -> Result<Child> {
         let Some(value) = self.options.take(name) else { bail!("Parameter '{name}' is missing") };
         let settings = Settings { read_only: false, ..Settings::default() };
-        let node = self.graph.open_child(value, Role::IMAGE, &settings).await?;
+        let node = self.graph.open_child(&self.options, (name, value), Role::IMAGE, &settings).await?;
         let child = Child::new(name, Role::IMAGE, crate::graph::Parent::Named("create".into()), &node);
         let all = Perm::all();
         self.graph.attach(&child, Perm::WRITE | Perm::RESIZE | Perm::CONSISTENT_READ, all)?;

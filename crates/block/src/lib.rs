@@ -43,6 +43,6 @@ pub use driver::{
 pub use graph::filename;
 pub use graph::{Child, Drained, Graph, Haste, Hook, IoThread, Node, Parent, Pin, PollLimits, Settings};
 pub use notice::{Action, Notice};
-pub use options::{Options, parse_size};
+pub use options::{Options, Origin, parse_size};
 pub use types::*;
 pub use vault::Vault;

@@ -1,18 +1,49 @@
 //! The tree of options a node is opened with.
 //!
 //! A driver *takes* what it knows; what is left at the end is an error. Values come typed
-//! (QMP, `json:`) or all as strings (`-drive`, dotted keys); both are understood.
+//! (QMP, `-blockdev '{...}'`) or all as strings (`-drive`, dotted keys, `json:`). Options know
+//! which ([`Origin`]): a string is a number or a boolean only where there is no other way to say it.
 
-use base::{Result, bail, fail};
+use base::{Failure, Result, bail, fail};
 use serde_json::{Map, Value};
+
+/// Where values come from, and with that what they may be.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Origin {
+    /// Strings may stand for values of any type.
+    #[default]
+    Texts,
+    /// Values have their type. The path before each key, as errors name it (``, `options[0].`).
+    Typed(String),
+}
+
+impl Origin {
+    fn names(&self, key: &str) -> String {
+        match self {
+            Origin::Texts => key.to_string(),
+            Origin::Typed(path) => format!("{path}{key}"),
+        }
+    }
+
+    /// Of the table that option `key` (`file`, `children.0`) holds.
+    fn within(&self, key: &str) -> Origin {
+        match self {
+            Origin::Texts => Origin::Texts,
+            Origin::Typed(path) => match key.split_once('.') {
+                Some((list, number)) => Origin::Typed(format!("{path}{list}[{number}].")),
+                None => Origin::Typed(format!("{path}{key}.")),
+            },
+        }
+    }
+}
 
 /// A tree of options, consumed key by key.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Options(pub Map<String, Value>);
+pub struct Options(pub Map<String, Value>, Origin);
 
 impl From<Map<String, Value>> for Options {
     fn from(map: Map<String, Value>) -> Self {
-        Options(map)
+        Options(map, Origin::Texts)
     }
 }
 
@@ -24,7 +55,7 @@ impl Options {
     /// From a JSON object literal (`serde_json::json!({...})`); another value gives no options.
     pub fn json(value: Value) -> Self {
         match value {
-            Value::Object(map) => Options(map),
+            Value::Object(map) => map.into(),
             _ => Options::default(),
         }
     }
@@ -41,6 +72,32 @@ impl Options {
             options.0.insert(key, lists(value));
         }
         Ok(options)
+    }
+
+    /// The same with the values' origin.
+    pub fn said(self, origin: Origin) -> Self {
+        Options(self.0, origin)
+    }
+
+    /// Values have their types, and errors name the keys as they are.
+    pub fn typed(self) -> Self {
+        self.said(Origin::Typed(String::new()))
+    }
+
+    /// A table that option `key` held.
+    pub fn within(&self, key: &str, map: Map<String, Value>) -> Options {
+        Options(map, self.1.within(key))
+    }
+
+    /// Strings may stand for values of any type.
+    pub fn are_texts(&self) -> bool {
+        self.1 == Origin::Texts
+    }
+
+    /// The customary refusal of a value of another type.
+    pub fn wrong_type(&self, key: &str, expected: &str) -> Failure {
+        let key = self.1.names(key);
+        fail!("Invalid parameter type for '{key}', expected: {expected}")
     }
 
     pub fn is_empty(&self) -> bool {
@@ -76,10 +133,11 @@ impl Options {
 
     pub fn take_str(&mut self, key: &str) -> Result<Option<String>> {
         match self.take(key) {
-            None | Some(Value::Null) => Ok(None),
+            None => Ok(None),
             Some(Value::String(text)) => Ok(Some(text)),
-            Some(Value::Number(number)) => Ok(Some(number.to_string())),
-            Some(_) => Err(wrong_type(key, "string")),
+            Some(Value::Null) if self.are_texts() => Ok(None),
+            Some(Value::Number(number)) if self.are_texts() => Ok(Some(number.to_string())),
+            Some(_) => Err(self.wrong_type(key, "string")),
         }
     }
 
@@ -92,12 +150,12 @@ impl Options {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
-            Some(Value::String(text)) => match text.as_str() {
+            Some(Value::String(text)) if self.are_texts() => match text.as_str() {
                 "on" | "yes" | "true" | "y" => Ok(Some(true)),
                 "off" | "no" | "false" | "n" => Ok(Some(false)),
                 _ => bail!("Parameter '{key}' expects 'on' or 'off'"),
             },
-            Some(_) => Err(wrong_type(key, "boolean")),
+            Some(_) => Err(self.wrong_type(key, "boolean")),
         }
     }
 
@@ -107,12 +165,13 @@ impl Options {
             None => Ok(None),
             Some(Value::Number(number)) => match number.as_u64() {
                 Some(value) => Ok(Some(value)),
+                None if number.is_f64() => Err(self.wrong_type(key, "integer")),
                 None => bail!("Parameter '{key}' expects a non-negative number"),
             },
-            Some(Value::String(text)) => parse_size(&text)
+            Some(Value::String(text)) if self.are_texts() => parse_size(&text)
                 .map(Some)
                 .ok_or_else(|| fail!("Parameter '{key}' expects a non-negative number below 2^64")),
-            Some(_) => Err(wrong_type(key, "integer")),
+            Some(_) => Err(self.wrong_type(key, "integer")),
         }
     }
 
@@ -125,8 +184,8 @@ impl Options {
     pub fn take_table(&mut self, key: &str) -> Result<Option<Options>> {
         match self.take(key) {
             None => Ok(None),
-            Some(Value::Object(map)) => Ok(Some(Options(map))),
-            Some(_) => Err(wrong_type(key, "object")),
+            Some(Value::Object(map)) => Ok(Some(self.within(key, map))),
+            Some(_) => Err(self.wrong_type(key, "object")),
         }
     }
 
@@ -134,8 +193,18 @@ impl Options {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Array(list)) => Ok(Some(list)),
-            Some(_) => Err(wrong_type(key, "array")),
+            Some(_) => Err(self.wrong_type(key, "array")),
         }
+    }
+
+    /// The tables of a list; none if it is not there.
+    pub fn take_tables(&mut self, key: &str) -> Result<Vec<Options>> {
+        let list = self.take_list(key)?.unwrap_or_default();
+        let tables = list.into_iter().enumerate().map(|(at, value)| match value {
+            Value::Object(map) => Ok(self.within(&format!("{key}.{at}"), map)),
+            _ => Err(self.wrong_type(&format!("{key}[{at}]"), "object")),
+        });
+        tables.collect()
     }
 
     /// To be called when all known options are taken.
@@ -173,10 +242,6 @@ impl Options {
             None => bail!("Parameter '{key}' does not accept value '{word}'"),
         }
     }
-}
-
-fn wrong_type(key: &str, expected: &str) -> base::Failure {
-    fail!("Invalid parameter type for '{key}', expected: {expected}")
 }
 
 /// `512`, `0x200`, `64k`, `1.5G` (powers of 1024; `b` to `E`) in bytes.

@@ -2,9 +2,9 @@ use crate::params::{Group, Params, parse_number};
 use crate::{Help, keys as k, tree};
 use base::{Failure, Result, bail, fail};
 use serde_json::Value;
-use spec::Tree;
 use spec::invocation::{AddFd, Invocation, Monitor, MonitorMode};
 use spec::machine::Boot;
+use spec::{Said, Tree};
 
 /// What has been read so far.
 #[derive(Default)]
@@ -185,10 +185,10 @@ impl Builder {
             }
         }
         let id = &object["id"];
-        if self.inv.machine.objects.iter().any(|other| other["id"] == *id) {
+        if self.inv.machine.objects.iter().any(|other| other.tree["id"] == *id) {
             bail!("Duplicate ID '{}' for object", id.as_str().unwrap_or_default());
         }
-        self.inv.machine.objects.push(object);
+        self.inv.machine.objects.push(Said { tree: object, typed: tree::is_json(text) });
         self.inv.places.objects.push(self.place.clone());
         Ok(())
     }
@@ -201,7 +201,7 @@ impl Builder {
         if !node.get("driver").is_some_and(Value::is_string) {
             bail!("Parameter 'driver' is missing");
         }
-        self.inv.machine.blockdevs.push(node);
+        self.inv.machine.blockdevs.push(Said { tree: node, typed: tree::is_json(text) });
         self.inv.places.blockdevs.push(self.place.clone());
         Ok(())
     }

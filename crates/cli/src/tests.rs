@@ -85,7 +85,7 @@ fn libvirt_domain() {
         json!(m.devices[1]),
         json!({"driver":"isa-serial","chardev":"charserial0","id":"serial0","index":0})
     );
-    assert_eq!(m.blockdevs[0]["backing"], json!(null));
+    assert_eq!(m.blockdevs[0].tree["backing"], json!(null));
     assert_eq!(inv.monitors[0].id.as_deref(), Some("monitor"));
     assert_eq!(inv.add_fds, [AddFd { fd: 27, set: 0, opaque: Some("serial0-source".into()) }]);
     let file = ChardevKind::File { out: "/dev/fdset/0".into(), input: None, append: true };
@@ -136,7 +136,7 @@ fn block_trees() {
         "-nodefaults -blockdev quorum,node-name=q,children.0=a,children.1.driver=null-co,vote-threshold=1",
     );
     assert_eq!(
-        json!(inv.machine.blockdevs[0]),
+        json!(inv.machine.blockdevs[0].tree),
         json!({"driver":"quorum","node-name":"q","children":["a",{"driver":"null-co"}],"vote-threshold":"1"})
     );
     for (value, text) in [

@@ -5,10 +5,15 @@ use base::{Result, bail, fail};
 use serde_json::{Map, Value};
 use spec::Tree;
 
+/// Whether options are in the JSON form.
+pub fn is_json(text: &str) -> bool {
+    text.trim_start().starts_with('{')
+}
+
 /// Either a JSON object or `implied-value,key=value,a.b=value`. The scalars of the second form
 /// are texts. `Ok(None)`: help was asked for.
 pub fn parse(text: &str, implied: Option<&str>) -> Result<Option<Tree>> {
-    if text.trim_start().starts_with('{') {
+    if is_json(text) {
         return match serde_json::from_str(&base::quotes::double(text)) {
             Ok(Value::Object(map)) => Ok(Some(map)),
             Ok(_) => bail!("JSON value is not an object"),

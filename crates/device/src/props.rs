@@ -26,7 +26,7 @@ pub enum PropertyKind {
     /// `slot[.function]` in hex.
     PciAddress,
     Mac,
-    /// Values by name, checked by the owner.
+    /// Numbers by name; the owner knows the names.
     Table(&'static str),
 }
 
@@ -71,6 +71,42 @@ impl Property {
             PropertyKind::Link(to) => format!("link<{to}>"),
             PropertyKind::OnOffAuto => "OnOffAuto".into(),
             PropertyKind::Enum(name, _) | PropertyKind::Table(name) => name.into(),
+        }
+    }
+
+    /// Refuses a value of JSON that is not of the property's own type.
+    pub fn check_type(&self, value: &Value) -> Result<()> {
+        let wrong = |key: &str, expected: &str| {
+            Err(fail!("Invalid parameter type for '{key}', expected: {expected}"))
+        };
+        let integer = |value: &Value| value.is_i64() || value.is_u64();
+        match (self.kind, value) {
+            (PropertyKind::Bool, Value::Bool(_)) => Ok(()),
+            (PropertyKind::Bool, _) => wrong(self.name, "boolean"),
+            (PropertyKind::Table(_), Value::Object(table)) => {
+                match table.iter().find(|(_, one)| !integer(one)) {
+                    Some((key, _)) => wrong(&format!("{}.{key}", self.name), "integer"),
+                    None => Ok(()),
+                }
+            }
+            (PropertyKind::Table(_), _) => wrong(self.name, "object"),
+            (
+                PropertyKind::U8
+                | PropertyKind::U16
+                | PropertyKind::U32
+                | PropertyKind::I32
+                | PropertyKind::U64
+                | PropertyKind::Size,
+                value,
+            ) => {
+                if integer(value) {
+                    Ok(())
+                } else {
+                    wrong(self.name, "integer")
+                }
+            }
+            (_, Value::String(_)) => Ok(()),
+            _ => wrong(self.name, "string"),
         }
     }
 

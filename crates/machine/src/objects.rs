@@ -89,8 +89,9 @@ impl Objects {
         TYPES
     }
 
-    /// Creates an object from `qom-type`, `id` and the type's properties.
-    pub fn add(&self, asked: &Map<String, Value>) -> Result<()> {
+    /// Creates an object from `qom-type`, `id` and the type's properties; `typed`: strings stand
+    /// for strings only.
+    pub fn add(&self, asked: &Map<String, Value>, typed: bool) -> Result<()> {
         // Keys with dots are members of tables.
         let asked = &block::Options::crumple(asked.clone())?.0;
         let text = |name: &str| asked.get(name).and_then(Value::as_str);
@@ -118,6 +119,9 @@ impl Objects {
         for (name, value) in asked.iter().filter(|(name, _)| !COMMON.iter().any(|c| c.name == *name)) {
             let property = kind.properties.iter().find(|property| property.name == name);
             let property = property.ok_or_else(|| fail!("Property '{}.{name}' not found", kind.name))?;
+            if typed {
+                property.check_type(value)?;
+            }
             checked.insert(name.clone(), property.canonical(value, kind.name)?);
         }
         let object = (kind.create)(self, id, &checked)?;

@@ -72,7 +72,7 @@ pub async fn prepare(
     // (that of the test channel) they therefore do not follow.
     host.graph.throttle_groups.set_clock(clocks.realtime);
     for (object, place) in invocation.machine.objects.iter().zip(&invocation.places.objects) {
-        host.objects.add(object).map_err(|f| Complaint::at(place, f))?;
+        host.objects.add(&object.tree, object.typed).map_err(|f| Complaint::at(place, f))?;
     }
     host.graph.throttle_groups.set_clock(host.graph.clock.clone());
     for (chardev, place) in invocation.chardevs.iter().zip(&invocation.places.chardevs) {
@@ -82,7 +82,10 @@ pub async fn prepare(
         }
     }
     for (node, place) in invocation.machine.blockdevs.iter().zip(&invocation.places.blockdevs) {
-        let options = block::Options::crumple(node.clone()).map_err(|f| Complaint::at(place, f))?;
+        let mut options = block::Options::crumple(node.tree.clone()).map_err(|f| Complaint::at(place, f))?;
+        if node.typed {
+            options = options.typed();
+        }
         host.graph.add(options).await.map_err(|f| Complaint::at(place, f))?;
     }
     Ok(host)

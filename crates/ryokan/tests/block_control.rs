@@ -351,3 +351,54 @@ fn discards_of_a_file_are_counted() {
     assert_eq!(of("a")["parent"]["driver-specific"], told);
     bench.quit();
 }
+
+/// A set that a disk uses is there until it is closed, whatever is removed from it.
+#[test]
+fn descriptors_of_a_set_are_removed_under_their_users() {
+    let images = Images::new();
+    images.create("disk.raw", "1M", &[]);
+    let mut bench = Bench::start(images, &[]);
+    let open =
+        std::fs::OpenOptions::new().read(true).write(true).open(bench.images.path("disk.raw")).unwrap();
+    for _ in 0..2 {
+        bench.vm.qmp.send_fd(r#"{"execute": "add-fd", "arguments": {"fdset-id": 3}}"#, &open).unwrap();
+        assert_eq!(bench.vm.qmp.reply(SOON).unwrap()["return"]["fdset-id"], 3);
+    }
+    let sets = |bench: &mut Bench| bench.run("query-fdsets", Value::Null);
+    let first = sets(&mut bench)[0]["fds"][0]["fd"].clone();
+    let disk = json!({"driver": "file", "node-name": "disk", "filename": "/dev/fdset/3"});
+    bench.run("blockdev-add", disk.clone());
+    bench.run("remove-fd", json!({"fdset-id": 3, "fd": first}));
+    let why = bench.refused("remove-fd", json!({"fdset-id": 3, "fd": first}));
+    assert_eq!(why, format!("GenericError: File descriptor named 'fdset-id:3, fd:{first}' not found"));
+    assert_eq!(sets(&mut bench)[0]["fds"].as_array().unwrap().len(), 1);
+    bench.run("remove-fd", json!({"fdset-id": 3}));
+    assert_eq!(sets(&mut bench), json!([{"fdset-id": 3, "fds": []}]));
+    bench.io("disk", "write -P 7 0 64k");
+    // Nobody else can open it, and whoever adds to it joins the set.
+    let mut other = disk;
+    other["node-name"] = "other".into();
+    let why = bench.refused("blockdev-add", other);
+    assert_eq!(why, "GenericError: Could not open '/dev/fdset/3': Permission denied");
+    bench.run("blockdev-del", json!({"node-name": "disk"}));
+    assert_eq!(sets(&mut bench), json!([]));
+    let why = bench.refused("remove-fd", json!({"fdset-id": 3}));
+    assert_eq!(why, "GenericError: File descriptor named 'fdset-id:3' not found");
+    bench.quit().io("disk.raw", &["read -P 7 0 64k"]);
+}
+
+/// `qemu-io -d` takes a device by its id or path, without it a drive or node by its name.
+#[test]
+fn qemu_io_finds_the_disk_of_a_device() {
+    let mut bench = Bench::chain(&["-device", "virtio-blk-pci,drive=d,id=v"]);
+    bench.io("-d v", "write -P 5 0 64k");
+    bench.io("-d /machine/peripheral/v", "read -P 5 0 64k");
+    bench.io("d", "read -P 5 0 64k");
+    for (line, why) in [
+        ("qemu-io v \"read 0 512\"", "Error: Cannot find device='' nor node-name='v'\n"),
+        ("qemu-io -d d \"read 0 512\"", "Error: Device 'd' not found\n"),
+    ] {
+        assert_eq!(say(&mut bench, line), why);
+    }
+    bench.quit();
+}

@@ -224,3 +224,56 @@ fn key_slots_come_and_go_while_the_image_is_in_use() {
         assert!(why.contains("Driver does not support x-blockdev-amend"), "{why}");
     }
 }
+
+/// Several machines may share the disk of a LUKS image whose users all say so; its header is not
+/// written meanwhile.
+#[test]
+fn a_luks_image_is_shared_as_its_users_share() {
+    let mut vm = Vm::start_plain(&[
+        "-nodefaults",
+        "-display",
+        "none",
+        "-accel",
+        "qtest",
+        "-object",
+        &format!("secret,id=k,data={PASSWORD}"),
+    ])
+    .unwrap();
+    let path = file(&mut vm, "shared.luks");
+    let luks = json!({"driver": "luks", "file": "f", "size": 1 << 20, "key-secret": "k", "iter-time": 10});
+    create(&mut vm, luks).unwrap();
+    vm.qmp.execute("blockdev-del", json!({"node-name": "f"})).unwrap();
+    for number in 1..=2 {
+        let node = json!({"driver": "luks", "node-name": format!("l{number}"), "key-secret": "k",
+            "file": {"driver": "file", "filename": path}});
+        vm.qmp.execute("blockdev-add", node).unwrap();
+    }
+    let looks = || {
+        let object = format!("secret,id=k,data={PASSWORD}");
+        let options = format!("driver=luks,key-secret=k,file.filename={}", path.display());
+        let mut judge = Command::new("qemu-io");
+        let out =
+            judge.args(["--object", &object, "--image-opts", &options, "-c", "write -P 5 0 512"]).output();
+        let out = out.unwrap();
+        out.status.success() && String::from_utf8_lossy(&out.stdout).contains("ops")
+    };
+    let add = |number: u32, share: bool| json!({"driver": "virtio-blk-pci", "id": format!("v{number}"), "drive": format!("l{number}"), "share-rw": share});
+    assert!(looks(), "an image that nobody uses");
+    vm.qmp.execute("device_add", add(1, false)).unwrap();
+    for share in [false, true] {
+        let why = vm.qmp.execute("device_add", add(2, share)).unwrap_err();
+        assert_eq!(why, "GenericError: Failed to get \"write\" lock");
+    }
+    assert!(!looks(), "one that is used alone");
+    // The first device goes at the next reset, as there is no guest.
+    vm.qmp.execute("device_del", json!({"id": "v1"})).unwrap();
+    vm.qmp.execute("system_reset", Value::Null).unwrap();
+    vm.qmp.event("DEVICE_DELETED", Duration::from_secs(60)).unwrap();
+    vm.qmp.execute("device_add", add(1, true)).unwrap();
+    vm.qmp.execute("device_add", add(2, true)).unwrap();
+    assert!(looks(), "one that all share");
+    for (writer, reader, byte) in [("l1", "l2", 7), ("l2", "l1", 8)] {
+        io(&mut vm, writer, &format!("write -P {byte} 64k 64k"));
+        io(&mut vm, reader, &format!("read -P {byte} 64k 64k"));
+    }
+}

@@ -369,3 +369,71 @@ fn empty_drives_come_with_the_board() {
     let mut vm = start(&["-cdrom", &image]);
     assert_eq!(names(&mut vm), ["ide1-cd0", "floppy0", "sd0"]);
 }
+
+/// `key=value` knows only texts; JSON has types, as over QMP.
+#[test]
+fn texts_are_values_of_any_type_but_not_in_json() {
+    let typed = json!({"driver": "null-co", "node-name": "n", "read-only": "on"}).to_string();
+    let said = refused(&["-blockdev", &typed]);
+    assert!(said.contains("Invalid parameter type for 'read-only', expected: boolean"), "{said}");
+    let typed = json!({"qom-type": "iothread", "id": "io", "poll-max-ns": "5"}).to_string();
+    let said = refused(&["-object", &typed]);
+    assert!(said.contains("Invalid parameter type for 'poll-max-ns', expected: integer"), "{said}");
+    let node = "driver=null-co,node-name=n,read-only=on,size=64k";
+    let drive =
+        r#"if=none,id=d,file=json:{"driver":"null-co","read-only":"on","size":"1M"}"#.replace(',', ",,");
+    let drive = drive.replacen(",,", ",", 2);
+    let mut vm = start(&["-blockdev", node, "-drive", &drive, "-object", "iothread,id=io,poll-max-ns=5"]);
+    let nodes = vm.qmp.execute("query-named-block-nodes", json!({"flat": true})).unwrap();
+    let told: Vec<_> =
+        nodes.as_array().unwrap().iter().map(|node| (&node["ro"], &node["image"]["virtual-size"])).collect();
+    assert!(told.contains(&(&json!(true), &json!(65536))), "{nodes}");
+    assert!(told.contains(&(&json!(true), &json!(1 << 20))), "{nodes}");
+    assert_eq!(vm.qmp.execute("query-iothreads", Value::Null).unwrap()[0]["poll-max-ns"], 5);
+}
+
+/// A drive may ask for zeroes to be unmapped where its node does not discard; a node may not.
+#[test]
+fn zeroes_of_a_drive_are_detected_as_it_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let image = folder.path().join("disk.raw");
+    std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+    let drive = format!("if=none,id=d,format=raw,file={},detect-zeroes=unmap", image.display());
+    for (more, left) in [("", 1 << 20), (",discard=unmap", (1 << 20) - (512 << 10))] {
+        std::fs::write(&image, vec![7; 1 << 20]).unwrap();
+        let mut vm = start(&["-drive", &format!("{drive}{more}")]);
+        let disks = vm.qmp.execute("query-block", Value::Null).unwrap();
+        assert_eq!(disks[0]["inserted"]["detect_zeroes"], "unmap", "{more}");
+        vm.qmp.hmp("qemu-io d \"write -P 0 0 512k\"").unwrap();
+        vm.qmp.execute("quit", Value::Null).unwrap();
+        vm.wait(SOON).unwrap();
+        let there = std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(&image).unwrap()) * 512;
+        // The file system may need a block more for its own.
+        assert!((left..left + (64 << 10)).contains(&there), "{more}: {there}");
+        let bytes = std::fs::read(&image).unwrap();
+        assert!(bytes[..512 << 10].iter().all(|byte| *byte == 0) && bytes[512 << 10] == 7, "{more}");
+    }
+    let node = format!(
+        "driver=raw,node-name=n,file.driver=file,file.filename={},detect-zeroes=unmap",
+        image.display()
+    );
+    let said = refused(&["-blockdev", &node]);
+    assert!(said.contains("setting detect-zeroes to unmap is not allowed without"), "{said}");
+}
+
+/// A directory that is only read is a disk that may be asked for writable, and is not for a device.
+#[test]
+fn a_directory_of_the_host_as_a_drive() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("hello.txt"), "hello").unwrap();
+    let fat = format!("fat:{}", folder.path().display());
+    for (format, read_only) in [("", false), (",format=raw", false), (",format=vvfat", true)] {
+        let mut vm = start(&["-drive", &format!("if=none,id=d,file={fat}{format}")]);
+        let disks = vm.qmp.execute("query-block", Value::Null).unwrap();
+        assert_eq!(disks[0]["inserted"]["ro"], read_only, "{format}: {disks}");
+    }
+    let said = refused(&["-hda", &fat]);
+    assert!(said.contains("Block node is read-only"), "{said}");
+    let said = refused(&["-blockdev", &format!("driver=vvfat,node-name=v,dir={}", folder.path().display())]);
+    assert!(said.contains("Image is read-only"), "{said}");
+}

@@ -21,3 +21,10 @@ pub use socket::SocketAddress;
 
 /// A tree of keys: JSON objects, arrays and scalars.
 pub type Tree = serde_json::Map<String, serde_json::Value>;
+
+/// Options that were given as JSON, whose values have types, or as `key=value`, where all are texts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Said {
+    pub tree: Tree,
+    pub typed: bool,
+}

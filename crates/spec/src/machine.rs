@@ -1,7 +1,7 @@
 //! The machine a user asks for: `-machine`, `-accel`, `-cpu`, `-smp`, `-m`, ... as typed data.
 
-use crate::Tree;
 use crate::invocation::Places;
+use crate::{Said, Tree};
 use serde_json::Value;
 
 /// Everything that decides what machine is built. Made by `cli` (and by tests directly).
@@ -30,10 +30,10 @@ pub struct MachineSpec {
     pub nodefaults: bool,
     pub boot: Boot,
     pub rtc: Rtc,
-    pub objects: Vec<Tree>,
+    pub objects: Vec<Said>,
     /// `-drive` (with `if`, `index`, `media`...), shorthand options included.
     pub drives: Vec<Tree>,
-    pub blockdevs: Vec<Tree>,
+    pub blockdevs: Vec<Said>,
     /// `-device`, in order.
     pub devices: Vec<Tree>,
     /// `-global driver.property=value`.

@@ -189,11 +189,11 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         if let Some(config) = open.options.take_str("config")?.filter(|config| !config.is_empty()) {
             read_config(&config, &mut rules)?;
         }
-        for value in open.options.take_list("inject-error")?.unwrap_or_default() {
-            rules.inject.push(take_inject(Options::json(value))?);
+        for rule in open.options.take_tables("inject-error")? {
+            rules.inject.push(take_inject(rule)?);
         }
-        for value in open.options.take_list("set-state")?.unwrap_or_default() {
-            rules.set_state.push(take_set_state(Options::json(value))?);
+        for rule in open.options.take_tables("set-state")? {
+            rules.set_state.push(take_set_state(rule)?);
         }
         let bounds = take_bounds(&mut open.options)?;
         let take = take_perms(&mut open.options, "take-child-perms")?;
@@ -258,8 +258,10 @@ fn signed(options: &mut Options, key: &str, default: i64) -> Result<i64> {
         Some(Value::Number(number)) => {
             number.as_i64().ok_or_else(|| fail!("Parameter '{key}' expects a number"))
         }
-        Some(Value::String(text)) => text.parse().map_err(|_| fail!("Parameter '{key}' expects a number")),
-        Some(_) => bail!("Parameter '{key}' expects a number"),
+        Some(Value::String(text)) if options.are_texts() => {
+            text.parse().map_err(|_| fail!("Parameter '{key}' expects a number"))
+        }
+        Some(_) => Err(options.wrong_type(key, "integer")),
     }
 }
 

@@ -243,7 +243,7 @@ impl Node {
         let detect = self.settings_detect();
         if detect != DetectZeroes::Off && data.iter().all(|byte| *byte == 0) {
             let mut zero = ZeroFlags::empty();
-            zero.set(ZeroFlags::MAY_UNMAP, detect == DetectZeroes::Unmap);
+            zero.set(ZeroFlags::MAY_UNMAP, detect == DetectZeroes::Unmap && self.settings().discard);
             return self.zero_fitting(offset, data.len() as u64, zero).await;
         }
         if align <= 1 {

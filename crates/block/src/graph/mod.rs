@@ -22,7 +22,7 @@ pub use haste::Haste;
 pub use io::{Change, Hook, RangeGuard};
 pub use iothread::IoThread;
 pub use node::{Node, Pin, Settings};
-pub(crate) use open::take_settings;
+pub(crate) use open::{DETECT_ZEROES, take_settings};
 pub use polling::Limits as PollLimits;
 pub(crate) use surgery::below;
 

@@ -2,7 +2,7 @@
 
 use super::{Child, Graph, Node, Parent, Settings, filename, node::Parts, perm};
 use crate::driver::{Context, Driver, Kind, Open, Probe};
-use crate::options::Options;
+use crate::options::{Options, Origin};
 use crate::types::*;
 use base::{Failure, Result, bail, fail};
 use serde_json::{Value, json};
@@ -47,12 +47,24 @@ impl Graph {
         Ok(pin.clone())
     }
 
-    /// The node a child option means: a name, or a table to open.
-    pub(crate) async fn open_child(&self, value: Value, role: Role, parent: &Settings) -> Result<super::Pin> {
+    /// The node a child option of `parent` means: a name, or a table to open.
+    pub(crate) async fn open_child(
+        &self,
+        parent: &Options,
+        (key, value): (&str, Value),
+        role: Role,
+        settings: &Settings,
+    ) -> Result<super::Pin> {
         match value {
             Value::String(name) => Ok(self.by_reference(&name)?.pin()),
-            Value::Object(map) => self.open_boxed(Options(map), parent.for_child(role), Some(role)).await,
-            _ => bail!("A block device must be given by its name or by its options"),
+            Value::Object(map) => {
+                let options = parent.within(key, map);
+                self.open_boxed(options, settings.for_child(role), Some(role)).await
+            }
+            _ if role.contains(Role::BACKING) => {
+                bail!("Invalid parameter type for '{key}', expected: BlockdevRefOrNull")
+            }
+            _ => bail!("Invalid parameter type for '{key}', expected: BlockdevRef"),
         }
     }
 
@@ -98,7 +110,7 @@ impl Graph {
             // Of the back end, not of a node: refused as what is left.
             options.set("cache", json!({"writeback": writeback}));
         }
-        let given = (options.clone(), explicit);
+        let given = (options.clone().said(Origin::Texts), explicit);
         let driver = self.choose_driver(&mut options, place)?;
         let mut open = Open {
             graph: self.arc(),
@@ -239,8 +251,10 @@ impl Graph {
     }
 
     async fn probe(&self, open: &mut Open) -> Result<&'static Driver> {
-        let child = open.file().await?;
-        let node = child.node();
+        let Some(file) = open.options.take("file") else {
+            bail!("A block device must be specified for \"file\"")
+        };
+        let node = self.open_child(&open.options, ("file", file), Role::IMAGE, &open.settings).await?;
         let size = node.size();
         let mut head = vec![0; PROBE.min(size) as usize];
         let read = node.read(0, &mut head).await;
@@ -250,9 +264,7 @@ impl Graph {
         let score = |driver: &&'static Driver| driver.probe.map_or(0, |probe_fn| probe_fn(&probe));
         let best = crate::formats::all().filter(|driver| score(driver) > 0).max_by_key(score);
         open.options.set("file", node.name());
-        open.pins.push(node.pin());
-        open.children.retain(|one| !one.same(&child));
-        self.detach(&child);
+        open.pins.push(node);
         let driver = best.unwrap_or(&crate::formats::raw::DRIVER);
         if std::ptr::eq(driver, &crate::formats::raw::DRIVER) && !open.settings.read_only {
             open.options.set("probed", true);
@@ -309,6 +321,7 @@ fn expand_json(options: &mut Options) -> Result<()> {
         && let Some(inner) = filename::parse_json(name)?
     {
         options.take("filename");
+        *options = std::mem::take(options).said(Origin::Texts);
         for (key, value) in inner.0 {
             match (options.0.get_mut(&key), value) {
                 (None, value) => {
@@ -331,11 +344,14 @@ pub(super) fn explicit_settings(options: &Options) -> Options {
     let names = ["read-only", "auto-read-only", "cache", "discard", "detect-zeroes"];
     let said =
         names.iter().filter_map(|name| options.get(name).map(|value| (name.to_string(), value.clone())));
-    Options(said.collect())
+    said.collect::<serde_json::Map<_, _>>().into()
 }
 
 pub(super) const AIO: [(&str, Aio); 3] =
     [("threads", Aio::Threads), ("native", Aio::Native), ("io_uring", Aio::IoUring)];
+
+pub(crate) const DETECT_ZEROES: [(&str, DetectZeroes); 3] =
+    [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
 
 /// Takes the options every node has.
 pub(crate) fn take_settings(options: &mut Options, defaults: Settings) -> Result<Settings> {
@@ -352,12 +368,14 @@ pub(crate) fn take_settings(options: &mut Options, defaults: Settings) -> Result
         cache.take_bool("writeback")?;
         cache.finish_in("cache")?;
     }
-    let discard = [("ignore", false), ("off", false), ("unmap", true), ("on", true)];
-    settings.discard = options.take_word("discard", &discard)?.unwrap_or(settings.discard);
-    let detect = [("off", DetectZeroes::Off), ("on", DetectZeroes::On), ("unmap", DetectZeroes::Unmap)];
-    settings.detect_zeroes = options.take_word("detect-zeroes", &detect)?.unwrap_or(settings.detect_zeroes);
-    if settings.detect_zeroes == DetectZeroes::Unmap && !settings.discard {
-        bail!("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+    let discard = [("ignore", false), ("unmap", true), ("off", false), ("on", true)];
+    let discard = if options.are_texts() { &discard[..] } else { &discard[..2] };
+    settings.discard = options.take_word("discard", discard)?.unwrap_or(settings.discard);
+    if let Some(detect) = options.take_word("detect-zeroes", &DETECT_ZEROES)? {
+        settings.detect_zeroes = detect;
+        if detect == DetectZeroes::Unmap && !settings.discard {
+            bail!("setting detect-zeroes to unmap is not allowed without setting discard operation to unmap");
+        }
     }
     settings.force_share = options.take_bool("force-share")?.unwrap_or(settings.force_share);
     if settings.force_share && !settings.read_only {

@@ -2,7 +2,7 @@
 
 use crate::{Call, Routes};
 use base::{Failure, Result, bail, fail};
-use block::{Fut, Options, jobs, query};
+use block::{Fut, Options, Origin, jobs, query};
 use qapi::{Map, Value};
 use schema::block::BlockDeviceInfo;
 use schema::blockdev::*;
@@ -56,7 +56,7 @@ pub(super) async fn there<T: Send + 'static>(
 
 async fn blockdev_add(call: Call, command: BlockdevAdd) -> Result<()> {
     let graph = graph(&call);
-    let options = Options::crumple(command.options)?;
+    let options = Options::crumple(command.options)?.typed();
     let at = graph.clone();
     if let (Some(Value::Object(first)), 1) = (options.get("options"), options.0.len()) {
         return first_form(&call, first.clone()).await;
@@ -64,7 +64,7 @@ async fn blockdev_add(call: Call, command: BlockdevAdd) -> Result<()> {
     if !options.contains("driver") {
         bail!("Parameter 'driver' is missing");
     }
-    check_nulls(&options, "")?;
+    check_names(&options, "")?;
     let mut offered = Vec::new();
     let added = match super::fd::offer(&call, &options.0, &mut offered) {
         Ok(()) => there(&call, async move { at.add(options).await.map(drop) }).await,
@@ -77,7 +77,7 @@ async fn blockdev_add(call: Call, command: BlockdevAdd) -> Result<()> {
 /// The form of 2015: `options` with an `id` that names a back end.
 async fn first_form(call: &Call, options: Map) -> Result<()> {
     let at = graph(call);
-    let mut options = Options::crumple(options)?;
+    let mut options = Options::crumple(options)?.said(Origin::Typed("options.".into()));
     let id = options.take_str("id")?;
     if !options.contains("driver") {
         match options.contains("file") || options.contains("filename") {
@@ -118,15 +118,17 @@ async fn x_blockdev_reopen(call: Call, command: XBlockdevReopen) -> Result<()> {
     reopen(&call, vec![command.options]).await
 }
 
-/// Refuses `null` for strings, where it would count as not given.
-fn check_nulls(options: &Options, path: &str) -> Result<()> {
+const NAMES: [&str; 3] = ["driver", "node-name", "filename"];
+
+/// Refuses what is no string where a name is looked at before it is taken.
+fn check_names(options: &Options, path: &str) -> Result<()> {
     for (key, value) in &options.0 {
         match value {
-            Value::Null if ["driver", "node-name", "filename"].contains(&key.as_str()) => {
+            value if NAMES.contains(&key.as_str()) && !value.is_string() => {
                 bail!("Invalid parameter type for '{path}{key}', expected: string")
             }
             Value::Object(table) => {
-                check_nulls(&Options(table.clone()), &format!("{path}{key}."))?;
+                check_names(&table.clone().into(), &format!("{path}{key}."))?;
             }
             _ => {}
         }
@@ -137,11 +139,13 @@ fn check_nulls(options: &Options, path: &str) -> Result<()> {
 async fn reopen(call: &Call, list: Vec<Map>) -> Result<()> {
     let at = graph(call);
     there(call, async move {
-        let list = list.into_iter().map(Options::crumple).collect::<Result<Vec<Options>>>()?;
-        for (at, options) in list.iter().enumerate() {
-            check_nulls(options, &format!("options[{at}]."))?;
-        }
-        at.reopen(list).await
+        let said = list.into_iter().zip(0..).map(|(options, number)| {
+            let path = format!("options[{number}].");
+            let options = Options::crumple(options)?;
+            check_names(&options, &path)?;
+            Ok(options.said(Origin::Typed(path)))
+        });
+        at.reopen(said.collect::<Result<_>>()?).await
     })
     .await
 }
@@ -184,7 +188,7 @@ fn start_whole(
 
 async fn blockdev_create(call: Call, command: BlockdevCreate) -> Result<()> {
     let graph = graph(&call);
-    let options = Options(command.options);
+    let options = Options::from(command.options).said(Origin::Typed("options.".into()));
     let name = options.get_str("driver").ok_or_else(|| fail!("Parameter 'driver' is missing"))?;
     let Some(driver) = block::formats::find(name) else {
         bail!("Parameter 'driver' does not accept value '{name}'")
@@ -200,7 +204,7 @@ async fn blockdev_create(call: Call, command: BlockdevCreate) -> Result<()> {
 async fn x_blockdev_amend(call: Call, command: XBlockdevAmend) -> Result<()> {
     let graph = graph(&call);
     let node = graph.lookup(None, Some(&command.node_name))?;
-    let mut options = Options(command.options);
+    let mut options = Options::from(command.options).said(Origin::Typed("options.".into()));
     let name = options.need_str("driver")?;
     let driver = node.driver();
     if name != driver.name {

@@ -4,7 +4,7 @@ use super::blockdev::{graph, there};
 use crate::{Call, Routes};
 use base::{Failure, Result, bail, fail};
 use block::export::{Export, ExportSetup, Listen, Server, Tls};
-use block::{Backend, DirtyBitmap, Node, Options};
+use block::{Backend, DirtyBitmap, Node, Options, Origin};
 use qapi::{Map, Value};
 use schema::export::*;
 use std::sync::Arc;
@@ -33,7 +33,7 @@ fn passed_in(call: &Call, name: &str) -> Result<Listen> {
 }
 
 fn listen_on(call: &Call, addr: Map) -> Result<Listen> {
-    let mut addr = Options(addr);
+    let mut addr = Options::from(addr).said(Origin::Typed("addr.".into()));
     let kind = addr.need_str("type")?;
     let (mut data, shown) = match addr.take_table("data")? {
         Some(data) => (data, "addr.data"),
@@ -203,7 +203,7 @@ async fn block_export_add(call: Call, command: BlockExportAdd) -> Result<()> {
         bitmaps.push(match value {
             Value::String(name) => own_bitmap(&node, &name, writable)?,
             Value::Object(map) => {
-                let mut options = Options(map);
+                let mut options = Options::from(map).typed();
                 let (at, name) = (options.need_str("node")?, options.need_str("name")?);
                 options.finish_in("bitmaps")?;
                 bitmap(&graph.lookup(None, Some(&at))?, &name)?

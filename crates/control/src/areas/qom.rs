@@ -186,7 +186,7 @@ async fn object_add(call: Call, command: ObjectAdd) -> Result<()> {
         Some(Value::Object(props)) => asked.extend(props),
         Some(_) => return Err(fail!("Invalid parameter type for 'props', expected: dict")),
     }
-    call.world().host.objects.add(&asked)
+    call.world().host.objects.add(&asked, true)
 }
 
 async fn object_del(call: Call, command: ObjectDel) -> Result<()> {

@@ -4,7 +4,7 @@ use super::blockdev::{graph, there};
 use crate::{Call, Routes};
 use base::{Failure, Result, bail};
 use block::transaction::{Action, BitmapName, SnapshotSync};
-use block::{Options, jobs};
+use block::{Options, Origin, jobs};
 use qapi::{Map, Value};
 use schema::blockjobs::NewImageMode;
 use schema::snapshot::*;
@@ -200,7 +200,8 @@ async fn transaction(call: Call, command: Transaction) -> Result<()> {
 
 /// Whether all jobs of a transaction are to end well or none.
 fn completion_mode(properties: Option<Map>) -> Result<bool> {
-    let mut properties = Options(properties.unwrap_or_default());
+    let mut properties =
+        Options::from(properties.unwrap_or_default()).said(Origin::Typed("properties.".into()));
     let mode = properties.take_word("completion-mode", &[("individual", false), ("grouped", true)])?;
     match properties.0.keys().next() {
         Some(key) => bail!("Parameter '{key}' is unexpected"),

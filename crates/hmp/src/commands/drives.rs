@@ -5,7 +5,7 @@ use crate::parse::Args;
 use base::{Failure, Result, bail, fail};
 use block::Snapshot;
 use schema::block::{BlockPasswd, BlockSetIoThrottle};
-use schema::blockdev::{BlockResize, BlockdevAdd};
+use schema::blockdev::BlockResize;
 use schema::media::*;
 use schema::snapshot::*;
 use serde_json::{Map, Value, json};
@@ -68,7 +68,7 @@ pub async fn add(session: Session, args: Args) -> Result<String> {
     let added = async {
         let keys = keys(&args.need("opts"))?;
         if args.flag("n") {
-            return session.control.call(BlockdevAdd { options: keys }).await.map(|()| String::new());
+            return add_node(&session, keys).await.map(|()| String::new());
         }
         let world = session.control.world();
         let (host, kind) = (world.host.clone(), world.machine.spec.kind);
@@ -76,6 +76,16 @@ pub async fn add(session: Session, args: Args) -> Result<String> {
         made.map_err(|_| fail!("The block layer failed"))?.map(|()| "OK\n".to_string())
     };
     plainly(added.await)
+}
+
+/// As `blockdev-add`, by texts.
+async fn add_node(session: &Session, keys: qapi::Map) -> Result<()> {
+    let options = block::Options::crumple(keys)?;
+    if !options.contains("driver") {
+        base::bail!("Parameter 'driver' is missing");
+    }
+    let graph = session.control.world().host.graph.clone();
+    there(session, async move { graph.add(options).await.map(drop) }).await
 }
 
 /// Runs on the block layer's own thread.

@@ -113,7 +113,7 @@ mod tests {
     fn add(objects: &Objects, value: Value) -> Result<()> {
         let Value::Object(mut map) = value else { panic!("not an object") };
         map.insert("qom-type".into(), "secret".into());
-        objects.add(&map)
+        objects.add(&map, false)
     }
 
     /// The texts are from `openssl enc -aes-256-cbc -K 00..1f -iv 000102..0f`.

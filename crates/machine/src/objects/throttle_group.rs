@@ -73,7 +73,7 @@ impl UserObject for Holder {
 
 /// `config` with some limits replaced.
 fn updated(mut config: Config, limits: &Map<String, Value>) -> Result<Config> {
-    let mut options = Options(limits.clone());
+    let mut options = Options::from(limits.clone());
     config.take(&mut options, "")?;
     if let Some(key) = options.0.keys().next() {
         bail!("Parameter 'limits.{key}' is unexpected");
@@ -83,7 +83,7 @@ fn updated(mut config: Config, limits: &Map<String, Value>) -> Result<Config> {
 }
 
 fn create(objects: &Objects, id: &str, values: &Map<String, Value>) -> Result<Arc<dyn UserObject>> {
-    let mut options = Options(values.clone());
+    let mut options = Options::from(values.clone());
     let mut config = Config::default();
     config.take(&mut options, "x-")?;
     let limits = options.take_table("limits")?.unwrap_or_default();

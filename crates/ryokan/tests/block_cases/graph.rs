@@ -321,3 +321,118 @@ fn words_of_creation() {
         ],
     );
 }
+
+/// Over QMP a string is a string, and neither a number nor a boolean.
+#[test]
+fn types() {
+    let mut bench = bench();
+    let b = &mut bench;
+    let file = json!({"driver": "file", "filename": "@free.raw"});
+    refuses(
+        b,
+        "blockdev-add",
+        json!({"driver": "raw", "node-name": "n", "file": file}),
+        &[
+            (json!({"read-only": "on"}), "Invalid parameter type for 'read-only', expected: boolean"),
+            (json!({"read-only": 1}), "Invalid parameter type for 'read-only', expected: boolean"),
+            (json!({"size": "512"}), "Invalid parameter type for 'size', expected: integer"),
+            (json!({"size": 1.5}), "Invalid parameter type for 'size', expected: integer"),
+            (json!({"node-name": 5}), "Invalid parameter type for 'node-name', expected: string"),
+            (json!({"node-name": null}), "Invalid parameter type for 'node-name', expected: string"),
+            (json!({"driver": 5}), "Invalid parameter type for 'driver', expected: string"),
+            (json!({"discard": "on"}), "Parameter 'discard' does not accept value 'on'"),
+            (
+                json!({"cache": {"direct": "on"}}),
+                "Invalid parameter type for 'cache.direct', expected: boolean",
+            ),
+            (json!({"cache": "none"}), "Invalid parameter type for 'cache', expected: object"),
+            (json!({"file": 5}), "Invalid parameter type for 'file', expected: BlockdevRef"),
+            (json!({"file": null}), "Invalid parameter type for 'file', expected: BlockdevRef"),
+            (
+                json!({"file": {"driver": "file", "filename": "@free.raw", "read-only": "on"}}),
+                "Invalid parameter type for 'file.read-only', expected: boolean",
+            ),
+            (
+                json!({"file": {"driver": "file", "filename": 5}}),
+                "Invalid parameter type for 'file.filename', expected: string",
+            ),
+            (
+                json!({"driver": "qcow2", "file": {"driver": "file", "filename": "@free.qcow2"}, "backing": 5}),
+                "Could not open backing file: Invalid parameter type for 'backing', expected: BlockdevRefOrNull",
+            ),
+            (
+                json!({"driver": "qcow2", "file": {"driver": "file", "filename": "@free.qcow2"},
+                    "lazy-refcounts": "on"}),
+                "Invalid parameter type for 'lazy-refcounts', expected: boolean",
+            ),
+        ],
+    );
+    let rule = |rule: serde_json::Value| json!({"driver": "blkdebug", "image": file, "inject-error": [rule]});
+    refuses(
+        b,
+        "blockdev-add",
+        json!({"node-name": "n"}),
+        &[
+            (
+                json!({"driver": "quorum", "vote-threshold": 1,
+                    "children": ["t", {"driver": "null-co", "read-zeroes": "on"}]}),
+                "Invalid parameter type for 'children[1].read-zeroes', expected: boolean",
+            ),
+            (
+                rule(json!({"event": "none", "errno": "5"})),
+                "Invalid parameter type for 'inject-error[0].errno', expected: integer",
+            ),
+            (
+                rule(json!({"event": "none", "once": "on"})),
+                "Invalid parameter type for 'inject-error[0].once', expected: boolean",
+            ),
+            (rule(json!("none")), "Invalid parameter type for 'inject-error[0]', expected: object"),
+            (
+                json!({"driver": "nbd", "server": {"type": "inet", "host": "localhost", "port": 10809}}),
+                "Invalid parameter type for 'server.port', expected: string",
+            ),
+        ],
+    );
+    refuses(
+        b,
+        "blockdev-reopen",
+        json!({}),
+        &[
+            (
+                json!({"options": [{"driver": "raw", "node-name": "t", "file": "t-file", "read-only": "on"}]}),
+                "Invalid parameter type for 'options[0].read-only', expected: boolean",
+            ),
+            (
+                json!({"options": [{"driver": "raw", "node-name": "t", "read-only": false, "file":
+                    {"driver": "file", "node-name": "t-file", "filename": "@t.raw", "read-only": "on"}}]}),
+                "Invalid parameter type for 'options[0].file.read-only', expected: boolean",
+            ),
+        ],
+    );
+    let made = json!({"id": "o"});
+    refuses(
+        b,
+        "object-add",
+        made,
+        &[
+            (
+                json!({"qom-type": "iothread", "poll-max-ns": "5"}),
+                "Invalid parameter type for 'poll-max-ns', expected: integer",
+            ),
+            (
+                json!({"qom-type": "throttle-group", "limits": {"iops-total": "5"}}),
+                "Invalid parameter type for 'limits.iops-total', expected: integer",
+            ),
+            (
+                json!({"qom-type": "throttle-group", "limits": "x"}),
+                "Invalid parameter type for 'limits', expected: object",
+            ),
+            (
+                json!({"qom-type": "memory-backend-ram", "size": 1 << 20, "share": "on"}),
+                "Invalid parameter type for 'share', expected: boolean",
+            ),
+            (json!({"qom-type": "secret", "data": 5}), "Invalid parameter type for 'data', expected: string"),
+        ],
+    );
+    bench.quit();
+}

@@ -208,7 +208,7 @@ fn take_overlap_check(options: &mut Options) -> Result<()> {
         None => {}
         Some(Value::String(word)) => check(&word)?,
         Some(Value::Object(map)) => {
-            let mut flags = Options(map);
+            let mut flags = options.within("overlap-check", map);
             if let Some(word) = flags.take_str("template")? {
                 check(&word)?;
             }
@@ -228,7 +228,7 @@ fn take_overlap_check(options: &mut Options) -> Result<()> {
             }
             flags.finish_in("overlap-check")?;
         }
-        Some(_) => bail!("Invalid parameter type for 'overlap-check'"),
+        Some(_) => bail!("Invalid parameter type for 'overlap-check', expected: Qcow2OverlapChecks"),
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use super::super::open::{AIO, explicit_settings};
 use super::super::{Child, Graph, Node, Settings, surgery, take_settings};
 use crate::driver::Kind;
 use crate::options::{Options, parse_size};
-use crate::types::Role;
+use crate::types::{DetectZeroes, Role};
 use base::{Result, bail, fail};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -119,12 +119,17 @@ fn overlay(options: &mut Options, new: Options) {
 /// All settings as options.
 fn settings_of(node: &Node) -> Options {
     let now = node.settings();
+    let detect = match now.detect_zeroes {
+        // A drive may be so: nothing is unmapped.
+        DetectZeroes::Unmap if !now.discard => DetectZeroes::On,
+        other => other,
+    };
     Options::json(json!({
         "read-only": now.read_only,
         "auto-read-only": now.auto_read_only,
         "cache": {"direct": now.cache.direct, "no-flush": now.cache.no_flush},
         "discard": if now.discard { "unmap" } else { "ignore" },
-        "detect-zeroes": now.detect_zeroes.as_str(),
+        "detect-zeroes": detect.as_str(),
     }))
 }
 
@@ -182,7 +187,7 @@ impl Graph {
         for child in node.children() {
             let (name, below) = (child.name(), child.node());
             let value = match (new.take(name), below.is_inherited()) {
-                (Some(Value::Object(table)), true) => self.as_it_was_said(&below, Options(table)).0.into(),
+                (Some(Value::Object(table)), true) => self.as_it_was_said(&below, table.into()).0.into(),
                 (None, true) => self.as_it_was_said(&below, Options::new()).0.into(),
                 (Some(other), _) => other,
                 (None, false) => below.name().into(),

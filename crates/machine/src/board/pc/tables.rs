@@ -111,7 +111,7 @@ fn node(spec: &MachineSpec, tree: &Tree, nodes: &mut Nodes, placed: &mut [Option
 
 /// The size of a memory back end that `-object` made.
 fn backend_size(spec: &MachineSpec, id: &str) -> Result<u64> {
-    let object = spec.objects.iter().find(|object| text(object, "id") == Some(id));
+    let object = spec.objects.iter().map(|object| &object.tree).find(|object| text(object, "id") == Some(id));
     let object = object.ok_or_else(|| fail!("memdev={id} not found"))?;
     match object.get("size") {
         Some(Value::String(size)) => {
