@@ -234,3 +234,49 @@ fn a_guest_write_waits_for_the_copy_and_fails_with_it() {
     let images = bench.quit();
     images.check("disk.qcow2");
 }
+
+/// Whoever writes past the filter would spoil the copy: it is refused before and after the start.
+#[test]
+fn nobody_writes_past_a_backup_of_an_unused_node() {
+    let images = Images::new();
+    images.create("disk.qcow2", "4M", &[]);
+    images.io("disk.qcow2", &["write -P 1 0 4M"]);
+    images.copy("disk.qcow2", "model.qcow2");
+    let mut bench = Bench::start(images, &[]);
+    bench.open("disk", "disk.qcow2", json!({}));
+    target(&mut bench, "copy.qcow2");
+    let backup = json!({"device": "disk", "target": "copy", "sync": "full", "job-id": "j", "speed": 65536,
+        "filter-node-name": "f"});
+    bench.run("blockdev-backup", backup);
+    let unshared = "and unshared by node 'f' (uses node 'disk' as 'file' child).";
+    let conflict = |user: &str| {
+        format!(
+            "Permission conflict on node 'disk': permissions 'write' are both required by {user} (uses node \
+            'disk' as 'root' child) {unshared}"
+        )
+    };
+    let said = bench.try_io("disk", "write -P 9 2M 64k");
+    assert!(said.contains(&conflict("an unnamed block device")), "{said}");
+    let socket = bench.images.path("nbd");
+    bench.run("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": socket}}}));
+    let export = json!({"type": "nbd", "id": "e", "node-name": "disk", "writable": true});
+    let said = bench.refused("block-export-add", export);
+    assert_eq!(said, format!("GenericError: {}", conflict("an unnamed block device")));
+    for share in [false, true] {
+        let device = json!({"driver": "virtio-blk-pci", "id": "v", "drive": "disk", "share-rw": share});
+        let said = bench.refused("device_add", device);
+        let user = conflict("block device '/machine/peripheral/v/virtio-backend'");
+        assert_eq!(said, format!("GenericError: {user}"));
+    }
+    bench.run("blockdev-add", json!({"driver": "raw", "node-name": "over", "file": "disk"}));
+    let said = bench.try_io("over", "write -P 9 2M 64k");
+    assert!(said.contains(unshared), "{said}");
+    // Reading is everybody's, and writing through the filter too.
+    bench.io("disk", "read -P 1 2M 64k");
+    bench.io("f", "write -P 9 0 2M");
+    bench.run("block-job-set-speed", json!({"device": "j", "speed": 0}));
+    bench.done("j");
+    bench.io("disk", "write -P 9 2M 64k");
+    let images = bench.quit();
+    images.same("copy.qcow2", "model.qcow2");
+}

@@ -91,8 +91,18 @@ fn telling(node: &Node) -> Map<String, Value> {
     let nameless = node.driver().kind == Kind::Protocol && node.layer().filename().is_none();
     let known = node.driver().telling;
     let tells = |key: &str| if known.is_empty() { nameless } else { known.contains(&key) };
-    for (key, value) in node.given().0.iter().filter(|(key, _)| tells(key)) {
+    let (given, now) = (node.given(), node.layer().reopened_by());
+    let changed = |key: &str| node.driver().changes.contains(&key);
+    for (key, value) in given.0.iter().filter(|(key, _)| tells(key) && !changed(key)) {
         flatten(&mut own, key, value);
+    }
+    for (key, value) in now.0.iter().filter(|(key, _)| tells(key) && changed(key)) {
+        match given.get(key) {
+            // As it was said, if it is still so.
+            Some(said) if same(said, value) => flatten(&mut own, key, said),
+            None if *value == 0 => {}
+            _ => flatten(&mut own, key, value),
+        }
     }
     if node.driver().name == "blkdebug"
         && let Some(rest) = node.given().get_str("filename").and_then(|name| name.strip_prefix("blkdebug:"))
@@ -101,6 +111,14 @@ fn telling(node: &Node) -> Map<String, Value> {
         own.insert("config".into(), config.into());
     }
     own
+}
+
+/// Whether what was given, perhaps as a text, is this value.
+fn same(said: &Value, value: &Value) -> bool {
+    match (said, value.as_u64()) {
+        (Value::String(text), Some(number)) => crate::options::parse_size(text) == Some(number),
+        _ => said == value,
+    }
 }
 
 fn flatten(into: &mut Map<String, Value>, key: &str, value: &Value) {

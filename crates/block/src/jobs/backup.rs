@@ -5,7 +5,7 @@ use super::copy::{Failed, Held, How, copy};
 use super::{Body, Job, Jobs, Setup, filter};
 use crate::backend::OnError;
 use crate::bitmap::DirtyBitmap;
-use crate::graph::{Graph, Hook, Node, Parent};
+use crate::graph::{Graph, Hook, Node};
 use crate::notice::Action;
 use crate::types::*;
 use base::{Mutex, Result, bail};
@@ -171,7 +171,6 @@ impl Hook for Front {
 
 impl Jobs {
     pub async fn backup(&self, graph: &Arc<Graph>, spec: BackupSpec) -> Result<Arc<Job>> {
-        self.check_id(&spec.setup.id)?;
         if Arc::ptr_eq(&spec.source, &spec.target) {
             bail!("Source and target cannot be the same");
         }
@@ -203,13 +202,11 @@ impl Jobs {
         let filter = held.put_filter(&filter::BACKUP, name, &spec.source, target).await?;
         held.block(&spec.source);
         held.block(&spec.target);
-        held.attach("main node", &filter, Perm::empty(), Perm::all())?;
-        if filter.parents().iter().all(|edge| matches!(edge.parent(), Parent::Job { .. })) {
-            // No device writes through the filter, so nobody may write past it.
-            held.check(&spec.source, Perm::CONSISTENT_READ, Perm::GUEST_SHARED)?;
-        }
+        // A user of the filter, though it may be the only one: from now on nobody may write past it.
+        held.attach("main node", &filter, Perm::CONSISTENT_READ, Perm::all())?;
         held.attach_filter_target(&spec.target, Perm::WRITE, Perm::GUEST_SHARED | Perm::WRITE)?;
         held.attach("target", &spec.target, Perm::empty(), Perm::all())?;
+        self.check_id(&spec.setup.id)?;
         match &spec.bitmap {
             Some((bitmap, _)) if spec.sync == BackupSync::Bitmap => todo.merge(bitmap),
             _ => todo.set(0, size),
@@ -290,6 +287,9 @@ impl Backup {
         let chunk = if self.spec.perf.chunk == 0 { usual } else { self.spec.perf.chunk };
         let mut at = 0;
         loop {
+            if job.is_to_pause() {
+                self.stand_still(job, total, running).await?;
+            }
             let next = front.todo.next_dirty(at, chunk);
             match next {
                 Some((from, len))
@@ -316,6 +316,20 @@ impl Backup {
                 }
             }
         }
+    }
+
+    /// Nothing is copied while the job is paused. What failed at last is found out again.
+    async fn stand_still(
+        &self,
+        job: &Job,
+        total: u64,
+        running: &mut JoinSet<Result<(), Failed>>,
+    ) -> IoResult {
+        while let Some(ended) = running.join_next().await {
+            ended.map_err(|_| errno(libc::EIO))?.ok();
+        }
+        self.report(job, total);
+        job.pause_point().await
     }
 
     async fn failed(&self, job: &Job, failed: Failed) -> IoResult {

@@ -57,15 +57,6 @@ impl Held {
         self.join(name, parent, node, perm, shared)
     }
 
-    /// Whether a node could be used so now.
-    pub fn check(&self, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
-        let parent = Parent::Job { kind: self.kind, id: self.id.clone() };
-        let edge = Child::new("source", Role::FILTER, parent, node);
-        self.graph.attach(&edge, perm, shared)?;
-        self.graph.detach(&edge);
-        Ok(())
-    }
-
     /// Reads or writes a node as a device does.
     pub fn attach_root(&mut self, node: &Arc<Node>, perm: Perm, shared: Perm) -> Result<()> {
         self.join("root", Parent::Backend(String::new()), node, perm, shared)

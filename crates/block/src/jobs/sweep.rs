@@ -149,6 +149,7 @@ impl Pass<'_> {
                 while let Some(ended) = course.next() {
                     self.ended(ended, course).await?;
                 }
+                course.retry();
             }
             job.pause_point().await?;
         }
