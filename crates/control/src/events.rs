@@ -73,11 +73,12 @@ impl Events {
     pub async fn run(&self) {
         loop {
             let due = self.throttle.lock().next_due();
-            // A clock that only a test moves does not come by again at what is past.
+            if let Some(due) = due {
+                self.timer.arm(due);
+            }
+            // A clock that only a test moves does not come by again at what is past: it is looked
+            // at when the timer is there to hear of what comes.
             if due.is_none_or(|due| due > self.clock.now()) {
-                if let Some(due) = due {
-                    self.timer.arm(due);
-                }
                 self.wake.notified().await;
             }
             self.release();

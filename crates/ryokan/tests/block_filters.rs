@@ -114,7 +114,8 @@ fn cases() -> Vec<Case> {
             driver: "copy-before-write",
             over: "top",
             edges: &[
-                "j main node #: | cr w wu rs",
+                // A reader, so that nobody writes past it though it may be the only user.
+                "j main node #: cr | cr w wu rs",
                 "# file top: cr w | cr wu",
                 "# target t: w | cr w wu",
                 "j target t: | cr w wu rs",

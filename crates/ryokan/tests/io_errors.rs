@@ -7,10 +7,15 @@ use testkit::linux::SOON;
 
 /// A machine with an IDE disk whose next request of a kind fails with `errno`, once.
 fn machine(kind: &str, errno: i32, policy: &str) -> (Qtest, tempfile::NamedTempFile) {
+    failing(kind, errno, policy, true)
+}
+
+/// As [`machine`], for all such requests or the first.
+fn failing(kind: &str, errno: i32, policy: &str, once: bool) -> (Qtest, tempfile::NamedTempFile) {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), [0x5a; 1 << 20]).unwrap();
     let node = json!({"driver": "raw", "node-name": "n0", "file": {"driver": "blkdebug",
-        "inject-error": [{"event": "none", "iotype": kind, "errno": errno, "sector": 3, "once": true}],
+        "inject-error": [{"event": "none", "iotype": kind, "errno": errno, "sector": 3, "once": once}],
         "image": {"driver": "file", "filename": file.path()}}});
     let device = format!("ide-hd,drive=n0,id=disk{policy}");
     (Qtest::start(&["-blockdev", &node.to_string(), "-device", &device]).unwrap(), file)
@@ -108,5 +113,16 @@ fn a_full_disk_stops_by_default() {
         write(&mut vm);
         assert_eq!(told(&mut vm), ("write".into(), "report".into()));
         assert_eq!(settled(&mut vm, SOON).unwrap() & FAILED, FAILED);
+    }
+}
+
+/// Other than those of quorums, these events have no limit.
+#[test]
+fn every_failed_request_is_told_of() {
+    let (mut vm, _file) = failing("read", 5, "", false);
+    for _ in 0..3 {
+        command(&mut vm, 0x20);
+        assert_eq!(told(&mut vm), ("read".into(), "report".into()));
+        assert_eq!(settled(&mut vm, SOON).unwrap() & (FAILED | DATA), FAILED);
     }
 }
