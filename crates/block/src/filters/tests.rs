@@ -204,16 +204,16 @@ fn preallocate_runs_ahead_and_is_cut_at_close() {
     let node_at = node.clone();
     bench.graph.block_on(async move {
         node_at.write(5000, &[2; 10], WriteFlags::empty()).await.unwrap();
-        node_at.truncate(6000, Truncate::default()).await.unwrap();
-        node_at.write(6000, &[3; 10], WriteFlags::empty()).await.unwrap();
+        node_at.truncate(6144, Truncate::default()).await.unwrap();
+        node_at.write(6144, &[3; 10], WriteFlags::empty()).await.unwrap();
     });
     assert!(std::fs::metadata(&path).unwrap().len() > 1 << 20);
     drop(node);
     drive.delete();
     bench.delete("p");
     let content = std::fs::read(&path).unwrap();
-    assert_eq!(content.len(), 6010);
-    assert!(content[1000..5000].iter().all(|byte| *byte == 0) && content[5010..6000].iter().all(|b| *b == 0));
+    assert_eq!(content.len(), 6154);
+    assert!(content[1000..5000].iter().all(|byte| *byte == 0) && content[5010..6144].iter().all(|b| *b == 0));
     let bad = json!({"driver": "preallocate", "prealloc-align": 1000, "file": plain(&path)});
     assert!(bench.refused(bad).contains("not aligned to 512"));
 }
