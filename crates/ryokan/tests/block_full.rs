@@ -200,15 +200,17 @@ fn an_error_that_is_ignored_once_does_no_harm() {
         open(&mut bench, work, &file);
         let mut guest = Guest::default();
         work.start(&mut bench, "ignore", 0);
-        guest.writes(&mut bench);
         if work == Work::Stream {
-            // What could not be copied stays below.
+            // What could not be copied stays below. The error is for the job: the guest writes to
+            // the same file, later.
             let story = bench.story("j", "null");
+            guest.writes(&mut bench);
             assert!(story.contains(&work.error("ignore")), "{story:?}");
             assert!(story.contains(&NO_SPACE.to_string()), "{story:?}");
             work.failed(&guest.quit(bench));
             continue;
         }
+        guest.writes(&mut bench);
         let last = if work == Work::Commit { "null" } else { "READY" };
         let story = bench.story("j", last);
         assert!(story.contains(&work.error("ignore")), "{work:?}: {story:?}");
@@ -246,7 +248,9 @@ fn serve(bench: &Bench, image: &str) -> (Child, Value) {
 fn hurry(bench: &mut Bench) {
     let asked = json!({"device": "j", "speed": 0});
     if let Err(why) = bench.vm.qmp.execute("block-job-set-speed", asked) {
-        assert_eq!(why, "DeviceNotActive: Block job 'j' not found");
+        // It is gone, or on its way.
+        let known = ["Block job 'j' not found", "Job 'j' in state"];
+        assert!(known.iter().any(|text| why.contains(text)), "{why}");
     }
 }
 
