@@ -7,7 +7,7 @@ mod chip;
 #[cfg(test)]
 mod tests;
 
-use super::DRIVE;
+use super::BLOCK;
 use base::{Mutex, Result, bail};
 use block::{Backend, FrontEnd};
 use chip::{Chip, Effect};
@@ -31,7 +31,7 @@ pub static MODEL: Model = Model {
     description: "parallel flash, Intel command set",
     bus: BusKind::System,
     parent: "sys-bus-device",
-    properties: &[&[DRIVE[0]], PROPERTIES],
+    properties: &[&[BLOCK[0]], PROPERTIES],
     user_creatable: false,
     hotpluggable: false,
     create: |_: &Props, _: &mut Wiring<'_>| {
