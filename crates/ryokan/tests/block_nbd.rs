@@ -110,7 +110,7 @@ fn an_export_has_the_size_of_its_disk() {
 /// Runs qemu-nbd; returns when it listens.
 fn peer(socket: &str, image: &str) -> Child {
     let _ = std::fs::remove_file(socket);
-    let child = Command::new("qemu-nbd")
+    let mut child = Command::new("qemu-nbd")
         .args(["-t", "-f", "raw", "-e", "4", "-k", socket, "-x", "disk", image])
         .spawn()
         .unwrap();
@@ -120,6 +120,7 @@ fn peer(socket: &str, image: &str) -> Child {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+    let _ = child.kill().and_then(|()| child.wait());
     panic!("qemu-nbd does not listen");
 }
 

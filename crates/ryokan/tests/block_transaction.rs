@@ -297,7 +297,7 @@ fn what_stands_on_what_is_reopened_too() {
     bench.run("blockdev-reopen", reopen(&[with(&top, json!({"backing": on}))]));
     assert_eq!(bench.node("base")["detect_zeroes"], "on");
     assert_eq!(bench.node("base")["ro"], true);
-    bench.run("blockdev-reopen", reopen(&[top.clone()]));
+    bench.run("blockdev-reopen", reopen(std::slice::from_ref(&top)));
     assert_eq!(bench.run("query-named-block-nodes", json!({"flat": true})), before);
     // By the monitor's command: what was said stays, the rest comes from above.
     bench.io("top", "reopen -o backing.detect-zeroes=on,cache.no-flush=on");
@@ -405,7 +405,7 @@ fn options_that_stay_as_they_are() {
     let null = json!({"driver": "null-co", "node-name": "n", "size": 1024});
     for one in [&file, &null] {
         bench.run("blockdev-add", one.clone());
-        bench.run("blockdev-reopen", reopen(&[one.clone()]));
+        bench.run("blockdev-reopen", reopen(std::slice::from_ref(one)));
     }
     let without = |from: &Value, key: &str| {
         let mut all = from.clone();
