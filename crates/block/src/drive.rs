@@ -176,12 +176,17 @@ impl Graph {
         settings: Settings,
     ) -> Result<crate::graph::Pin> {
         options.set("read-only", true);
+        let read_only = settings.read_only;
         let base = self.open(options, settings).await?;
-        self.temporary_overlay(&base).await
+        self.temporary_overlay(&base, read_only).await
     }
 
     /// `snapshot=on`: writes go to a file that is gone at the end.
-    async fn temporary_overlay(&self, base: &crate::graph::Node) -> Result<crate::graph::Pin> {
+    async fn temporary_overlay(
+        &self,
+        base: &crate::graph::Node,
+        read_only: bool,
+    ) -> Result<crate::graph::Pin> {
         let dir = std::env::var("TMPDIR").unwrap_or_else(|_| "/var/tmp".into());
         let file = tempfile::Builder::new().prefix("vl.").rand_bytes(6).tempfile_in(&dir);
         let file = file
@@ -195,7 +200,7 @@ impl Graph {
             "driver": "qcow2", "file": {"driver": "file", "filename": path}, "backing": base.name(),
             "cache": {"no-flush": true}, "discard": "unmap",
         });
-        self.open(Options::json(overlay), Settings::default()).await
+        self.open(Options::json(overlay), Settings { read_only, ..Settings::default() }).await
     }
 }
 

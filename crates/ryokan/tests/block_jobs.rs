@@ -280,6 +280,23 @@ fn quitting_ends_every_job_and_leaves_good_images() {
 }
 
 #[test]
+fn quitting_does_not_wait_for_a_throttled_disk() {
+    let mut bench = bench();
+    let slow = json!({"qom-type": "throttle-group", "id": "slow", "limits": {"bps-read": 4096}});
+    bench.run("object-add", slow);
+    let node = json!({"driver": "throttle", "node-name": "t", "throttle-group": "slow", "file": "a"});
+    bench.run("blockdev-add", node);
+    bench.run("blockdev-add", json!({"driver": "null-co", "node-name": "null", "size": 8 << 20}));
+    let mirror = json!({"job-id": "j", "device": "t", "target": "null", "sync": "full"});
+    bench.run("blockdev-mirror", mirror);
+    bench.run("quit", Value::Null);
+    let asked = std::time::Instant::now();
+    assert!(bench.vm.wait(SOON).is_ok_and(|status| status.success()), "{}", bench.vm.errors());
+    // A piece takes minutes at the limit; five seconds are waited for what does not come.
+    assert!(asked.elapsed().as_secs() < 4, "{:?}", asked.elapsed());
+}
+
+#[test]
 fn what_was_given_up_is_free_also_when_a_job_runs_to_the_end() {
     let images = Images::new();
     images.create("a.qcow2", SIZE, &[]);

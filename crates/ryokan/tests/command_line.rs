@@ -437,3 +437,16 @@ fn a_directory_of_the_host_as_a_drive() {
     let said = refused(&["-blockdev", &format!("driver=vvfat,node-name=v,dir={}", folder.path().display())]);
     assert!(said.contains("Image is read-only"), "{said}");
 }
+
+#[test]
+fn a_read_only_snapshot_drive_is_read_only() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(image.path(), [0; 4096]).unwrap();
+    for (more, read_only) in [("", false), (",read-only=on", true)] {
+        let drive = format!("file={},format=raw,if=none,id=d,snapshot=on{more}", image.path().display());
+        let mut vm = start(&["-accel", "qtest", "-drive", &drive]);
+        let drives = vm.qmp.execute("query-block", Value::Null).unwrap();
+        assert_eq!(drives[0]["inserted"]["ro"], json!(read_only), "{drives}");
+        assert_eq!(drives[0]["inserted"]["drv"], "qcow2");
+    }
+}

@@ -243,6 +243,10 @@ impl Jobs {
             job.hold();
             job.wake();
         }
+        // What is in flight waits for no limit.
+        let graph = self.0.graph.upgrade();
+        let hastes: Vec<_> =
+            graph.iter().flat_map(|graph| halted.iter().map(|job| graph.hasten_job(job.id()))).collect();
         let still = async {
             while halted.iter().any(working) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
@@ -256,6 +260,7 @@ impl Jobs {
             // Jobs that have ended already refuse.
             let _ = job.cancel(true);
         }
+        drop(hastes);
         halted.iter().for_each(|job| job.release());
         while self.list().iter().any(|job| job.status() != Status::Concluded && job.status() != Status::Null)
         {
