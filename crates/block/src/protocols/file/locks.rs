@@ -36,8 +36,9 @@ impl Locks {
         Ok(())
     }
 
-    /// The same locks on another open file.
-    pub fn move_to(&mut self, fd: BorrowedFd<'_>, file: &str) -> Result<()> {
+    /// The same locks on another open file. The old one, which requests in flight may keep open
+    /// for a while, is in nobody's way then.
+    pub fn move_to(&mut self, old: BorrowedFd<'_>, fd: BorrowedFd<'_>, file: &str) -> Result<()> {
         if !self.enabled {
             return Ok(());
         }
@@ -49,6 +50,7 @@ impl Locks {
                 }
             }
         }
+        self.give_back(old, Perm::empty(), Perm::empty());
         Ok(())
     }
 

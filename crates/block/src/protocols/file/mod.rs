@@ -357,7 +357,7 @@ impl Layer for FileLayer {
                 (Ok(new), Ok(old)) if same(&new, &old) => {}
                 _ => bail!("Could not open '{}': the file was replaced", self.filename),
             }
-            self.lock.lock().move_to(rustix::fd::AsFd::as_fd(&fd), &self.filename)?;
+            self.lock.lock().move_to(old.fd(), rustix::fd::AsFd::as_fd(&fd), &self.filename)?;
             let alignment = if to.cache.direct { io::direct_alignment(&fd) } else { 1 };
             self.alignment.store(alignment, Ordering::Relaxed);
             self.file.store(Arc::new(File::new(fd, user, alignment)));

@@ -1,6 +1,7 @@
 use crate::backend::{Backend, Request, Setup};
 use crate::graph::tests::graph;
 use crate::options::Options;
+use crate::types::Perm;
 use serde_json::json;
 use std::process::Command;
 
@@ -126,4 +127,18 @@ fn long_transfers_are_whole() {
     for at in 0..9u64 {
         assert!(drive.read_blocking(at << 19, 1 << 19).unwrap() == vec![at as u8; 1 << 19], "piece {at}");
     }
+}
+
+/// Requests in flight may keep the old file open after a reopen.
+#[test]
+fn moved_locks_are_not_in_the_way() {
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let open = || std::fs::File::options().read(true).write(true).open(image.path()).unwrap();
+    let (old, new) = (open(), open());
+    let (old, new) = (rustix::fd::AsFd::as_fd(&old), rustix::fd::AsFd::as_fd(&new));
+    let (all, mut locks) = (Perm::all(), super::locks::Locks::new(true));
+    locks.change(old, Perm::WRITE, all - Perm::WRITE, "image").unwrap();
+    locks.move_to(old, new, "image").unwrap();
+    locks.change(new, Perm::CONSISTENT_READ, all, "image").unwrap();
+    locks.change(new, Perm::WRITE, all - Perm::WRITE, "image").unwrap();
 }
