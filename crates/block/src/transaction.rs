@@ -3,7 +3,7 @@
 use crate::backend::Drained;
 use crate::bitmap::DirtyBitmap;
 use crate::driver::Snapshot;
-use crate::graph::{Child, Graph, Node, Parent, Pin, Settings};
+use crate::graph::{Graph, Node, Parent, Pin, Settings};
 use crate::jobs::{BackupSpec, Job};
 use crate::options::Options;
 use crate::types::{Fut, Perm, errno};
@@ -196,16 +196,9 @@ impl Graph {
         if !old.is_read_only() {
             old.flush().await.map_err(|_| Failure::new("An IO error has occurred"))?;
         }
-        if crate::graph::below(old, overlay) {
-            let (old, overlay) = (old.name(), overlay.name());
-            bail!("Making '{old}' a backing child of '{overlay}' would create a cycle");
-        }
+        crate::graph::check_cycle(old, "backing", overlay)?;
         // What the overlay itself stands on stays below it.
-        let within = |edge: &Child| match edge.parent() {
-            Parent::Node(name) => self.find(name).is_some_and(|user| crate::graph::below(overlay, &user)),
-            _ => false,
-        };
-        let edges: Vec<_> = old.parents().into_iter().filter(|edge| !within(edge)).collect();
+        let edges = old.parents_outside(Some(overlay));
         self.set_backing(overlay, Some(old))?;
         if let Err(why) = self.redirect_all(&edges, overlay) {
             self.set_backing(overlay, None)?;

@@ -89,22 +89,22 @@ impl Bios {
         (GIB4 - self.block.len(), self.block.len())
     }
 
-    /// First address and length below 1 MiB, and what is seen there: the image's end.
-    pub fn shadow(&self) -> (u64, u64, Target) {
-        let len = self.block.len().min(SHADOW);
-        let offset = self.block.len() - len;
-        (MIB - len, len, Target::Rom { block: self.block, offset })
-    }
-
     /// Maps the image at the top of 4 GiB and, at the given priority, its end below 1 MiB
     /// (the chipset lays RAM over that with a higher one).
     pub fn map(&self, edit: &mut Edit<'_>, shadow_priority: i32) -> (MappingId, MappingId) {
         let (start, len) = self.high();
         let whole = Target::Rom { block: self.block, offset: 0 };
         let high = edit.map("pc.bios", start, len, 1, whole);
-        let (start, len, target) = self.shadow();
+        let (start, len, target) = shadow(self.block);
         (high, edit.map("isa-bios", start, len, shadow_priority, target))
     }
+}
+
+/// What is seen of a firmware below 1 MiB, its end: first address, length, and what is there.
+pub fn shadow(block: RamBlock) -> (u64, u64, Target) {
+    let len = block.len().min(SHADOW);
+    let offset = block.len() - len;
+    (MIB - len, len, Target::Rom { block, offset })
 }
 
 /// Reads an option ROM: signature 55AAh and a length that the file has.

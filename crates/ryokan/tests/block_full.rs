@@ -254,6 +254,16 @@ fn hurry(bench: &mut Bench) {
     }
 }
 
+/// A slow job that uses an image of the chain by a server.
+fn under_way(work: Work, image: &str, policy: &str) -> (Bench, Child) {
+    let mut bench = Bench::start(chain(), &[]);
+    let (server, file) = serve(&bench, image);
+    open(&mut bench, work, &file);
+    work.start(&mut bench, policy, 65536);
+    bench.story("j", "running");
+    (bench, server)
+}
+
 fn kill(mut server: Child) {
     server.kill().unwrap();
     server.wait().unwrap();
@@ -262,12 +272,8 @@ fn kill(mut server: Child) {
 #[test]
 fn a_base_that_disappears_fails_a_commit_and_not_the_guest() {
     for work in [Work::Commit, Work::ActiveCommit] {
-        let mut bench = Bench::start(chain(), &[]);
-        let (server, file) = serve(&bench, "base.qcow2");
-        open(&mut bench, work, &file);
+        let (mut bench, server) = under_way(work, "base.qcow2", "report");
         let mut guest = Guest::default();
-        work.start(&mut bench, "report", 65536);
-        bench.story("j", "running");
         guest.writes(&mut bench);
         kill(server);
         hurry(&mut bench);
@@ -283,12 +289,8 @@ fn a_base_that_disappears_fails_a_commit_and_not_the_guest() {
 #[test]
 fn a_commit_stopped_by_a_lost_base_can_be_cancelled() {
     for work in [Work::Commit, Work::ActiveCommit] {
-        let mut bench = Bench::start(chain(), &[]);
-        let (server, file) = serve(&bench, "base.qcow2");
-        open(&mut bench, work, &file);
+        let (mut bench, server) = under_way(work, "base.qcow2", "stop");
         let mut guest = Guest::default();
-        work.start(&mut bench, "stop", 65536);
-        bench.story("j", "running");
         kill(server);
         hurry(&mut bench);
         guest.writes(&mut bench);
@@ -307,11 +309,7 @@ fn a_commit_stopped_by_a_lost_base_can_be_cancelled() {
 /// Here the guest's own disk is what is lost: the job ends, and so does the machine when told to.
 #[test]
 fn a_stream_into_an_image_that_disappears_ends() {
-    let mut bench = Bench::start(chain(), &[]);
-    let (server, file) = serve(&bench, "top.qcow2");
-    open(&mut bench, Work::Stream, &file);
-    Work::Stream.start(&mut bench, "report", 65536);
-    bench.story("j", "running");
+    let (mut bench, server) = under_way(Work::Stream, "top.qcow2", "report");
     kill(server);
     hurry(&mut bench);
     let said = bench.try_io("-d v", "write -P 9 0 64k");

@@ -206,6 +206,11 @@ impl MachineSpec {
         self.devices.iter().any(driver)
     }
 
+    /// Whether a `-drive` has this `if=`.
+    pub fn has_drive(&self, interface: &str) -> bool {
+        self.drives.iter().any(|keys| keys.get("if").and_then(Value::as_str) == Some(interface))
+    }
+
     /// A `-machine` key that is on or off; `None` when it was not given.
     pub fn switch(&self, key: &str) -> Option<bool> {
         match self.options.get(key)? {

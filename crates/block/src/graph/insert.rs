@@ -1,6 +1,6 @@
 //! Filters put over a node that is in use, and taken out again.
 
-use super::{Graph, Node, Parent, Pin, Settings};
+use super::{Graph, Node, Pin, Settings};
 use crate::driver::{Context, Driver, Open};
 use crate::options::Options;
 use crate::types::Role;
@@ -27,12 +27,7 @@ impl Graph {
         };
         let mut options = Options::new();
         options.set("file", node.name());
-        let kept = Node::subtree(spared.cloned());
-        let mut users = node.parents();
-        users.retain(|edge| match edge.parent() {
-            Parent::Node(name) => !kept.iter().any(|one| one.name() == name),
-            _ => true,
-        });
+        let users = node.parents_outside(spared);
         let mut open = Open {
             graph: self.arc(),
             driver,

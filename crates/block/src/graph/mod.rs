@@ -24,7 +24,7 @@ pub use iothread::IoThread;
 pub use node::{Node, Pin, Settings};
 pub(crate) use open::{DETECT_ZEROES, take_settings};
 pub use polling::Limits as PollLimits;
-pub(crate) use surgery::below;
+pub(crate) use surgery::{below, check_cycle};
 
 use crate::backend::Backend;
 use crate::types::Perm;

@@ -225,6 +225,17 @@ impl Node {
         found
     }
 
+    /// The edges of users that are neither `top` nor stand below it.
+    pub(crate) fn parents_outside(&self, top: Option<&Arc<Node>>) -> Vec<Child> {
+        let within = Node::subtree(top.cloned());
+        let mut users = self.parents();
+        users.retain(|edge| match edge.parent() {
+            super::Parent::Node(name) => !within.iter().any(|one| one.name() == name),
+            _ => true,
+        });
+        users
+    }
+
     /// The child in a role (`BACKING`, `PRIMARY` ...).
     pub fn child(&self, role: Role) -> Option<Child> {
         self.children.lock().iter().find(|child| child.role().intersects(role)).cloned()

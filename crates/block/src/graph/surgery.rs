@@ -45,10 +45,7 @@ impl Graph {
             bail!("The node {} already has a parent", node.shown_name());
         }
         let (name, role) = (siblings.next(node.size())?, crate::types::Role::DATA);
-        if below(node, parent) {
-            let (node, parent) = (node.name(), parent.name());
-            bail!("Making '{node}' a {name} child of '{parent}' would create a cycle");
-        }
+        check_cycle(node, &name, parent)?;
         let child = Child::new(&name, role, super::Parent::Node(parent.name().into()), node);
         let held = self.drain(parent).await;
         let (perm, shared) = perm::cumulative(parent);
@@ -87,10 +84,9 @@ impl Graph {
     pub fn redirect_all(&self, edges: &[Child], to: &Arc<Node>) -> Result<()> {
         for child in edges {
             if let super::Parent::Node(name) = child.parent()
-                && self.find(name).is_some_and(|parent| below(to, &parent))
+                && let Some(parent) = self.find(name)
             {
-                let (to, role) = (to.name(), child.name());
-                bail!("Making '{to}' a {role} child of '{name}' would create a cycle");
+                check_cycle(to, child.name(), &parent)?;
             }
         }
         let moves: Vec<_> = edges.iter().map(|child| (child.clone(), to.clone())).collect();
@@ -145,6 +141,14 @@ impl Graph {
             (None, None) => Ok(()),
         }
     }
+}
+
+/// Refuses to make `node` a child of a node that it stands on.
+pub(crate) fn check_cycle(node: &Arc<Node>, role: &str, parent: &Arc<Node>) -> Result<()> {
+    if below(node, parent) {
+        bail!("Making '{}' a {role} child of '{}' would create a cycle", node.name(), parent.name());
+    }
+    Ok(())
 }
 
 /// Whether `node` is `root` or below it.

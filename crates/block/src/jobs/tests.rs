@@ -259,6 +259,23 @@ fn an_active_commit_ends_on_the_base_and_a_cancelled_mirror_leaves_all() {
     compare(&copy, &model);
 }
 
+/// A full backup, job `j`.
+fn plain_backup(source: &Arc<Node>, target: &Arc<Node>, speed: u64) -> BackupSpec {
+    BackupSpec {
+        setup: Setup { speed, ..Setup::new(Kind::Backup, "j") },
+        source: source.clone(),
+        target: target.clone(),
+        sync: BackupSync::Full,
+        bitmap: None,
+        compress: false,
+        perf: Perf::default(),
+        filter_node_name: None,
+        on_source_error: OnError::Report,
+        on_target_error: OnError::Report,
+        pin: None,
+    }
+}
+
 #[test]
 fn a_backup_is_of_one_point_in_time_and_increments_restore() {
     let mut bench = Bench::new();
@@ -275,21 +292,7 @@ fn a_backup_is_of_one_point_in_time_and_increments_restore() {
                  sync: BackupSync,
                  bitmap: Option<(Arc<DirtyBitmap>, BitmapMode)>,
                  speed: u64| {
-        let mut setup = Setup::new(Kind::Backup, "j");
-        setup.speed = speed;
-        let spec = BackupSpec {
-            setup,
-            source: source.clone(),
-            target: target.clone(),
-            sync,
-            bitmap,
-            compress: false,
-            perf: Perf::default(),
-            filter_node_name: None,
-            on_source_error: OnError::Report,
-            on_target_error: OnError::Report,
-            pin: None,
-        };
+        let spec = BackupSpec { sync, bitmap, ..plain_backup(&source, target, speed) };
         let graph = bench.graph.clone();
         bench.graph.block_on(async move { graph.jobs.backup(&graph, spec).await }).unwrap();
     };
@@ -329,21 +332,8 @@ fn a_backup_of_a_disk_that_shrinks_ends() {
     let _drive = bench.drive(&source);
     let full = bench.image("full", json!({}));
     let target = bench.open("full", &full, json!({}));
-    let mut setup = Setup::new(Kind::Backup, "j");
-    setup.speed = 65536;
-    let spec = BackupSpec {
-        setup,
-        source: source.clone(),
-        target,
-        sync: BackupSync::Full,
-        bitmap: None,
-        compress: false,
-        perf: Perf::default(),
-        filter_node_name: None,
-        on_source_error: OnError::Report,
-        on_target_error: OnError::Report,
-        pin: None,
-    };
+    let spec = plain_backup(&source, &target, 65536);
+    drop(target);
     let graph = bench.graph.clone();
     bench.graph.block_on(async move {
         let job = graph.jobs.backup(&graph, spec).await.unwrap();

@@ -197,29 +197,25 @@ impl Features {
 
     /// From what CPUID returns: `query(leaf, subleaf)` gives [EAX, EBX, ECX, EDX].
     pub fn from_cpuid(query: impl Fn(u32, u32) -> [u32; 4]) -> Features {
-        let mut features = Features::default();
-        for info in &INFO {
-            let limit = query(info.leaf & 0xffff_0000, 0)[0];
-            if info.leaf <= limit {
-                let register =
-                    ["EAX", "EBX", "ECX", "EDX"].iter().position(|r| *r == info.register).unwrap_or(0);
-                features.0[info.word as usize] = query(info.leaf, info.subleaf.unwrap_or(0))[register];
-            }
-        }
-        features
+        Features::gather(|leaf, subleaf| {
+            let limit = query(leaf & 0xffff_0000, 0)[0];
+            if leaf <= limit { query(leaf, subleaf) } else { [0; 4] }
+        })
     }
 
     /// What the leaves of `table` show.
     pub fn of_table(table: &CpuidTable) -> Features {
+        Features::gather(|leaf, subleaf| {
+            let leaf = table.query(leaf, subleaf);
+            [leaf.eax, leaf.ebx, leaf.ecx, leaf.edx]
+        })
+    }
+
+    fn gather(query: impl Fn(u32, u32) -> [u32; 4]) -> Features {
         let mut features = Features::default();
         for info in &INFO {
-            let leaf = table.query(info.leaf, info.subleaf.unwrap_or(0));
-            features.0[info.word as usize] = match info.register {
-                "EAX" => leaf.eax,
-                "EBX" => leaf.ebx,
-                "ECX" => leaf.ecx,
-                _ => leaf.edx,
-            };
+            let register = ["EAX", "EBX", "ECX", "EDX"].iter().position(|r| *r == info.register).unwrap_or(0);
+            features.0[info.word as usize] = query(info.leaf, info.subleaf.unwrap_or(0))[register];
         }
         features
     }

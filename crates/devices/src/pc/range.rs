@@ -39,7 +39,7 @@ pub fn byte_range<D: Send + Sync + 'static>(
 }
 
 /// The record of a device that only a board makes.
-pub(super) const fn board_model(
+pub(crate) const fn board_model(
     name: &'static str,
     description: &'static str,
     bus: BusKind,

@@ -263,7 +263,7 @@ impl Graph {
                 if Arc::ptr_eq(&child.node().skip_implicit(), &to) {
                     return Ok(None);
                 }
-                self.check_cycle(node, &to, "file")?;
+                surgery::check_cycle(&to, "file", node)?;
                 check_link(node, "file")?;
                 Ok(Some((child, to)))
             }
@@ -288,7 +288,7 @@ impl Graph {
                 let (driver, node) = (node.driver().name, node.name());
                 bail!("Driver '{driver}' of node '{node}' does not support backing files");
             }
-            self.check_cycle(node, to, "backing")?;
+            surgery::check_cycle(to, "backing", node)?;
             if node.backing().is_some_and(|now| Arc::ptr_eq(&now.skip_implicit(), to)) {
                 return Ok(None);
             }
@@ -301,13 +301,6 @@ impl Graph {
 
     fn named(&self, name: &str) -> Result<Arc<Node>> {
         self.find(name).ok_or_else(|| fail!("Cannot find device='' nor node-name='{name}'"))
-    }
-
-    fn check_cycle(&self, node: &Arc<Node>, to: &Arc<Node>, role: &str) -> Result<()> {
-        if surgery::below(to, node) {
-            bail!("Making '{}' a {role} child of '{}' would create a cycle", to.name(), node.name());
-        }
-        Ok(())
     }
 
     /// Refuses to bring devices that work on different threads together at one node.

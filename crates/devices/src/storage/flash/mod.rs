@@ -8,10 +8,11 @@ mod chip;
 mod tests;
 
 use super::BLOCK;
+use crate::pc::range::board_model;
 use base::{Mutex, Result, bail};
 use block::{Backend, FrontEnd};
 use chip::{Chip, Effect};
-use device::{BusKind, Device, Model, Property, PropertyKind, Props, ResetKind, Wiring};
+use device::{BusKind, Device, Model, Property, PropertyKind, ResetKind};
 use memory::{AddressSpace, Edit, Handler, MappingId, RamBlock, Target};
 use std::any::Any;
 use std::sync::{Arc, OnceLock, Weak};
@@ -26,17 +27,8 @@ const PROPERTIES: &[Property] = &[
 ];
 
 pub static MODEL: Model = Model {
-    name: "cfi.pflash01",
-    aliases: &[],
-    description: "parallel flash, Intel command set",
-    bus: BusKind::System,
-    parent: "sys-bus-device",
     properties: &[&[BLOCK[0]], PROPERTIES],
-    user_creatable: false,
-    hotpluggable: false,
-    create: |_: &Props, _: &mut Wiring<'_>| {
-        bail!("the device is part of the board and cannot be created separately")
-    },
+    ..board_model("cfi.pflash01", "parallel flash, Intel command set", BusKind::System, "sys-bus-device")
 };
 
 /// Drives are written in units of this size.

@@ -138,11 +138,7 @@ fn plan_kernel(
     smbios: &smbios::Tables,
     model: &CpuModel,
 ) -> Result<Plan> {
-    let kernel = boot::read_kernel(name)?;
-    let initrd = match &spec.boot.initrd {
-        Some(option) => boot::read_initrd(option, &kernel)?,
-        None => Vec::new(),
-    };
+    let (kernel, initrd) = read_files(spec, name)?;
     let request = boot::Request {
         platform,
         kernel_name: name.to_string(),
@@ -156,14 +152,20 @@ fn plan_kernel(
     request.plan()
 }
 
-/// Gives the firmware in flash the kernel that it is to start.
-fn hand_kernel(spec: &MachineSpec, fw_cfg: &FwCfg) -> Result<()> {
-    let Some(name) = &spec.boot.kernel else { return Ok(()) };
+/// The kernel, and its initrd or modules.
+fn read_files(spec: &MachineSpec, name: &str) -> Result<(Vec<u8>, Vec<boot::Module>)> {
     let kernel = boot::read_kernel(name)?;
     let modules = match &spec.boot.initrd {
         Some(option) => boot::read_initrd(option, &kernel)?,
         None => Vec::new(),
     };
+    Ok((kernel, modules))
+}
+
+/// Gives the firmware in flash the kernel that it is to start.
+fn hand_kernel(spec: &MachineSpec, fw_cfg: &FwCfg) -> Result<()> {
+    let Some(name) = &spec.boot.kernel else { return Ok(()) };
+    let (kernel, modules) = read_files(spec, name)?;
     let initrd = modules.first().map_or(&[][..], |module| &module.bytes);
     let append = spec.boot.append.as_deref().unwrap_or_default();
     fw_cfg

@@ -7,15 +7,13 @@ use base::{GIB, MIB, Result, bail};
 use block::Backend;
 use device::{Props, Services};
 use devices::storage::flash::{Flash, MODEL, SECTOR};
-use memory::Target;
+use firmware::rom;
 use serde_json::Value;
 use spec::machine::MachineSpec;
 
 const CHIPS: usize = 2;
 /// All chips together.
 const LIMIT: u64 = 8 * MIB;
-/// What is seen of the first chip's end below 1 MiB.
-const SHADOW: u64 = 128 << 10;
 
 fn node(spec: &MachineSpec, chip: usize) -> Option<&str> {
     spec.options.get(&format!("pflash{chip}")).and_then(Value::as_str)
@@ -23,9 +21,7 @@ fn node(spec: &MachineSpec, chip: usize) -> Option<&str> {
 
 /// Whether the machine starts in its first flash chip.
 pub(super) fn has_firmware(spec: &MachineSpec) -> bool {
-    let is_flash =
-        |drive: &serde_json::Map<String, Value>| drive.get("if").and_then(Value::as_str) == Some("pflash");
-    node(spec, 0).is_some() || spec.drives.iter().any(is_flash)
+    node(spec, 0).is_some() || spec.has_drive("pflash")
 }
 
 /// Makes the chips, one below the other from the end of 4 GiB. Returns the drives that are none.
@@ -82,10 +78,7 @@ fn chips(spec: &MachineSpec, services: &Services, drives: Vec<Drive>) -> Result<
 fn make(number: usize, backend: Backend, services: &Services, devices: &Devices, end: u64) -> Result<u64> {
     let name = format!("system.flash{number}");
     let path = format!("/machine/{name}");
-    let drive = match backend.name() {
-        "" => backend.node().map(|node| node.name().to_string()).unwrap_or_default(),
-        name => name.to_string(),
-    };
+    let drive = backend.label();
     let flash = Flash::new(&name, &path, backend)?;
     let size = flash.block().len();
     let mut props = no_props();
@@ -95,9 +88,8 @@ fn make(number: usize, backend: Backend, services: &Services, devices: &Devices,
     devices.adopt_at(&path, flash.clone(), Props::check(&MODEL, &props)?);
     flash.map(&services.memory, end - size);
     if number == 0 {
-        let len = size.min(SHADOW);
-        let target = Target::Rom { block: flash.block(), offset: size - len };
-        services.memory.edit(|edit| edit.map("isa-bios", MIB - len, len, 1, target));
+        let (start, len, target) = rom::shadow(flash.block());
+        services.memory.edit(|edit| edit.map("isa-bios", start, len, 1, target));
     }
     Ok(size)
 }

@@ -180,8 +180,7 @@ fn legacy(
 /// The i440FX board has a floppy controller, Q35 one for drives that are asked for. Whether
 /// there will be one.
 fn floppy_controller(spec: &MachineSpec, devices: &Devices, isa_bus: &Arc<dyn Bus>) -> Result<bool> {
-    let is_floppy = |drive: &Map<String, Value>| drive.get("if").and_then(Value::as_str) == Some("floppy");
-    if spec.kind == MachineKind::Pc || spec.drives.iter().any(is_floppy) {
+    if spec.kind == MachineKind::Pc || spec.has_drive("floppy") {
         devices.make("isa-fdc", isa_bus, no_props())?;
         return Ok(true);
     }
