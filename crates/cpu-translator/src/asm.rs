@@ -299,6 +299,30 @@ impl Code {
         self.raw(&[0xc1, if left { 0xe0 } else { 0xe8 } | reg & 7, count]);
     }
 
+    /// SHL or SHR of a 32-bit register.
+    pub fn shift32(&mut self, reg: u8, left: bool, count: u8) {
+        self.rex(false, 0, 0, reg);
+        self.raw(&[0xc1, if left { 0xe0 } else { 0xe8 } | reg & 7, count]);
+    }
+
+    /// `imul to, from, value`, 64 bits.
+    pub fn multiply(&mut self, to: u8, from: u8, value: i32) {
+        self.rex(true, to, 0, from);
+        self.raw(&[0x69, 0xc0 | (to & 7) << 3 | from & 7]);
+        self.imm32(value);
+    }
+
+    /// `sub dword gs:[disp], 1`.
+    pub fn decrement32_gs(&mut self, disp: i32) {
+        self.gs_operand(false, &[0x83], 5, disp);
+        self.raw(&[1]);
+    }
+
+    /// `cmp reg32, gs:[disp]`.
+    pub fn compare32_gs(&mut self, reg: u8, disp: i32) {
+        self.gs_operand(false, &[0x3b], reg, disp);
+    }
+
     /// `not reg`: no flags.
     pub fn not(&mut self, reg: u8) {
         self.rex(true, 0, 0, reg);

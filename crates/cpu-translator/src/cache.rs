@@ -70,6 +70,8 @@ pub struct Block {
     pub indirect: u32,
     pub poll: u32,
     pub body: u32,
+    /// Where its own branch back to its start goes; 0: as any other.
+    pub turn: u32,
     pub end: u32,
     /// First and last guest byte, from the start of the page of `key.0`; the last may lie in
     /// the next page.
@@ -93,6 +95,7 @@ impl Block {
             indirect: 0,
             poll: 0,
             body: 0,
+            turn: 0,
             end: 0,
             span: (0, 0),
             second: 0,
@@ -293,7 +296,11 @@ impl Cache {
             return;
         }
         let target_block = &mut self.blocks[block as usize];
-        let entry = if polls { target_block.poll } else { target_block.body };
+        let entry = match (at.block == block && target_block.turn != 0, polls) {
+            (true, _) => target_block.turn,
+            (_, true) => target_block.poll,
+            _ => target_block.body,
+        };
         at.next = block;
         target_block.incoming.push(site);
         self.area.patch(self.area.execute + patch as usize, entry.wrapping_sub(patch + 4));

@@ -73,6 +73,11 @@ pub struct State {
     pub string_left: u64,
     pub string_from: u64,
     pub other_site: u32,
+    /// Loops with a second body (`crate::translate`): rounds until that is tried; rounds beyond
+    /// the first that it can do; the value of a register that ends it, or its negative.
+    pub turns: u32,
+    pub left: u32,
+    pub limit: u64,
     pub system: System,
 }
 
@@ -173,6 +178,9 @@ pub const STRING_NEXT: i32 = offset_of!(State, string_next) as i32;
 pub const STRING_LEFT: i32 = offset_of!(State, string_left) as i32;
 pub const STRING_FROM: i32 = offset_of!(State, string_from) as i32;
 pub const OTHER_SITE: i32 = offset_of!(State, other_site) as i32;
+pub const TURNS: i32 = offset_of!(State, turns) as i32;
+pub const LEFT: i32 = offset_of!(State, left) as i32;
+pub const LIMIT: i32 = offset_of!(State, limit) as i32;
 pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
 /// Shared look-ups that a block may hold at a time.
 pub const SHARED: usize = 64;

@@ -1,6 +1,7 @@
 //! Bare guests in memory, on the translator with everything translated at once.
 
 mod loops;
+mod strides;
 mod strings;
 mod system;
 
@@ -18,7 +19,7 @@ pub struct Guest {
     pub memory: Arc<AddressSpace>,
     pub vcpu: Box<dyn Vcpu>,
     pub link: Arc<Link>,
-    engine: Translator,
+    engine: Option<Translator>,
 }
 
 impl Guest {
@@ -28,19 +29,29 @@ impl Guest {
     }
 
     pub fn with(state: &CpuState, code: &[u8]) -> Guest {
+        let options = Options { cache_size: 8 << 20, warm: 1, ..Options::default() };
+        let engine = Translator::with(options).unwrap();
+        let guest = Guest::on(&engine, state, code);
+        Guest { engine: Some(engine), ..guest }
+    }
+
+    /// The same on the interpreter.
+    pub fn interpreted(state: &CpuState, code: &[u8]) -> Guest {
+        Guest::on(&cpu_interpreter::Interpreter::new().unwrap(), state, code)
+    }
+
+    fn on(engine: &dyn Engine, state: &CpuState, code: &[u8]) -> Guest {
         let memory = AddressSpace::new(SpaceKind::Memory);
         let ram = RamBlock::new("test", 16 << 20).unwrap();
         memory.edit(|edit| edit.ram(ram, 0));
         identity_tables(&memory);
         memory.write(state.rip, code);
-        let options = Options { cache_size: 8 << 20, warm: 1, ..Options::default() };
-        let engine = Translator::with(options).unwrap();
         let bus = quiet_bus(memory.clone());
         let link = bus.link.clone();
         let config = VcpuConfig { index: 0, bus, cpuid: Arc::new(CpuidTable::default()) };
         let mut vcpu = engine.vcpu(config).unwrap();
         vcpu.load(state).unwrap();
-        Guest { memory, vcpu, link, engine }
+        Guest { memory, vcpu, link, engine: None }
     }
 
     /// Runs to HLT.
@@ -60,12 +71,12 @@ impl Guest {
 
     /// Pages whose blocks compare their bytes.
     pub fn unwatched(&self) -> usize {
-        self.engine.0.unwatched_pages()
+        self.engine.as_ref().unwrap().0.unwatched_pages()
     }
 
     /// Blocks that were translated.
     pub fn translated(&self) -> u64 {
-        self.engine.0.cache().statistics.translated
+        self.engine.as_ref().unwrap().0.cache().statistics.translated
     }
 }
 

@@ -240,7 +240,7 @@ impl Builder {
                 match i.memory_segment() {
                     Register::FS => self.code.load(T0, SEG_BASE),
                     Register::GS => self.code.load(T0, SEG_BASE + 8),
-                    _ if i.memory_index() != Register::None => {
+                    _ if i.memory_index() != Register::None || base == Register::None || base.is_ip() => {
                         self.address(source, i);
                         return sum(T0, 0);
                     }
@@ -314,7 +314,7 @@ impl Builder {
     }
 
     /// T1 = the table entry of T0's page; goes to `miss` if there is none.
-    fn index(&mut self, write: bool, miss: Label, free: bool) {
+    pub(super) fn index(&mut self, write: bool, miss: Label, free: bool) {
         if self.form == Form::Hashed {
             // Whose slot it is: the sum is an offset in a page if it is this page's.
             self.slot_index(write);
@@ -414,7 +414,7 @@ impl Builder {
 }
 
 /// The linear address of an operand that has no register in it.
-fn constant_address(source: &Source, i: &Instruction) -> Option<u64> {
+pub fn constant_address(source: &Source, i: &Instruction) -> Option<u64> {
     if source.bits() != 64 || matches!(i.memory_segment(), Register::FS | Register::GS) {
         return None;
     }

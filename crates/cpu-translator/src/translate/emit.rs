@@ -31,15 +31,9 @@ impl Builder {
         let poll = self.code.at();
         let site = self.site(Kind::Head);
         let pending = self.code.label();
-        self.code.load(T1, LINK);
-        if live {
-            self.code.load32_at(T1, T1, 0);
-            self.zero_test(T1, pending);
-        } else {
-            self.code.cmp32_at(T1, 0);
-            self.code.jcc(5, pending);
-        }
+        self.poll(live, pending);
         let body = self.code.at();
+        self.begin_rounds();
         if self.counted {
             self.count_down(site);
         }
@@ -50,6 +44,18 @@ impl Builder {
         self.cold.push(Cold::Away { label: other });
         self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
         (poll, body)
+    }
+
+    /// Goes to `pending` if something is asked of the vCPU; `live`: flags stay.
+    pub(super) fn poll(&mut self, live: bool, pending: Label) {
+        self.code.load(T1, LINK);
+        if live {
+            self.code.load32_at(T1, T1, 0);
+            self.zero_test(T1, pending);
+        } else {
+            self.code.cmp32_at(T1, 0);
+            self.code.jcc(5, pending);
+        }
     }
 
     /// Goes to `other` unless `reg` is zero; flags stay.

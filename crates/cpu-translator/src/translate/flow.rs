@@ -106,6 +106,9 @@ impl Builder {
 
     /// The rel32 of a jump to `target`, whose opcode has just been emitted.
     fn linked(&mut self, source: &Source, target: u64, live: bool) {
+        if self.is_way_round(source, target) {
+            return;
+        }
         let near = source.offset(target).is_some();
         let counted = self.leaves_early();
         let patch = if near && !counted { self.here() } else { 0 };

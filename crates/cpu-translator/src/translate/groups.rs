@@ -12,7 +12,7 @@ use crate::layout::SHARED;
 use iced_x86::{Instruction, Mnemonic, OpAccess, OpKind, Register};
 
 /// Bytes that a group may span.
-const SPAN: i64 = 256;
+pub const SPAN: i64 = 256;
 
 /// A step's part in a group.
 #[derive(Clone, Copy, Debug)]
@@ -49,21 +49,36 @@ pub struct Early {
 
 /// One memory access of a step, as far as groups can take part in it.
 #[derive(Clone, Copy)]
-struct Access {
-    base: Register,
-    index: Register,
-    scale: u32,
-    segment: Register,
-    disp: i64,
-    size: u32,
-    write: bool,
+pub struct Access {
+    pub base: Register,
+    pub index: Register,
+    pub scale: u32,
+    pub segment: Register,
+    pub disp: i64,
+    pub size: u32,
+    pub write: bool,
+}
+
+impl Access {
+    /// At an address without registers.
+    pub fn constant(address: u64, size: u32, write: bool) -> Access {
+        let none = Register::None;
+        Access { base: none, index: none, scale: 1, segment: none, disp: address as i64, size, write }
+    }
+}
+
+impl Group {
+    /// Whose look-up is made before a loop.
+    pub fn hoisted(write: bool) -> Group {
+        Group { span: 0, write, kept: true, early: false, min: 0, max: 0, members: 0, last: 0 }
+    }
 }
 
 /// A register's value as an unknown plus a constant.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Value {
-    id: u32,
-    offset: i64,
+pub struct Value {
+    pub id: u32,
+    pub offset: i64,
 }
 
 #[derive(PartialEq, Eq)]
@@ -80,13 +95,14 @@ struct Moment {
     access: Option<Access>,
 }
 
-struct Values {
-    values: [Value; 16],
+/// What is known of the registers. At first they are the unknowns 1 to 16.
+pub struct Values {
+    pub values: [Value; 16],
     next: u32,
 }
 
 impl Values {
-    fn new() -> Values {
+    pub fn new() -> Values {
         let mut values = Values { values: [Value { id: 0, offset: 0 }; 16], next: 1 };
         values.forget();
         values
@@ -103,7 +119,7 @@ impl Values {
         self.next += 1;
     }
 
-    fn get(&self, r: Register) -> Value {
+    pub fn get(&self, r: Register) -> Value {
         self.values[r.full_register().number()]
     }
 
@@ -277,9 +293,14 @@ impl Builder {
 
     /// The access of a step, if a group can take it.
     fn groupable(&mut self, i: &Instruction, class: Class) -> Option<Access> {
+        self.access_of(i, class).filter(|&(_, align)| align <= 1).map(|(access, _)| access)
+    }
+
+    /// The access of a step, as far as it has a form that is known, and its alignment.
+    pub(super) fn access_of(&mut self, i: &Instruction, class: Class) -> Option<(Access, u32)> {
         let word = i64::from(self.word);
         let stack = |base, disp, write| {
-            Some(Access {
+            let access = Access {
                 base,
                 index: Register::None,
                 scale: 1,
@@ -287,7 +308,8 @@ impl Builder {
                 disp,
                 size: word as u32,
                 write,
-            })
+            };
+            Some((access, 1))
         };
         match class {
             Class::Push if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -word, true),
@@ -296,16 +318,15 @@ impl Builder {
             Class::Call => stack(Register::RSP, -word, true),
             Class::CallIndirect if i.op0_kind() != OpKind::Memory => stack(Register::RSP, -word, true),
             Class::JumpIndirect if i.op0_kind() == OpKind::Memory => {
-                self.memory_access(i, word as u32, false)
+                Some((self.memory_access(i, word as u32, false)?, 1))
             }
             Class::Native if i.mnemonic() != Mnemonic::Lea => {
-                let memory = (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory);
                 let size = i.memory_size().size() as u32;
-                if !memory || size == 0 || size > 64 || super::class::alignment(i, size) > 1 {
+                if !has_memory(i) || size == 0 || size > 64 {
                     return None;
                 }
                 let write = self.writes_memory(i);
-                self.memory_access(i, size, write)
+                Some((self.memory_access(i, size, write)?, super::class::alignment(i, size)))
             }
             _ => None,
         }
@@ -359,7 +380,7 @@ impl Builder {
     }
 
     /// What the step does to the registers.
-    fn follow(&mut self, values: &mut Values, i: &Instruction, class: Class) {
+    pub(super) fn follow(&mut self, values: &mut Values, i: &Instruction, class: Class) {
         const RSP: usize = 4;
         let word = i64::from(self.word);
         let rsp = values.values[RSP];
@@ -421,23 +442,25 @@ impl Builder {
     }
 }
 
+pub fn has_memory(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
+}
+
 pub fn is_scratch(r: Register) -> bool {
     matches!(r.full_register(), Register::R10 | Register::R11)
 }
 
-fn mentions_scratch(i: &Instruction) -> bool {
+pub fn mentions_scratch(i: &Instruction) -> bool {
     (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && is_scratch(i.op_register(n)))
         || is_scratch(i.memory_base())
         || is_scratch(i.memory_index())
 }
 
 /// Whether the step's translation looks up memory.
-fn uses_memory(class: Class, i: &Instruction) -> bool {
+pub fn uses_memory(class: Class, i: &Instruction) -> bool {
     match class {
         Class::Nothing | Class::Jump | Class::Branch | Class::Loop | Class::CountZero => false,
-        Class::Native => {
-            i.mnemonic() == Mnemonic::Lea || (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Memory)
-        }
+        Class::Native => has_memory(i),
         _ => true,
     }
 }

@@ -17,6 +17,7 @@ mod emit;
 mod flags;
 mod flow;
 mod groups;
+mod hoist;
 mod system;
 mod trace;
 mod x87;
@@ -151,6 +152,10 @@ pub struct Builder {
     /// [`key::COUNTED`].
     counted: bool,
     form: Form,
+    /// The block is a loop with a second body; where that is; it is being emitted.
+    hoist: Option<hoist::Hoist>,
+    places: Option<hoist::Places>,
+    hoisted: bool,
 }
 
 impl Builder {
@@ -176,6 +181,9 @@ impl Builder {
             avx512_ready: false,
             counted: false,
             form,
+            hoist: None,
+            places: None,
+            hoisted: false,
         }
     }
 }
@@ -194,6 +202,7 @@ impl Builder {
         self.liveness(source);
         if source.key & key::PLAIN == 0 {
             self.find_groups();
+            self.hoist = self.find_hoist(source);
         }
         let (poll, body) = self.head(source);
         for k in 0..self.steps.len() {
@@ -201,6 +210,7 @@ impl Builder {
             self.lead_early();
             self.step(source);
         }
+        let turn = self.second_body(source);
         self.finish_cold(cache);
         self.code.finish();
         let at = cache.area.add(&self.code.bytes)?;
@@ -212,6 +222,7 @@ impl Builder {
             indirect: self.base,
             poll: self.base + poll,
             body: self.base + body,
+            turn: if turn == 0 { 0 } else { self.base + turn },
             end: self.base + self.code.at(),
             span: (first.min(ahead.0), last.max(ahead.1)),
             second: source.second.map_or(0, |(host, _)| if last > 4095 { host } else { 0 }),
@@ -235,6 +246,7 @@ impl Builder {
         self.groups.clear();
         self.early.clear();
         self.t1 = None;
+        (self.hoist, self.places) = (None, None);
         self.base = (cache.area.next() - cache.area.execute) as u32;
         self.first_site = cache.sites.len() as u32;
         self.block = cache.blocks.len() as u32;
