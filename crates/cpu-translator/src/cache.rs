@@ -175,6 +175,8 @@ pub struct Cache {
     /// GS bases of all views of all vCPUs, whose branch tables may lead here.
     pub views: Vec<usize>,
     pub statistics: Statistics,
+    /// [`crate::Options::always_watch`].
+    pub always_watch: bool,
     perf_map: Option<std::io::BufWriter<std::fs::File>>,
 }
 
@@ -192,6 +194,7 @@ impl Cache {
             order: Vec::new(),
             views: Vec::new(),
             statistics: Statistics::default(),
+            always_watch: false,
             perf_map: None,
         })
     }
@@ -224,7 +227,7 @@ impl Cache {
     /// Whether writes to the page of `host` are so many that it should not be watched.
     pub fn is_restless(&self, host: usize) -> bool {
         let page = self.pages.get(&(host & !0xfff));
-        page.is_some_and(|page| page.rewrites >= REWRITES || page.besides >= BESIDES)
+        !self.always_watch && page.is_some_and(|page| page.rewrites >= REWRITES || page.besides >= BESIDES)
     }
 
     /// Notes `count` writes to the page of `host` that did not concern any block.

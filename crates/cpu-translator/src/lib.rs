@@ -53,11 +53,21 @@ pub struct Options {
     pub exact_flags: bool,
     /// How linear pages are looked up; `None`: as the host allows.
     pub tables: Option<Form>,
+    /// Pages with code stay watched however often they are written to (tests that place their
+    /// programs in the same pages over and over).
+    pub always_watch: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { cache_size: CACHE_SIZE, warm: WARM, perf_map: false, exact_flags: false, tables: None }
+        Options {
+            cache_size: CACHE_SIZE,
+            warm: WARM,
+            perf_map: false,
+            exact_flags: false,
+            tables: None,
+            always_watch: false,
+        }
     }
 }
 

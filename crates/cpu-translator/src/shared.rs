@@ -59,6 +59,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Shared {
     pub fn new(options: crate::Options, form: Form) -> Result<Shared> {
         let mut cache = Cache::new(Area::new(options.cache_size)?)?;
+        cache.always_watch = options.always_watch;
         if options.perf_map {
             cache.map_for_perf()?;
         }

@@ -23,6 +23,11 @@ mod physical {
     pub const SIZE: u64 = 0x100000;
 }
 
+/// The data pages stand in the other order: an access across their border is not one piece.
+fn data_page(i: u64) -> u64 {
+    physical::DATA + layout::DATA_SIZE - layout::PAGE - i * layout::PAGE
+}
+
 /// Where the guest's own tables stand in linear memory: supervisor pages, physical 0 on.
 const KERNEL: u64 = 0xffff_8000_0000_0000;
 const STACK_TOP: u64 = KERNEL + physical::STACK + 0xff0;
@@ -160,9 +165,13 @@ impl Rig {
     }
 
     fn place_data(&self, case: &Case) {
-        self.ram.write(physical::DATA, &self.template);
+        let mut data = self.template;
         for patch in &case.patches {
-            self.ram.write(physical::DATA + u64::from(patch.offset), &patch.bytes[..patch.len as usize]);
+            let (at, len) = (patch.offset as usize, patch.len as usize);
+            data[at..at + len].copy_from_slice(&patch.bytes[..len]);
+        }
+        for (page, bytes) in data.chunks_exact(layout::PAGE as usize).enumerate() {
+            self.ram.write(data_page(page as u64), bytes);
         }
     }
 
@@ -205,7 +214,9 @@ impl Rig {
             ..Registers::default()
         };
         outcome.registers.gpr[4] = rsp;
-        self.ram.read(physical::DATA, &mut outcome.memory);
+        for (page, bytes) in outcome.memory.chunks_exact_mut(layout::PAGE as usize).enumerate() {
+            self.ram.read(data_page(page as u64), bytes);
+        }
         Ok(outcome)
     }
 }
@@ -248,7 +259,7 @@ fn build(ram: RamBlock) {
     };
     for i in 0..2 {
         user(layout::CODE + i * layout::PAGE, physical::CODE + i * layout::PAGE, 0);
-        user(layout::DATA + i * layout::PAGE, physical::DATA + i * layout::PAGE, WRITE | NO_EXECUTE);
+        user(layout::DATA + i * layout::PAGE, data_page(i), WRITE | NO_EXECUTE);
     }
     user(layout::READ_ONLY, physical::READ_ONLY, NO_EXECUTE);
     for page in 0..physical::SIZE / layout::PAGE {

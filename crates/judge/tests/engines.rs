@@ -31,17 +31,17 @@ fn interpreter() -> Entry {
 
 /// Blocks are translated when they are met for the second time.
 fn translator() -> Entry {
-    let options = Options { warm: 1, exact_flags: true, ..Options::default() };
+    let options = Options { warm: 1, exact_flags: true, always_watch: true, ..Options::default() };
     Entry { engine: Box::new(Translator::with(options).unwrap()), times: 3, exact_flags: true }
 }
 
 /// With flags only where they are needed, as guests run.
 fn lazy_translator() -> Entry {
-    let options = Options { warm: 1, ..Options::default() };
+    let options = Options { warm: 1, always_watch: true, ..Options::default() };
     Entry { engine: Box::new(Translator::with(options).unwrap()), times: 3, exact_flags: false }
 }
 
-/// As where the host does not allow flat tables.
+/// As where the host does not allow flat tables; most programs run in blocks that compare their bytes.
 fn hashed_translator() -> Entry {
     let options = Options { warm: 1, tables: Some(Form::Hashed), ..Options::default() };
     Entry { engine: Box::new(Translator::with(options).unwrap()), times: 3, exact_flags: false }
@@ -91,6 +91,14 @@ fn loops(entry: &Entry) {
     accept(entry, cases, cases / 4, |i| generator.looped(12, 2 + i % 40));
 }
 
+/// Short loops of many rounds: translators have other code for those.
+fn long_loops(entry: &Entry) {
+    let families = [Family::Integer, Family::Sse, Family::Vex];
+    let mut generator = Generator::new(number("RYOKAN_JUDGE_SEED", 5), &families);
+    let cases = number("RYOKAN_JUDGE_CASES", 60_000) / 2;
+    accept(entry, cases, cases / 8, |i| generator.looped(5, 20 + i % 300));
+}
+
 fn compatibility_mode(entry: &Entry) {
     let mut generator = Generator::compatibility(number("RYOKAN_JUDGE_SEED", 3), &families());
     let cases = number("RYOKAN_JUDGE_CASES", 60_000);
@@ -116,6 +124,10 @@ macro_rules! judged {
             #[test]
             fn loops() {
                 super::loops(&super::$engine());
+            }
+            #[test]
+            fn long_loops() {
+                super::long_loops(&super::$engine());
             }
             #[test]
             fn compatibility_mode() {

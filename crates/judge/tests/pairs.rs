@@ -10,9 +10,9 @@ fn number(name: &str, default: u64) -> u64 {
 }
 
 /// Runs `count` inputs; fails at the end if any was told apart.
-fn accept(count: u64, mut next: impl FnMut(&mut Rng) -> Vec<u8>) {
+fn accept(count: u64, always_watch: bool, mut next: impl FnMut(&mut Rng) -> Vec<u8>) {
     let interpreter = Interpreter::new().unwrap();
-    let translator = Translator::with(Options { warm: 1, ..Options::default() }).unwrap();
+    let translator = Translator::with(Options { warm: 1, always_watch, ..Options::default() }).unwrap();
     let mut pair = Pair::new([&interpreter, &translator]).unwrap();
     let mut rng = Rng::new(number("RYOKAN_JUDGE_SEED", 7));
     let mut wrong = 0;
@@ -36,7 +36,7 @@ fn head(rng: &mut Rng) -> Vec<u8> {
 
 #[test]
 fn random_bytes() {
-    accept(number("RYOKAN_JUDGE_CASES", 3_000), |rng| {
+    accept(number("RYOKAN_JUDGE_CASES", 3_000), false, |rng| {
         let mut input = head(rng);
         let len = 1 + rng.below(40);
         input.extend((0..len).map(|_| rng.word() as u8));
@@ -49,7 +49,7 @@ fn random_bytes() {
 fn random_instructions() {
     let families = [Family::Integer, Family::String, Family::Sse, Family::Vex, Family::Evex];
     let mut generator = Generator::new(11, &families);
-    accept(number("RYOKAN_JUDGE_CASES", 3_000), |rng| {
+    accept(number("RYOKAN_JUDGE_CASES", 3_000), true, |rng| {
         let mut input = head(rng);
         // 64-bit code only.
         input[0] &= !2;

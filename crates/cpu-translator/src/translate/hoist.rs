@@ -22,10 +22,10 @@ const ROUNDS: i32 = 1024;
 /// Fewer are not worth it.
 const FEWEST: i32 = 8;
 /// Rounds by the first body before the second is tried: at first, and after it could not be.
-const WARM: u32 = 4;
+const WARM: u32 = 8;
 const PAUSE: u32 = 24;
 /// Most bytes that an address may move per round.
-const FARTHEST: i64 = 4096 / 64;
+const FARTHEST: i64 = 4096 / 16;
 /// Most instructions of such a loop.
 const LONGEST: usize = 48;
 

@@ -101,6 +101,8 @@ impl Builder {
                 | Class::Enter => {
                     break;
                 }
+                // A loop ends the block: it may get a second body.
+                Class::Branch | Class::Loop if i.near_branch_target() == source.rip => break,
                 Class::Interpret if source.checked => break,
                 _ if source.checked && may_store(&i) => break,
                 _ => {}

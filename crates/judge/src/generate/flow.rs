@@ -28,6 +28,8 @@ pub(super) fn looped(generator: &mut Generator, max: usize, rounds: u64) -> Opti
     let (mut undefined, mut midway, mut done) = (0, 0, 0);
     let mut open: Vec<Forward> = Vec::new();
     let mut build = Build::new(&mut generator.rng, &mut case, true);
+    // Addresses that move by constants.
+    let moves = build.below(2) == 0;
     for _ in 0..6 * wanted {
         if done == wanted {
             break;
@@ -40,6 +42,13 @@ pub(super) fn looped(generator: &mut Generator, max: usize, rounds: u64) -> Opti
         {
             bytes.extend([0x70 | condition, 0]);
             open.push(Forward { at: bytes.len() - 1, left: 1 + build.below(3), undefined });
+            continue;
+        }
+        if bits == 64 && moves && build.below(3) == 0 && bytes.len() + 5 <= MAX_CODE - TAIL {
+            bytes.extend(moved(build.address_gpr() as u8, build.below(24) as usize));
+            done += 1;
+            land(&mut open, &mut bytes, &mut undefined);
+            midway |= undefined;
             continue;
         }
         let code = generator.codes[build.below(generator.codes.len() as u64) as usize];
@@ -71,13 +80,30 @@ pub(super) fn looped(generator: &mut Generator, max: usize, rounds: u64) -> Opti
         // cmp edx, eax: the next round must not see what is undefined.
         bytes.extend([0x39, 0xc2]);
     }
+    // dec rcx; jnz, or loop.
+    let counted = bits == 64 && moves && build.below(2) == 0;
+    if counted {
+        bytes.extend([0x48, 0xff, 0xc9]);
+    }
     let back = -(bytes.len() as i64 + 2);
-    bytes.extend([0xe2, i8::try_from(back).ok()? as u8]);
+    bytes.extend([if counted { 0x75 } else { 0xe2 }, i8::try_from(back).ok()? as u8]);
     case.registers.gpr[1] = rounds;
     case.undefined_flags = 0;
     case.undefined_midway = midway;
     case.set_code(&bytes);
     (done >= 1).then_some(case)
+}
+
+/// `lea r, [r + disp8]` by one of some usual distances.
+fn moved(r: u8, choice: usize) -> Vec<u8> {
+    const BY: [i8; 12] = [1, 2, 4, 8, 8, 16, 32, 64, -1, -4, -8, -16];
+    let rex = 0x48 | (r >> 3) * 5;
+    let mut bytes = vec![rex, 0x8d, 0x40 | (r & 7) * 9];
+    if r & 7 == 4 {
+        bytes.push(0x24);
+    }
+    bytes.push(BY[choice % BY.len()] as u8);
+    bytes
 }
 
 /// One instruction more has been emitted: branches that end here get their displacement.

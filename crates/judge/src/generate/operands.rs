@@ -70,7 +70,7 @@ impl<'a> Build<'a> {
         if self.snippet { self.pick(&DATA) } else { self.any() }
     }
 
-    fn address_gpr(&mut self) -> usize {
+    pub fn address_gpr(&mut self) -> usize {
         if self.snippet { self.pick(&ADDRESS) } else { self.any() }
     }
 
