@@ -51,6 +51,7 @@ fn same(case: &Loop) -> CpuState {
     let (a, b) = (ours.run(), theirs.run());
     assert_eq!((a.gpr, a.rip, a.rflags), (b.gpr, b.rip, b.rflags));
     assert!(a.fpu == b.fpu && ends_as(&ours) == ends_as(&theirs));
+    assert_eq!(a.gpr[1], 0, "to its end");
     assert!(ours.translated() > 0 || case.rcx < 3);
     a
 }
@@ -112,6 +113,19 @@ fn aligned_vectors_and_far_strides_mix() {
     ];
     for rdi in [B, B + 1, B + 0xff1] {
         same(&Loop { code: &code, rsi: A, rdi, rcx: 700, flags: 0 });
+    }
+}
+
+#[test]
+fn both_registers_that_the_host_has_not_beside_memory() {
+    // l: mulx r10,r11,[rsi]; mov rax,[rsi+8]; xor rax,r10; mov [rdi],rax; add [rdi+8],r11
+    //    shrx r11,[rsi+16],r10; mov [rdi+16],r11; dec rcx; jnz l; hlt
+    let code = [
+        0xc4, 0x62, 0xa3, 0xf6, 0x16, 0x48, 0x8b, 0x46, 8, 0x4c, 0x31, 0xd0, 0x48, 0x89, 0x07, 0x4c, 0x01,
+        0x5f, 8, 0xc4, 0x62, 0xab, 0xf7, 0x5e, 16, 0x4c, 0x89, 0x5f, 16, 0x48, 0xff, 0xc9, 0x75, 0xde, 0xf4,
+    ];
+    for (rsi, rdi) in [(A, B), (A + 0xff1, B + 0xff4)] {
+        same(&Loop { code: &code, rsi, rdi, rcx: 40, flags: 0 });
     }
 }
 

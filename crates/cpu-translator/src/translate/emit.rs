@@ -1,6 +1,6 @@
 //! Heads, plain instructions, stack instructions, and the code behind a block.
 
-use super::access::{Where, slot};
+use super::access::{Reached, Where, slot};
 use super::class::alignment;
 use super::groups::Member;
 use super::{Builder, Class, Cold, Source};
@@ -176,7 +176,7 @@ impl Builder {
     }
 
     /// R10 and R11 as operands other than addresses: (number, (read, written)).
-    fn scratch_registers(&mut self, i: &Instruction) -> [Option<(u8, (bool, bool))>; 2] {
+    fn scratch_registers(&mut self, i: &Instruction) -> Used {
         let mut found = [None; 2];
         let mentions = (0..i.op_count()).any(|n| {
             i.op_kind(n) == OpKind::Register
@@ -242,37 +242,30 @@ impl Builder {
         }
     }
 
+    /// Whether an instruction with a memory operand is left to the interpreter: it reads R10 and
+    /// R11 both, or is of the x87 with a segment.
+    pub(super) fn is_odd(&mut self, i: &Instruction) -> bool {
+        let both = self.scratch_registers(i).iter().flatten().filter(|used| used.1.0).count() == 2;
+        both || matches!(i.memory_segment(), Register::FS | Register::GS) && super::class::is_x87(i)
+    }
+
     fn with_memory(&mut self, source: &Source, i: &Instruction) {
         let size = i.memory_size().size() as u32;
-        let used = self.scratch_registers(i);
-        let both = used[0].is_some() && used[1].is_some();
-        let segmented = matches!(i.memory_segment(), Register::FS | Register::GS) && super::class::is_x87(i);
-        if size == 0 || size > 64 || both || segmented {
+        if size == 0 || size > 64 || self.is_odd(i) {
             return self.interpret(true);
         }
+        let used = self.scratch_registers(i);
         let write = self.writes_memory(i);
         let reached = self.reach(source, i, Where::Operand, (size, alignment(i, size), write));
-        let scratch = used.iter().flatten().next().copied();
-        let at = match scratch {
-            Some((n, (reads, _))) => {
-                let at = self.free_t1(&reached);
-                if reads {
-                    self.code.load(T1, slot(n));
-                }
-                at
-            }
-            None => reached.at,
-        };
-        let mut host = host_form(i, &at);
-        if let Some((n, _)) = scratch {
-            for k in 0..host.op_count() {
-                let r = host.op_register(k);
-                let same = host.op_kind(k) == OpKind::Register && r.is_gpr();
-                if same && r.full_register().number() == usize::from(n) {
-                    host.set_op_register(k, same_size(r));
-                }
+        let scratch = stand_ins(&used);
+        let mut at = reached.at;
+        for &(n, host, (reads, _)) in &scratch {
+            at = self.free_t1(&Reached { at, ..reached });
+            if reads {
+                self.code.load(host, slot(n));
             }
         }
+        let host = with_stand_ins(host_form(i, &at), &scratch);
         let restore = self.restores();
         self.flags_for_operation();
         self.accesses(&reached);
@@ -285,8 +278,10 @@ impl Builder {
             // No such form exists: execution never comes here.
             self.code.raw(&[0x0f, 0x0b]);
         }
-        if let Some((n, (_, true))) = scratch {
-            self.code.store(slot(n), T1);
+        for &(n, host, (_, writes)) in &scratch {
+            if writes {
+                self.code.store(slot(n), host);
+            }
         }
         if super::class::is_x87(i) && !(at.base == Some(T0) && at.index.is_some() && at.disp == -1) {
             self.t1 = None;
@@ -423,14 +418,39 @@ impl Builder {
     }
 }
 
-/// T1 in the size of `r`.
-fn same_size(r: Register) -> Register {
-    match r.size() {
-        1 => Register::R11L,
-        2 => Register::R11W,
-        4 => Register::R11D,
-        _ => Register::R11,
+/// How R10 and R11 are read and written by an instruction.
+type Used = [Option<(u8, (bool, bool))>; 2];
+
+/// The host registers in place of R10 and R11 beside a memory operand that T0 addresses: T1
+/// for one that is read, T0 for another one that is only written.
+fn stand_ins(used: &Used) -> Vec<(u8, u8, (bool, bool))> {
+    let mut both: Vec<_> = used.iter().flatten().map(|&(n, access)| (n, T1, access)).collect();
+    if let [a, b] = &mut both[..] {
+        let free = if a.2.0 { b } else { a };
+        free.1 = T0;
     }
+    both
+}
+
+/// `i` with host registers in place of R10 and R11.
+fn with_stand_ins(mut i: Instruction, scratch: &[(u8, u8, (bool, bool))]) -> Instruction {
+    for k in 0..i.op_count() {
+        let r = i.op_register(k);
+        if i.op_kind(k) != OpKind::Register || !r.is_gpr() {
+            continue;
+        }
+        let number = r.full_register().number();
+        if let Some(&(_, host, _)) = scratch.iter().find(|s| usize::from(s.0) == number) {
+            let first = match r.size() {
+                1 => Register::R8L,
+                2 => Register::R8W,
+                4 => Register::R8D,
+                _ => Register::R8,
+            };
+            i.set_op_register(k, first + u32::from(host - 8));
+        }
+    }
+    i
 }
 
 /// `i` with the memory operand at `at`.

@@ -322,7 +322,7 @@ impl Builder {
             }
             Class::Native if i.mnemonic() != Mnemonic::Lea => {
                 let size = i.memory_size().size() as u32;
-                if !has_memory(i) || size == 0 || size > 64 {
+                if !has_memory(i) || size == 0 || size > 64 || self.is_odd(i) {
                     return None;
                 }
                 let write = self.writes_memory(i);

@@ -80,6 +80,9 @@ impl Builder {
         let mut found: Vec<Option<(Access, u32, [i64; 2])>> = Vec::with_capacity(self.steps.len());
         for k in 0..self.steps.len() {
             let (i, class) = (self.steps[k].i, self.steps[k].class);
+            if class == Class::Native && super::groups::has_memory(&i) && self.is_odd(&i) {
+                return None;
+            }
             let access = self.movable(source, &i, class);
             found.push(access.and_then(|(mut access, align)| {
                 let moved = [values.since_start(access.base)?, values.since_start(access.index)?];
