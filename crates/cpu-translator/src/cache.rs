@@ -33,6 +33,8 @@ pub enum Kind {
     Link { target: u64, patch: u32, id: u32, negated: bool, polls: bool },
     /// The head of a block.
     Head,
+    /// A loop has run for many rounds: it is to be translated anew.
+    Hot,
     /// The page that the last instruction reaches into is not known to be the same.
     Crossing,
     /// The bytes that a block of an unwatched page was made from are others now.
@@ -60,6 +62,22 @@ pub struct Site {
     /// For the first access of a group: the way to the variant without groups.
     pub plain: u32,
 }
+
+/// What is known of a block that branches to its own start; see `crate::translate`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Stage {
+    #[default]
+    Cold,
+    /// It was found running, so many times more since, and counts its rounds.
+    Measured(u8),
+    /// It has done many rounds at a stretch.
+    Hot,
+    /// It does not.
+    Short,
+}
+
+/// How often a loop that counts its rounds is found running before it counts as [`Stage::Short`].
+const PATIENCE: u8 = 8;
 
 /// [`Site::block`] of a link that leads nowhere now.
 pub const NONE: u32 = u32::MAX;
@@ -169,6 +187,8 @@ pub struct Cache {
     pub sites: Vec<Site>,
     map: Mixed<Key, u32>,
     pub pages: Mixed<usize, Page>,
+    /// Loops that were found running.
+    stages: Mixed<Key, Stage>,
     ids: Mixed<(u64, u64), u32>,
     /// Blocks by the host offset of their first byte, ascending.
     order: Vec<(u32, u32)>,
@@ -190,6 +210,7 @@ impl Cache {
             sites: Vec::new(),
             map: Mixed::default(),
             pages: Mixed::default(),
+            stages: Mixed::default(),
             ids: Mixed::default(),
             order: Vec::new(),
             views: Vec::new(),
@@ -341,6 +362,39 @@ impl Cache {
         self.area.patch(self.area.execute + patch as usize, stub.wrapping_sub(patch + 4));
     }
 
+    /// Ends a block, a loop that is to be translated anew.
+    pub fn heat(&mut self, id: u32) {
+        // All may have been forgotten meanwhile.
+        let Some(block) = self.blocks.get(id as usize) else { return };
+        self.stages.insert(block.key, Stage::Hot);
+        self.invalidate(id);
+    }
+
+    pub fn stage(&self, key: &Key) -> Stage {
+        self.stages.get(key).copied().unwrap_or_default()
+    }
+
+    /// Something was asked of the vCPU while it ran the block. `true`: the block ended, because
+    /// it is a loop that is to be translated anew.
+    pub fn sampled(&mut self, id: u32) -> bool {
+        let Some(block) = self.blocks.get(id as usize) else { return false };
+        if !block.alive || !block.incoming.iter().any(|&site| self.sites[site as usize].block == id) {
+            return false;
+        }
+        let key = block.key;
+        let (next, ends) = match self.stage(&key) {
+            Stage::Cold => (Stage::Measured(0), true),
+            Stage::Measured(PATIENCE) => (Stage::Short, true),
+            Stage::Measured(n) => (Stage::Measured(n + 1), false),
+            done => (done, false),
+        };
+        self.stages.insert(key, next);
+        if ends {
+            self.invalidate(id);
+        }
+        ends
+    }
+
     /// Ends a block: nothing leads to it any more.
     pub fn invalidate(&mut self, id: u32) {
         let block = &mut self.blocks[id as usize];
@@ -432,6 +486,7 @@ impl Cache {
         self.ids.clear();
         self.order.clear();
         self.pages.clear();
+        self.stages.clear();
         self.area.clear();
         self.statistics.flushes += 1;
     }

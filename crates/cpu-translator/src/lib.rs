@@ -56,6 +56,8 @@ pub struct Options {
     /// Pages with code stay watched however often they are written to (tests that place their
     /// programs in the same pages over and over).
     pub always_watch: bool,
+    /// Loops need not be found running to count their rounds (tests).
+    pub measure_loops: bool,
 }
 
 impl Default for Options {
@@ -67,6 +69,7 @@ impl Default for Options {
             exact_flags: false,
             tables: None,
             always_watch: false,
+            measure_loops: false,
         }
     }
 }

@@ -47,6 +47,8 @@ pub struct Shared {
     pub revoked: AtomicU64,
     pub warm: AtomicU32,
     pub exact: bool,
+    /// Loops count their rounds from the start.
+    pub measures: bool,
     pub form: Form,
     pub time: Time,
     restless: Restless,
@@ -74,6 +76,7 @@ impl Shared {
             revoked: AtomicU64::new(0),
             warm: AtomicU32::new(options.warm.max(1)),
             exact: options.exact_flags,
+            measures: options.measure_loops,
             form,
             time: Time::new(),
             restless: Restless::default(),

@@ -29,15 +29,20 @@ fn interpreter() -> Entry {
     Entry { engine: Box::new(Interpreter::new().unwrap()), times: 1, exact_flags: true }
 }
 
+/// Everything is translated at once, into what guests run after a while.
+fn tried() -> Options {
+    Options { warm: 1, always_watch: true, measure_loops: true, ..Options::default() }
+}
+
 /// Blocks are translated when they are met for the second time.
 fn translator() -> Entry {
-    let options = Options { warm: 1, exact_flags: true, always_watch: true, ..Options::default() };
+    let options = Options { exact_flags: true, ..tried() };
     Entry { engine: Box::new(Translator::with(options).unwrap()), times: 3, exact_flags: true }
 }
 
 /// With flags only where they are needed, as guests run.
 fn lazy_translator() -> Entry {
-    let options = Options { warm: 1, always_watch: true, ..Options::default() };
+    let options = tried();
     Entry { engine: Box::new(Translator::with(options).unwrap()), times: 3, exact_flags: false }
 }
 

@@ -1,7 +1,8 @@
 //! Loops whose look-ups are good for many rounds.
 //!
-//! A block that ends with a branch to its own start has a second body behind the first. On the
-//! way back, after a few rounds, the pages are looked up of all accesses whose addresses move
+//! A block that branches to its own start and was found running when something was asked of the
+//! vCPU is translated anew, so that it counts its rounds (see [`Stage`]), and once it has done
+//! [`HOT`] at a stretch, with a second body behind the first. On the way back, after a few rounds, the pages are looked up of all accesses whose addresses move
 //! by a constant per round, or not at all, and how many rounds they stay on those pages. The
 //! second body does that many rounds without a look-up of theirs, without a poll and at most
 //! [`ROUNDS`]; then the first goes on. One of the moving registers tells when: no other count
@@ -13,10 +14,12 @@
 use super::groups::{Access, Member, Values, mentions_scratch, uses_memory};
 use super::{Builder, Class, Cold, Source, access, class};
 use crate::asm::*;
-use crate::cache::Kind;
+use crate::cache::{Kind, Stage};
 use crate::layout::*;
 use iced_x86::{Instruction, Register};
 
+/// Rounds after which a loop is translated anew.
+const HOT: u32 = 32;
 /// Most rounds at a time: about 100 µs of the longest loops.
 const ROUNDS: i32 = 1024;
 /// Fewer are not worth it.
@@ -71,11 +74,18 @@ struct Plan {
 }
 
 impl Builder {
-    /// Whether the block is such a loop, and which accesses take part.
-    pub(super) fn find_hoist(&mut self, source: &Source) -> Option<Hoist> {
+    pub(super) fn find_loop(&mut self, source: &Source) {
         if self.word != 8 || source.checked || !self.is_loop(source) {
-            return None;
+            return;
         }
+        match source.stage {
+            Stage::Hot => self.hoist = self.find_hoist(source),
+            stage => self.warming = matches!(stage, Stage::Measured(_)),
+        }
+    }
+
+    /// Which accesses take part.
+    fn find_hoist(&mut self, source: &Source) -> Option<Hoist> {
         let mut values = Values::new();
         let mut found: Vec<Option<(Access, u32, [i64; 2])>> = Vec::with_capacity(self.steps.len());
         for k in 0..self.steps.len() {
@@ -159,8 +169,8 @@ impl Builder {
 
     /// At the start of the first body's rounds.
     pub(super) fn begin_rounds(&mut self) {
-        if self.hoist.is_some() {
-            self.code.store_imm32(TURNS, WARM);
+        if self.hoist.is_some() || self.warming {
+            self.code.store_imm32(TURNS, if self.warming { HOT } else { WARM });
             let places = Places { inner: self.code.label(), top: self.code.label() };
             self.code.bind(places.inner);
             self.places = Some(places);
@@ -181,12 +191,23 @@ impl Builder {
 
     /// The way back of the first body, and the second one. Returns the offset of the former.
     pub(super) fn second_body(&mut self, source: &Source) -> u32 {
-        let (Some(hoist), Some(places)) = (self.hoist.take(), self.places) else { return 0 };
+        let Some(places) = self.places else { return 0 };
         self.k = 0;
         let turn = self.code.at();
         let site = self.site(Kind::Head);
+        let live = self.steps[0].live_before != 0;
+        self.turn(live, places, site);
+        let Some(hoist) = self.hoist.take() else {
+            let hot = self.site(Kind::Hot);
+            let label = self.code.label();
+            self.code.jmp(label);
+            self.cold.push(Cold::Leave { label, site: hot, reason: reason::SLOW, restore: false });
+            return turn;
+        };
+        if live {
+            self.code.save_flags();
+        }
         let (out, fail) = (self.code.label(), self.code.label());
-        self.turn(&hoist, places, site);
         self.look_ahead(&hoist, fail);
         self.code.bind(places.top);
         self.rounds_left(&hoist, out);
@@ -206,16 +227,15 @@ impl Builder {
     }
 
     /// Polls, and goes on in the first body unless it is time to try the second.
-    fn turn(&mut self, hoist: &Hoist, places: Places, site: u32) {
+    fn turn(&mut self, live: bool, places: Places, site: u32) {
         let pending = self.code.label();
-        self.poll(hoist.live, pending);
+        self.poll(live, pending);
         self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
-        if hoist.live {
+        if live {
             self.code.load32(T1, TURNS);
             self.code.lea(T1, T1, -1);
             self.code.store32(TURNS, T1);
             self.zero_test(T1, places.inner);
-            self.code.save_flags();
         } else {
             self.code.decrement32_gs(TURNS);
             self.code.jcc(5, places.inner);

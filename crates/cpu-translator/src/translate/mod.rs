@@ -23,7 +23,7 @@ mod trace;
 mod x87;
 
 use crate::asm::{Code, Label};
-use crate::cache::{Block, Cache, Kind, NONE, Site};
+use crate::cache::{Block, Cache, Kind, NONE, Site, Stage};
 use crate::tables::Form;
 use cpu_interpreter::Core;
 use iced_x86::{Instruction, InstructionInfoFactory};
@@ -75,6 +75,7 @@ pub struct Source<'a> {
     pub exact: bool,
     /// The page is unwatched: the block compares its bytes, and ends with its first store.
     pub checked: bool,
+    pub stage: Stage,
     /// First and last offset of bytes that the block relies on beyond its own.
     pub ahead: Cell<(u16, u16)>,
 }
@@ -152,8 +153,10 @@ pub struct Builder {
     /// [`key::COUNTED`].
     counted: bool,
     form: Form,
-    /// The block is a loop with a second body; where that is; it is being emitted.
+    /// The block is a loop with a second body, or one that may get it; where that is; it is being
+    /// emitted.
     hoist: Option<hoist::Hoist>,
+    warming: bool,
     places: Option<hoist::Places>,
     hoisted: bool,
 }
@@ -182,6 +185,7 @@ impl Builder {
             counted: false,
             form,
             hoist: None,
+            warming: false,
             places: None,
             hoisted: false,
         }
@@ -202,7 +206,7 @@ impl Builder {
         self.liveness(source);
         if source.key & key::PLAIN == 0 {
             self.find_groups();
-            self.hoist = self.find_hoist(source);
+            self.find_loop(source);
         }
         let (poll, body) = self.head(source);
         for k in 0..self.steps.len() {
@@ -246,7 +250,7 @@ impl Builder {
         self.groups.clear();
         self.early.clear();
         self.t1 = None;
-        (self.hoist, self.places) = (None, None);
+        (self.hoist, self.warming, self.places) = (None, false, None);
         self.base = (cache.area.next() - cache.area.execute) as u32;
         self.first_site = cache.sites.len() as u32;
         self.block = cache.blocks.len() as u32;

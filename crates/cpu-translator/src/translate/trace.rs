@@ -1,6 +1,7 @@
 //! Which instructions make a block, and where their flags are seen.
 
 use super::{Builder, Class, Source, Step, classify, flags};
+use crate::cache::Stage;
 use cpu_interpreter::may_store;
 use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction};
 
@@ -101,8 +102,13 @@ impl Builder {
                 | Class::Enter => {
                     break;
                 }
-                // A loop ends the block: it may get a second body.
-                Class::Branch | Class::Loop if i.near_branch_target() == source.rip => break,
+                // It may get a second body.
+                Class::Branch | Class::Loop
+                    if i.near_branch_target() == source.rip
+                        && matches!(source.stage, Stage::Measured(_) | Stage::Hot) =>
+                {
+                    break;
+                }
                 Class::Interpret if source.checked => break,
                 _ if source.checked && may_store(&i) => break,
                 _ => {}

@@ -86,6 +86,10 @@ impl TranslatorVcpu {
         } else {
             None
         };
+        let stage = match cache.stage(&(host, rip, key)) {
+            Stage::Cold if self.shared.measures || key & key::COUNTED != 0 => Stage::Measured(0),
+            stage => stage,
+        };
         let source = Source {
             core: self.interpreter.core(),
             bytes: &bytes,
@@ -95,6 +99,7 @@ impl TranslatorVcpu {
             key,
             exact: self.shared.exact || key & key::COUNTED != 0,
             checked,
+            stage,
             ahead: Cell::new((u16::MAX, 0)),
         };
         self.builder.build(&source, cache)
@@ -160,6 +165,22 @@ impl TranslatorVcpu {
         let pair = cache.pair(linear, now);
         drop(cache);
         self.note_code(linear, pair);
+        Next::Loop
+    }
+
+    /// A loop that has run for many rounds is translated anew.
+    pub(super) fn heated(&mut self, place: usize, alive: bool, key: u32) -> Next {
+        let site = self.exits.get(place).site;
+        self.counting.owed = 0;
+        if alive {
+            self.shared.cache().heat(site.block);
+            self.shared.ended.fetch_add(1, Ordering::SeqCst);
+            if let Some(host) = self.make(site.rip, key) {
+                self.revoked = self.shared.revoked.load(Ordering::SeqCst);
+                return Next::Host(host);
+            }
+        }
+        self.store_state(site.rip);
         Next::Loop
     }
 

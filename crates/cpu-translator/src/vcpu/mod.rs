@@ -8,7 +8,7 @@ pub(crate) use accesses::Fill;
 use find::Place;
 
 use crate::beside::{BATCH, Beside, Stamp};
-use crate::cache::{Cache, Kind, NONE};
+use crate::cache::{Cache, Kind, NONE, Stage};
 use crate::counted::Counting;
 use crate::exits::Exits;
 use crate::layout::{MASK, NO_SEGMENT, reason};
@@ -398,6 +398,7 @@ impl TranslatorVcpu {
                             self.give_back(self.exits.get(place).site.left);
                             self.end_stale(place)
                         }
+                        Kind::Hot => self.heated(place, alive, key),
                         _ => self.interpret_at(place, alive, key)?,
                     }
                 }
@@ -416,8 +417,12 @@ impl TranslatorVcpu {
                 _ => {
                     self.counts.polls += 1;
                     let place = self.site().0;
-                    rip = self.exits.get(place).site.rip;
+                    let site = self.exits.get(place).site;
+                    rip = site.rip;
                     self.store_state(rip);
+                    if self.shared.cache().sampled(site.block) {
+                        self.shared.ended.fetch_add(1, Ordering::SeqCst);
+                    }
                     Next::Loop
                 }
             };
