@@ -23,10 +23,12 @@ const HOT: u32 = 32;
 /// Most rounds at a time: about 100 µs of the longest loops.
 const ROUNDS: i32 = 1024;
 /// Fewer are not worth it.
-const FEWEST: i32 = 8;
+const FEWEST: i32 = 5;
 /// Rounds by the first body before the second is tried: at first, and after it could not be.
 const WARM: u32 = 8;
 const PAUSE: u32 = 24;
+/// Likewise where the pages of the second body ended.
+const SOON: u32 = 2;
 /// Most bytes that an address may move per round.
 const FARTHEST: i64 = 4096 / 16;
 /// Most instructions of such a loop.
@@ -204,33 +206,66 @@ impl Builder {
             self.cold.push(Cold::Leave { label, site: hot, reason: reason::SLOW, restore: false });
             return turn;
         };
+        let (again, out, fail) = (self.code.label(), self.code.label(), self.code.label());
+        self.code.bind(again);
         if live {
             self.code.save_flags();
         }
-        let (out, fail) = (self.code.label(), self.code.label());
         self.look_ahead(&hoist, fail);
+        self.align_loop();
         self.code.bind(places.top);
         self.rounds_left(&hoist, out);
         if self.counted {
             self.count_down(site);
         }
         self.rounds(source, &hoist);
-        for (label, turns, saved) in [(fail, PAUSE, hoist.live), (out, 1, false)] {
-            self.code.bind(label);
-            if saved {
-                self.code.restore_flags();
-            }
-            self.code.store_imm32(TURNS, turns);
-            self.code.jmp(places.inner);
-        }
+        self.code.bind(out);
+        self.code.store_imm32(TURNS, SOON);
+        self.poll_loop(live, site);
+        self.code.jmp(again);
+        self.code.bind(fail);
+        self.not_yet(live, places);
         turn
+    }
+
+    /// The second body cannot be run now: a while later if it was never begun in this place, else
+    /// soon, behind a page's end.
+    fn not_yet(&mut self, live: bool, places: Places) {
+        let soon = self.code.label();
+        self.code.cmp32_gs(TURNS, 0);
+        self.code.jcc(5, soon);
+        self.code.store_imm32(TURNS, PAUSE);
+        self.code.bind(soon);
+        if live {
+            self.code.restore_flags();
+        }
+        self.code.jmp(places.inner);
+    }
+
+    /// Padding up to a line of the processor's caches.
+    fn align_loop(&mut self) {
+        const LONG: [u8; 9] = [0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
+        let mut left = self.here().wrapping_neg() as usize % 64;
+        while left != 0 {
+            if left >= LONG.len() {
+                self.code.raw(&LONG);
+                left -= LONG.len();
+            } else {
+                self.code.raw(&[0x90]);
+                left -= 1;
+            }
+        }
+    }
+
+    fn poll_loop(&mut self, live: bool, site: u32) {
+        let pending = self.code.label();
+        self.poll(live, pending);
+        self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
     }
 
     /// Polls, and goes on in the first body unless it is time to try the second.
     fn turn(&mut self, live: bool, places: Places, site: u32) {
-        let pending = self.code.label();
-        self.poll(live, pending);
-        self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
+        self.poll_loop(live, site);
         if live {
             self.code.load32(T1, TURNS);
             self.code.lea(T1, T1, -1);
