@@ -154,6 +154,10 @@ fn call_to<'a, const S: usize>(core: &mut Core, cache: &'a Cache, op: &'a Op, ta
     let top = core.r[4].wrapping_sub(S as u64) & mask(S);
     if !core.store(top, S, op.next_pc(), op) {
         if !core.smc {
+            // The operand's segment is another one than the stack's.
+            if core.fault == cpu::Fault::GP0 {
+                core.fault = cpu::Fault::SS0;
+            }
             return core.refused(op);
         }
         core.smc = false;
