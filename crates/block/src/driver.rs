@@ -49,6 +49,8 @@ pub struct Driver {
     pub schemes: &'static [&'static str],
     /// How surely a file is of this format, 0 (no) to 100.
     pub probe: Option<fn(&Probe<'_>) -> u32>,
+    /// Whether what it needs of the host is there; else it is as if there were no such driver.
+    pub present: fn() -> bool,
     pub open: OpenFn,
     /// Makes an image from `blockdev-create` options.
     pub create: Option<CreateFn>,
@@ -85,6 +87,7 @@ impl Driver {
         kind: Kind::Format,
         schemes: &[],
         probe: None,
+        present: || true,
         open: |_| Box::pin(async { bail!("this feature or command is not currently supported") }),
         create: None,
         create_options: &[],

@@ -19,6 +19,7 @@ pub mod qmp;
 pub mod qtest;
 pub mod record;
 pub mod ssh;
+pub mod tftp;
 pub mod vm;
 pub mod web;
 pub mod writer;

@@ -45,6 +45,7 @@ pub static DRIVERS: &[&Driver] = &[
     &crate::protocols::curl::HTTPS,
     &crate::protocols::curl::FTP,
     &crate::protocols::curl::FTPS,
+    &crate::protocols::curl::TFTP,
     &crate::protocols::ssh::DRIVER,
     &crate::protocols::nbd::DRIVER,
     &crate::protocols::null::NULL_CO,
@@ -64,8 +65,9 @@ pub static DRIVERS: &[&Driver] = &[
     &qcow2::crash::RECORDER,
 ];
 
+/// Those of [`DRIVERS`] that can be used here.
 pub fn all() -> impl Iterator<Item = &'static Driver> {
-    DRIVERS.iter().copied()
+    DRIVERS.iter().copied().filter(|driver| (driver.present)())
 }
 
 /// A driver by its name.

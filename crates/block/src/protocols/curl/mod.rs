@@ -1,7 +1,8 @@
-//! `http`, `https`, `ftp` and `ftps`: read-only disks of web and file servers, by libcurl.
+//! `http`, `https`, `ftp`, `ftps` and `tftp`: read-only disks of web and file servers, by libcurl.
 
 mod cache;
 mod transfer;
+mod whole;
 
 use crate::driver::{Driver, Kind, Layer, Open};
 use crate::options::Options;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 pub use transfer::POINTS;
 use transfer::{Client, Source};
+pub use whole::TFTP;
 
 pub static HTTP: Driver =
     Driver { name: "http", kind: Kind::Protocol, schemes: &["http"], open, ..Driver::DEFAULT };
@@ -29,8 +31,8 @@ pub static FTPS: Driver =
 const READAHEAD: u64 = 256 << 10;
 /// What is read ahead is kept in memory.
 const MAX_READAHEAD: u64 = 64 << 20;
-/// Seconds that a transfer may take unless `timeout` says otherwise, and at most.
-const TIMEOUT: u64 = 5;
+/// How long a transfer may take unless `timeout` says otherwise, and at most (in seconds).
+const TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_TIMEOUT: u64 = 10_000;
 /// The longest request, in bytes.
 const MAX_REQUEST: u32 = 1 << 20;
@@ -44,7 +46,7 @@ struct Remote {
 
 fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     Box::pin(async {
-        open.read_only().map_err(|_| fail!("curl driver does not support writes"))?;
+        refuse_writes(open)?;
         let readahead = open.options.take_u64("readahead")?.unwrap_or(READAHEAD);
         if !readahead.is_multiple_of(512) {
             bail!("HTTP/FTP readahead size {readahead} is not a multiple of 512");
@@ -63,12 +65,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
     })
 }
 
-/// What the options say of the file; and whether its URL says it all.
-fn take_source(
-    options: &mut Options,
-    driver: &str,
-    secret: &dyn Fn(&str) -> Result<Vec<u8>>,
-) -> Result<(Source, bool)> {
+fn take_url(options: &mut Options, driver: &str) -> Result<String> {
     let url = match (options.take_str("url")?, options.take_str("filename")?) {
         (Some(_), Some(_)) => bail!("Can't specify 'url' and 'filename' options at the same time"),
         (None, None) => bail!("curl block driver requires an 'url' option"),
@@ -77,10 +74,29 @@ fn take_source(
     if !url.strip_prefix(driver).is_some_and(|rest| rest.starts_with("://")) {
         bail!("{driver} curl driver cannot handle the URL '{url}' (does not start with '{driver}://')");
     }
-    let timeout = options.take_u64("timeout")?.unwrap_or(TIMEOUT);
-    if timeout > MAX_TIMEOUT {
+    Ok(url)
+}
+
+fn take_timeout(options: &mut Options) -> Result<Option<Duration>> {
+    let timeout = options.take_u64("timeout")?;
+    if timeout.is_some_and(|seconds| seconds > MAX_TIMEOUT) {
         bail!("timeout parameter is too large or negative");
     }
+    Ok(timeout.map(Duration::from_secs))
+}
+
+fn refuse_writes(open: &mut Open) -> Result<()> {
+    open.read_only().map_err(|_| fail!("curl driver does not support writes"))
+}
+
+/// What the options say of the file; and whether its URL says it all.
+fn take_source(
+    options: &mut Options,
+    driver: &str,
+    secret: &dyn Fn(&str) -> Result<Vec<u8>>,
+) -> Result<(Source, bool)> {
+    let url = take_url(options, driver)?;
+    let timeout = take_timeout(options)?.unwrap_or(TIMEOUT);
     let mut take_secret = |key: &str| match options.take_str(key)? {
         None => Ok(None),
         Some(id) => match String::from_utf8(secret(&id)?) {
@@ -98,7 +114,7 @@ fn take_source(
     };
     let source = Source {
         url,
-        timeout: Duration::from_secs(timeout),
+        timeout,
         username: options.take_str("username")?,
         password,
         proxy_username: options.take_str("proxy-username")?,

@@ -11,7 +11,7 @@ use testkit::ftp::Ftp;
 use testkit::web::{SHORT, Shield, TOGETHER, Web};
 
 /// A megabyte and a bit, of no regularity.
-fn content() -> Vec<u8> {
+pub(super) fn content() -> Vec<u8> {
     let mut rng = Rng(7);
     (0..(1 << 20) + 700).map(|_| rng.next() as u8).collect()
 }
@@ -21,7 +21,7 @@ fn web() -> (Web, Vec<u8>) {
     (Web::new(content.clone()).unwrap(), content)
 }
 
-fn add(graph: &Arc<Graph>, mut options: Value) -> Result<Arc<Node>> {
+pub(super) fn add(graph: &Arc<Graph>, mut options: Value) -> Result<Arc<Node>> {
     if options.get("driver").is_none() {
         options["driver"] = "http".into();
     }
@@ -46,7 +46,7 @@ fn read(url: &str, offset: u64, len: usize) -> IoResult<Vec<u8>> {
     })
 }
 
-fn refused(options: Value) -> String {
+pub(super) fn refused(options: Value) -> String {
     add(&graph(), options).map(drop).unwrap_err().text
 }
 

@@ -2,8 +2,9 @@
 //! beside each other and no other thread ever waits for a server.
 
 use super::unusable;
+use super::whole::Spool;
 use base::{Failure, Result, fail};
-use curl::easy::{Easy2, Handler, WriteError};
+use curl::easy::{Easy2, Handler, HttpVersion, WriteError};
 use curl::multi::{Easy2Handle, Multi, MultiWaker};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,6 +25,10 @@ const ATTEMPTS: u32 = 64;
 const PAUSE: Duration = Duration::from_millis(200);
 /// The largest size that is taken for true, in bytes.
 const MAX_SIZE: f64 = (1u64 << 53) as f64;
+/// How long libcurl may sleep: it is woken for new jobs, but TFTP's own repetitions, and the end
+/// of its patience, need it awake.
+const SLEEP: Duration = Duration::from_secs(600);
+const SLEEP_WHOLE: Duration = Duration::from_millis(200);
 
 /// Where authorities lie, on the usual systems.
 const AUTHORITIES: &[&str] = &[
@@ -47,6 +52,22 @@ pub(super) struct Source {
     pub verify: bool,
 }
 
+impl Source {
+    /// A file of which nothing is known but its URL.
+    pub fn plain(url: String) -> Source {
+        Source {
+            url,
+            timeout: Duration::ZERO,
+            username: None,
+            password: None,
+            proxy_username: None,
+            proxy_password: None,
+            cookie: None,
+            verify: true,
+        }
+    }
+}
+
 /// The near side of the thread, which ends with it.
 pub(super) struct Client {
     jobs: Option<mpsc::Sender<Job>>,
@@ -54,16 +75,24 @@ pub(super) struct Client {
 }
 
 struct Job {
-    /// What to read; without it, only the size is asked for.
-    wanted: Option<Range<u64>>,
-    /// Known size of the file.
-    size: u64,
+    goal: Goal,
     done: oneshot::Sender<Ended>,
+}
+
+/// What a transfer is for.
+enum Goal {
+    /// Only the size of the file is asked for.
+    Size,
+    /// A part of a file of known size.
+    Part { range: Range<u64>, size: u64 },
+    /// All of a file.
+    Whole(Spool),
 }
 
 /// What a transfer brought.
 struct Ended {
     data: Vec<u8>,
+    spool: Option<Spool>,
     /// Of the file, -1 if the server does not say.
     length: f64,
     accepts_ranges: bool,
@@ -75,6 +104,12 @@ struct Trouble {
     /// The connection failed, not the request.
     passing: bool,
     timed_out: bool,
+}
+
+impl Ended {
+    fn new(length: f64, error: Option<Trouble>) -> Self {
+        Ended { data: Vec::new(), spool: None, length, accepts_ranges: false, error }
+    }
 }
 
 impl Client {
@@ -93,16 +128,16 @@ impl Client {
         Ok(Client { jobs: Some(jobs), waker })
     }
 
-    async fn perform(&self, wanted: Option<Range<u64>>, size: u64) -> Option<Ended> {
+    async fn perform(&self, goal: Goal) -> Option<Ended> {
         let (done, ended) = oneshot::channel();
-        self.jobs.as_ref()?.send(Job { wanted, size, done }).ok()?;
+        self.jobs.as_ref()?.send(Job { goal, done }).ok()?;
         self.waker.wakeup().ok()?;
         ended.await.ok()
     }
 
     /// Asks for the size of the file in bytes, and whether parts of it can be had.
     pub async fn size(&self) -> Result<u64> {
-        let Some(ended) = self.perform(None, 0).await else { return Err(fail!("libcurl has ended")) };
+        let Some(ended) = self.perform(Goal::Size).await else { return Err(fail!("libcurl has ended")) };
         match ended {
             Ended { error: Some(error), .. } => Err(Failure::new(error.text)),
             Ended { length, .. } if length < 0.0 => Err(fail!("Server didn't report file size.")),
@@ -116,6 +151,24 @@ impl Client {
         }
     }
 
+    /// Fetches all of the file; returns its size in bytes.
+    pub async fn fetch_whole(&self, spool: Spool) -> Result<(Spool, u64)> {
+        let Some(ended) = self.perform(Goal::Whole(spool)).await else {
+            return Err(fail!("libcurl has ended"));
+        };
+        match ended {
+            Ended { error: Some(error), .. } => Err(Failure::new(error.text)),
+            Ended { spool: Some(spool), length, .. } => {
+                let got = spool.len();
+                if length >= 0.0 && length != got as f64 {
+                    return Err(fail!("The server sent {got} bytes of a file of {length} bytes"));
+                }
+                Ok((spool, got))
+            }
+            Ended { spool: None, .. } => Err(fail!("libcurl has lost the file")),
+        }
+    }
+
     /// Reads a range of the file of `size` bytes; goes on where a transfer was cut off.
     pub async fn fetch(&self, wanted: Range<u64>, size: u64) -> Option<Vec<u8>> {
         let len = (wanted.end - wanted.start) as usize;
@@ -123,7 +176,7 @@ impl Client {
         let mut fruitless = 0;
         for _ in 0..ATTEMPTS {
             let from = wanted.start + data.len() as u64;
-            let ended = self.perform(Some(from..wanted.end), size).await?;
+            let ended = self.perform(Goal::Part { range: from..wanted.end, size }).await?;
             fruitless = if ended.data.is_empty() { fruitless + 1 } else { 0 };
             if data.is_empty() {
                 data = ended.data;
@@ -181,7 +234,9 @@ fn serve(multi: &Multi, queue: &mpsc::Receiver<Job>, source: &Source) {
                 Err(mpsc::TryRecvError::Disconnected) => return,
             }
         }
-        if multi.perform().is_err() {
+        // Twice: libcurl 7.88 leaves the connection for an FTP server's data unopened for once when
+        // the server has answered at once, and does not wake up for it.
+        if multi.perform().is_err() || multi.perform().is_err() {
             return;
         }
         let mut ended = Vec::new();
@@ -199,15 +254,21 @@ fn serve(multi: &Multi, queue: &mpsc::Receiver<Job>, source: &Source) {
                 let _ = done.send(finish(multi, handle, error));
             }
         }
-        if multi.poll(&mut [], Duration::from_secs(600)).is_err() {
+        let sleep = if whole(&transfers) { SLEEP_WHOLE } else { SLEEP };
+        if multi.poll(&mut [], sleep).is_err() {
             return;
         }
     }
 }
 
+/// Whether a file is on its way in one piece.
+fn whole(transfers: &HashMap<usize, Transfer>) -> bool {
+    transfers.values().any(|(handle, _)| matches!(handle.get_ref().goal, Goal::Whole(_)))
+}
+
 /// Begins a transfer; if that cannot be done, the job is answered.
 fn begin(multi: &Multi, source: &Source, job: Job, token: usize) -> Option<Transfer> {
-    let inbox = Inbox::new(job.wanted, job.size);
+    let inbox = Inbox::new(job.goal);
     let begun = set_up(source, inbox).and_then(|easy| {
         let added = multi.add2(easy).map_err(|why| fail!("{why}"));
         let mut handle = added?;
@@ -218,8 +279,7 @@ fn begin(multi: &Multi, source: &Source, job: Job, token: usize) -> Option<Trans
         Ok(handle) => Some((handle, job.done)),
         Err(why) => {
             let error = Trouble { text: why.text, passing: false, timed_out: false };
-            let ended = Ended { data: Vec::new(), length: -1.0, accepts_ranges: false, error: Some(error) };
-            let _ = job.done.send(ended);
+            let _ = job.done.send(Ended::new(-1.0, Some(error)));
             None
         }
     }
@@ -230,13 +290,20 @@ fn said(error: curl::Error) -> Failure {
 }
 
 fn set_up(source: &Source, inbox: Inbox) -> Result<Easy2<Inbox>> {
-    let wanted = inbox.wanted.clone();
+    let range = match &inbox.goal {
+        Goal::Part { range, .. } => Some(format!("{}-{}", range.start, range.end - 1)),
+        _ => None,
+    };
+    let whole = matches!(inbox.goal, Goal::Whole(_));
     let mut easy = Easy2::new(inbox);
     let mut configure = || {
         easy.url(&source.url)?;
         easy.fail_on_error(true)?;
         easy.follow_location(true)?;
-        easy.timeout(source.timeout)?;
+        easy.http_version(HttpVersion::V11)?;
+        // A file in one piece takes as long as it takes: its inbox ends what stands still.
+        easy.timeout(if whole { Duration::ZERO } else { source.timeout })?;
+        easy.progress(whole)?;
         easy.ssl_verify_peer(source.verify)?;
         easy.ssl_verify_host(source.verify)?;
         if let Some(path) = authorities() {
@@ -257,9 +324,9 @@ fn set_up(source: &Source, inbox: Inbox) -> Result<Easy2<Inbox>> {
         if let Some(cookie) = &source.cookie {
             easy.cookie(cookie)?;
         }
-        match &wanted {
-            Some(range) => easy.range(&format!("{}-{}", range.start, range.end - 1)),
-            None => easy.nobody(true),
+        match &range {
+            Some(range) => easy.range(range),
+            None => easy.nobody(!whole),
         }
     };
     configure().map_err(said)?;
@@ -275,15 +342,18 @@ fn authorities() -> Option<PathBuf> {
 
 fn finish(multi: &Multi, handle: Easy2Handle<Inbox>, error: Option<curl::Error>) -> Ended {
     let length = handle.content_length_download().unwrap_or(-1.0);
+    // What libcurl 7.88 says further of TFTP is that its socket has no other end.
+    let whole = matches!(handle.get_ref().goal, Goal::Whole(_));
     let trouble = |error: curl::Error| {
-        let text = error.extra_description().unwrap_or(error.description()).to_string();
+        let further = error.extra_description().filter(|_| !whole);
+        let text = further.unwrap_or(error.description()).to_string();
         let timed_out = error.is_operation_timedout();
         let cut_off = error.is_partial_file() || error.is_recv_error() || error.is_send_error();
         let absent = error.is_got_nothing() || error.is_couldnt_connect();
         Trouble { text, passing: cut_off || absent || timed_out, timed_out }
     };
     let mut error = error.map(trouble);
-    let mut ended = Ended { data: Vec::new(), length, accepts_ranges: false, error: None };
+    let mut ended = Ended::new(length, None);
     // Dropping the handle ends the transfer, where it must be taken out by hand.
     if let Ok(mut easy) = multi.remove2(handle) {
         let inbox = easy.get_mut();
@@ -291,6 +361,9 @@ fn finish(multi: &Multi, handle: Easy2Handle<Inbox>, error: Option<curl::Error>)
         ended.accepts_ranges = inbox.answer.is_none() || inbox.accepts_ranges;
         if let Some(text) = inbox.refused.take() {
             error = Some(Trouble { text, passing: false, timed_out: false });
+        }
+        if let Goal::Whole(spool) = std::mem::replace(&mut inbox.goal, Goal::Size) {
+            ended.spool = Some(spool);
         }
     }
     ended.error = error;
@@ -300,8 +373,7 @@ fn finish(multi: &Multi, handle: Easy2Handle<Inbox>, error: Option<curl::Error>)
 /// Takes what comes in for one transfer. The server is not trusted: only the bytes asked for
 /// are kept.
 struct Inbox {
-    wanted: Option<Range<u64>>,
-    size: u64,
+    goal: Goal,
     data: Vec<u8>,
     /// Status of the last HTTP response; other protocols have none.
     answer: Option<u32>,
@@ -313,27 +385,20 @@ struct Inbox {
 }
 
 impl Inbox {
-    fn new(wanted: Option<Range<u64>>, size: u64) -> Self {
-        Inbox {
-            wanted,
-            size,
-            data: Vec::new(),
-            answer: None,
-            part: None,
-            accepts_ranges: false,
-            refused: None,
-        }
+    fn new(goal: Goal) -> Self {
+        Inbox { goal, data: Vec::new(), answer: None, part: None, accepts_ranges: false, refused: None }
     }
 
-    /// What is wrong with an HTTP response to a request for a range from `start` on.
-    fn objection(&self, start: u64) -> Option<String> {
+    /// What is wrong with an HTTP response to a request for a range from `start` on, of a file of
+    /// `known` bytes.
+    fn objection(&self, start: u64, known: u64) -> Option<String> {
         match (self.answer, self.part) {
             (None, _) => None,
             (Some(206), Some((first, _))) if first != start => {
                 Some(format!("The server sent bytes from {first} on instead of {start}"))
             }
-            (Some(206), Some((_, Some(size)))) if size != self.size => {
-                Some(format!("The size of the file changed from {} to {size}", self.size))
+            (Some(206), Some((_, Some(size)))) if size != known => {
+                Some(format!("The size of the file changed from {known} to {size}"))
             }
             (Some(206), Some(_)) => None,
             (Some(206), None) => Some("The server does not say which bytes it sent".into()),
@@ -363,19 +428,35 @@ impl Handler for Inbox {
     }
 
     fn write(&mut self, data: &[u8]) -> std::result::Result<usize, WriteError> {
-        let Some(wanted) = &self.wanted else { return Ok(data.len()) };
+        let (range, size) = match &mut self.goal {
+            Goal::Size => return Ok(data.len()),
+            Goal::Part { range, size } => (range.clone(), *size),
+            Goal::Whole(spool) => {
+                self.refused = spool.take(data).err();
+                return Ok(if self.refused.is_none() { data.len() } else { 0 });
+            }
+        };
+        let len = (range.end - range.start) as usize;
         if self.data.is_empty() {
-            self.refused = self.objection(wanted.start);
+            self.refused = self.objection(range.start, size);
             if self.refused.is_some() {
                 return Ok(0);
             }
-            self.data.reserve_exact((wanted.end - wanted.start) as usize);
+            self.data.reserve_exact(len);
         }
-        let room = (wanted.end - wanted.start) as usize - self.data.len();
-        let taken = data.len().min(room);
+        let taken = data.len().min(len - self.data.len());
         self.data.extend_from_slice(&data[..taken]);
         // Taking less than came in ends the transfer.
         Ok(taken)
+    }
+
+    fn progress(&mut self, announced: f64, _: f64, _: f64, _: f64) -> bool {
+        if let Goal::Whole(spool) = &self.goal
+            && self.refused.is_none()
+        {
+            self.refused = spool.objection(announced);
+        }
+        self.refused.is_none()
     }
 }
 
