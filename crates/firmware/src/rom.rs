@@ -100,6 +100,12 @@ impl Bios {
     }
 }
 
+/// Whether an image has a UEFI firmware volume: `_FVH` at 28h of one of its pages (UEFI PI
+/// specification, volume 3, EFI_FIRMWARE_VOLUME_HEADER).
+pub fn is_uefi(image: &[u8]) -> bool {
+    image.chunks(4096).any(|page| page.get(0x28..0x2c) == Some(b"_FVH"))
+}
+
 /// What is seen of a firmware below 1 MiB, its end: first address, length, and what is there.
 pub fn shadow(block: RamBlock) -> (u64, u64, Target) {
     let len = block.len().min(SHADOW);
@@ -142,6 +148,15 @@ mod tests {
         assert_eq!(space.load(0xd_ffff, 1), 0);
         space.store(0xf_ffff, 1, 0);
         assert_eq!(space.load(0xf_ffff, 1), 0x44);
+    }
+
+    #[test]
+    fn uefi_is_known_by_its_volumes() {
+        let mut image = vec![0; 128 << 10];
+        assert!(!is_uefi(&image) && !is_uefi(b"_FVH"));
+        image[0x10028..0x1002c].copy_from_slice(b"_FVH");
+        assert!(is_uefi(&image) && !is_uefi(&image[..0x1002b]));
+        assert!(!is_uefi(&image[1..]));
     }
 
     #[test]

@@ -70,6 +70,39 @@ fn uefi_starts_linux() {
 }
 
 #[test]
+fn uefi_given_by_bios_starts_linux() {
+    let firmware = guests::package("ovmf").unwrap().join("usr/share/ovmf/OVMF.fd");
+    let args = ["-M", "q35", "-m", "512", "-bios", firmware.to_str().unwrap()];
+    let mut linux = Linux::boot_with("linux-image-cloud-amd64", &args, "ryokan.word=here").unwrap();
+    let seen = linux.shell("test -d /sys/firmware/efi && echo by-firmware; cat /proc/cmdline").unwrap();
+    assert!(seen.contains("by-firmware") && seen.contains("ryokan.word=here"), "{seen}");
+    linux.power_off().unwrap();
+}
+
+#[test]
+fn a_bios_beside_a_kernel_starts_it_or_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let other = dir.path().join("other.bin");
+    std::fs::write(&other, vec![0xf4; 65536]).unwrap();
+    let other = other.display().to_string();
+    let kernel = guests::kernel("linux-image-cloud-amd64").unwrap().display().to_string();
+    let args = |bios: &str| ["-display", "none", "-kernel", &kernel, "-bios", bios].map(String::from);
+    for (bios, text) in [
+        (other.as_str(), "is no UEFI firmware and cannot start the kernel of -kernel"),
+        (other.as_str(), "leave -bios out"),
+        ("absent.bin", "could not load PC BIOS 'absent.bin'"),
+    ] {
+        let args = args(bios);
+        let why = Vm::start_plain(&args.each_ref().map(String::as_str)).err().unwrap();
+        assert!(why.contains(text), "{bios}: {why}");
+    }
+    // The default BIOS is what direct boot stands for, by whatever name.
+    let default = "/usr/share/seabios/../seabios/bios-256k.bin";
+    let linux = Linux::boot("linux-image-cloud-amd64", &["-bios", default]).unwrap();
+    linux.power_off().unwrap();
+}
+
+#[test]
 fn test_programs_program_and_erase() {
     let dir = tempfile::tempdir().unwrap();
     let image = dir.path().join("flash.img");

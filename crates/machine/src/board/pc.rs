@@ -167,7 +167,7 @@ fn platform(
     platform.isa = onboard.isa;
     platform.phys_bits = model.phys_bits as u8;
     // Waking from S3 begins in a firmware.
-    platform.s3 = spec.boot.kernel.is_none() || flash::has_firmware(spec);
+    platform.s3 = boot::direct_kernel(spec).is_none();
     platform
 }
 

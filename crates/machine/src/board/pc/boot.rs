@@ -3,13 +3,14 @@
 use super::{Platform, flash, onboard};
 use crate::memory::Rom;
 use crate::{Devices, Machine, Memory};
-use base::Result;
+use base::{Result, fail};
 use cpu::models::CpuModel;
 use device::Services;
 use firmware::boot::{self, Plan, chipset};
 use firmware::fw_cfg;
 use firmware::{FwCfg, acpi, rom, smbios};
 use spec::machine::MachineSpec;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -39,7 +40,7 @@ impl Boot {
         config.threads = u8::try_from(spec.smp.cores * spec.smp.dies * spec.smp.threads).unwrap_or(255);
         super::tables::smbios(spec, &mut config)?;
         // A firmware tells of itself, and starts the kernel by itself.
-        let direct = spec.boot.kernel.as_ref().filter(|_| !flash::has_firmware(spec));
+        let direct = direct_kernel(spec);
         if direct.is_some() && config.bios.is_none() {
             config.bios = Some(smbios::Bios::ours());
         }
@@ -59,12 +60,11 @@ impl Boot {
         devices.adopt(fw_cfg.clone(), None);
         let plan = match direct {
             Some(kernel) => Some(plan_kernel(spec, kernel, &platform, acpi.as_ref(), &smbios, model)?),
-            None if flash::has_firmware(spec) => {
-                hand_kernel(spec, &fw_cfg)?;
-                None
-            }
             None => {
-                map_bios(spec, memory, services)?;
+                if !flash::has_firmware(spec) {
+                    map_bios(spec, memory, services)?;
+                }
+                hand_kernel(spec, &fw_cfg)?;
                 None
             }
         };
@@ -162,7 +162,25 @@ fn read_files(spec: &MachineSpec, name: &str) -> Result<(Vec<u8>, Vec<boot::Modu
     Ok((kernel, modules))
 }
 
-/// Gives the firmware in flash the kernel that it is to start.
+/// The kernel that is put in place directly: one beside which no firmware is given. The default
+/// BIOS does not count, since it would do nothing else.
+pub(super) fn direct_kernel(spec: &MachineSpec) -> Option<&str> {
+    let kernel = spec.boot.kernel.as_deref()?;
+    let given = spec.boot.bios.as_deref().is_some_and(|name| !is_default_bios(spec, name));
+    (!given && !flash::has_firmware(spec)).then_some(kernel)
+}
+
+fn is_default_bios(spec: &MachineSpec, name: &str) -> bool {
+    let dirs = firmware_dirs(spec);
+    let place = |name: &str| rom::find(name, &dirs)?.canonicalize().ok();
+    name == rom::DEFAULT_BIOS || place(name).is_some_and(|path| place(rom::DEFAULT_BIOS) == Some(path))
+}
+
+fn firmware_dirs(spec: &MachineSpec) -> Vec<PathBuf> {
+    rom::search_path(&spec.boot.firmware_dirs, std::env::current_exe().ok().as_deref())
+}
+
+/// Gives the firmware the kernel that it is to start.
 fn hand_kernel(spec: &MachineSpec, fw_cfg: &FwCfg) -> Result<()> {
     let Some(name) = &spec.boot.kernel else { return Ok(()) };
     let (kernel, modules) = read_files(spec, name)?;
@@ -174,8 +192,7 @@ fn hand_kernel(spec: &MachineSpec, fw_cfg: &FwCfg) -> Result<()> {
 }
 
 fn map_bios(spec: &MachineSpec, memory: &Memory, services: &Services) -> Result<()> {
-    let executable = std::env::current_exe().ok();
-    let dirs = rom::search_path(&spec.boot.firmware_dirs, executable.as_deref());
+    let dirs = firmware_dirs(spec);
     let name = spec.boot.bios.as_deref().unwrap_or(rom::DEFAULT_BIOS);
     let qtest = spec.accels.first().is_some_and(|accel| accel.name == "qtest");
     let bios = match rom::Bios::find(name, &dirs) {
@@ -184,9 +201,13 @@ fn map_bios(spec: &MachineSpec, memory: &Memory, services: &Services) -> Result<
         Err(_) if qtest && spec.boot.bios.is_none() => return Ok(()),
         Err(failure) => return Err(failure),
     };
-    services.memory.edit(|edit| bios.map(edit, 1));
     let mut image = vec![0; bios.block().len() as usize];
     bios.block().read(0, &mut image);
+    if spec.boot.kernel.is_some() && !rom::is_uefi(&image) {
+        return Err(fail!("-bios '{name}' is no UEFI firmware and cannot start the kernel of -kernel")
+            .hint("leave -bios out: the kernel is then booted directly"));
+    }
+    services.memory.edit(|edit| bios.map(edit, 1));
     memory.add_rom(Rom {
         name: name.to_string(),
         address: bios.high().0,
