@@ -94,6 +94,30 @@ fn verbs_hold_in_the_states_they_are_for() {
     images.same("a.qcow2", "copy.raw");
 }
 
+/// Jobs work on another thread than the monitor's.
+#[test]
+fn completing_is_answered_before_its_events_and_finalizing_after_them() {
+    let mut bench = bench();
+    for node in ["from", "to"] {
+        bench.run("blockdev-add", json!({"driver": "null-co", "node-name": node, "size": 65536}));
+    }
+    let mirror = json!({"device": "from", "job-id": "j", "target": "to", "sync": "full",
+        "auto-finalize": false, "auto-dismiss": false});
+    for verb in ["job-complete", "block-job-complete"].into_iter().cycle().take(40) {
+        bench.run("blockdev-mirror", mirror.clone());
+        bench.story("j", "READY");
+        let key = if verb == "job-complete" { "id" } else { "device" };
+        bench.run(verb, json!({key: "j"}));
+        assert_eq!(bench.vm.qmp.take_events(), [""; 0], "{verb}");
+        assert_eq!(bench.story("j", "PENDING"), ["waiting", "pending", "PENDING"]);
+        bench.run("job-finalize", json!({"id": "j"}));
+        assert_eq!(bench.vm.qmp.take_events(), ["BLOCK_JOB_COMPLETED", "JOB_STATUS_CHANGE"]);
+        bench.run("job-dismiss", json!({"id": "j"}));
+        bench.story("j", "null");
+    }
+    bench.quit();
+}
+
 #[test]
 fn a_pending_job_can_be_cancelled_and_says_so_until_dismissed() {
     let mut bench = bench();

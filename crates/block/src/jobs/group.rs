@@ -24,7 +24,7 @@ impl Group {
         self.members.lock().push(Arc::downgrade(job));
     }
 
-    fn members(&self) -> Vec<Arc<Job>> {
+    pub(super) fn members(&self) -> Vec<Arc<Job>> {
         self.members.lock().iter().filter_map(Weak::upgrade).collect()
     }
 

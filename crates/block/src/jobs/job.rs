@@ -6,11 +6,13 @@ use crate::graph::{Haste, IoThread};
 use crate::notice::{Action, Notice};
 use crate::types::{IoResult, errno, errno_of};
 use base::failure::strerror;
-use base::{Class, Failure, Mutex, Result, bail};
+use base::{Class, Failure, Mutex, Result};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
+
+mod requests;
 
 /// Length of a rate limit slice.
 const SLICE: Duration = Duration::from_millis(100);
@@ -229,147 +231,6 @@ impl Job {
     pub(crate) fn let_go(&self) {
         self.release();
         self.show_running();
-    }
-
-    // What users may ask.
-
-    fn refuse(&self, verb: &str) -> Result<()> {
-        let status = self.status();
-        bail!("Job '{}' in state '{}' cannot accept command verb '{verb}'", self.setup.id, status.as_str())
-    }
-
-    pub fn set_speed(&self, speed: u64) -> Result<()> {
-        use Status::*;
-        if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {
-            return self.refuse("set-speed");
-        }
-        let mut state = self.state.lock();
-        // What has been done in excess of the old limit counts against the new one.
-        state.speed = speed;
-        drop(state);
-        self.woken.notify_waiters();
-        Ok(())
-    }
-
-    /// Whether a user (or an error) has paused it.
-    pub fn is_user_paused(&self) -> bool {
-        self.state.lock().user_paused
-    }
-
-    pub fn pause(&self) -> Result<()> {
-        use Status::*;
-        if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {
-            return self.refuse("pause");
-        }
-        let mut state = self.state.lock();
-        if state.user_paused {
-            bail!("Job is already paused");
-        }
-        state.user_paused = true;
-        drop(state);
-        self.woken.notify_waiters();
-        Ok(())
-    }
-
-    pub fn resume(&self) -> Result<()> {
-        use Status::*;
-        if !self.state.lock().user_paused {
-            bail!("Can't resume a job that was not paused");
-        }
-        if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {
-            return self.refuse("resume");
-        }
-        let mut state = self.state.lock();
-        state.user_paused = false;
-        state.io_status = IoStatus::Ok;
-        let goes_on = state.held == 0;
-        drop(state);
-        if goes_on {
-            self.show_running();
-        }
-        self.woken.notify_waiters();
-        Ok(())
-    }
-
-    /// Whether [`Job::cancel`] is refused now.
-    pub fn check_cancel(&self, force: bool) -> Result<()> {
-        use Status::*;
-        let status = self.status();
-        if !matches!(status, Created | Running | Paused | Ready | Standby | Waiting | Pending) {
-            return self.refuse("cancel");
-        }
-        let paused = self.state.lock().user_paused;
-        if paused && !force && self.setup.block_job && !matches!(status, Waiting | Pending) {
-            bail!("The block job for device '{}' is currently paused", self.setup.id);
-        }
-        Ok(())
-    }
-
-    /// A paused job goes on, which shows at once.
-    pub fn show_running(&self) {
-        match self.status() {
-            Status::Paused => self.set_status(Status::Running),
-            Status::Standby => self.set_status(Status::Ready),
-            _ => {}
-        }
-    }
-
-    /// `force`: also where a ready mirror would otherwise end cleanly.
-    pub fn cancel(&self, force: bool) -> Result<()> {
-        self.check_cancel(force)?;
-        let mut state = self.state.lock();
-        state.cancelled = true;
-        state.forced |= force;
-        state.user_paused = false;
-        let ends_at_once = state.ends_at_once();
-        drop(state);
-        self.woken.notify_waiters();
-        if ends_at_once {
-            self.hasten();
-        }
-        Ok(())
-    }
-
-    /// Lets the requests of the cancelled job through all limits, until it has ended.
-    fn hasten(&self) {
-        let Some(graph) = self.jobs.upgrade().and_then(|jobs| jobs.graph.upgrade()) else { return };
-        let haste = graph.hasten_job(self.id());
-        let mut held = self.haste.lock();
-        if !matches!(self.status(), Status::Concluded | Status::Null) {
-            *held = Some(haste);
-        }
-    }
-
-    /// To be called when the job has concluded.
-    pub(super) fn end_haste(&self) {
-        let haste = self.haste.lock().take();
-        drop(haste);
-    }
-
-    pub fn complete(&self) -> Result<()> {
-        if self.status() != Status::Ready {
-            return self.refuse("complete");
-        }
-        let mut state = self.state.lock();
-        if !state.ready || state.cancelled || state.user_paused {
-            let text = format!("The active block job '{}' cannot be completed", self.setup.id);
-            return Err(Failure::of(Class::GenericError, text));
-        }
-        state.complete = true;
-        drop(state);
-        self.woken.notify_waiters();
-        Ok(())
-    }
-
-    pub fn finalize(&self) -> Result<()> {
-        if self.status() != Status::Pending {
-            return self.refuse("finalize");
-        }
-        match &self.setup.group {
-            Some(group) => group.finalize(),
-            None => self.let_finish(),
-        }
-        Ok(())
     }
 
     pub(super) fn let_finish(&self) {

@@ -279,6 +279,7 @@ fn conclude(inner: &Inner, job: &Arc<Job>, ending: Ending, error: Option<String>
         list.retain(|one| !Arc::ptr_eq(one, job));
         job.set_status(Status::Null);
     }
+    job.wake();
 }
 
 fn forget(inner: &Inner, job: &Arc<Job>) {

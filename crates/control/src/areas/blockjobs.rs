@@ -390,15 +390,43 @@ async fn pause(call: Call, command: BlockJobPause) -> Result<()> {
 /// No error where it is not paused (`job-resume` is stricter).
 async fn resume(call: Call, command: BlockJobResume) -> Result<()> {
     let job = graph(&call).jobs.block_job(&command.device)?;
-    if job.is_user_paused() { job.resume() } else { Ok(()) }
+    if job.is_user_paused() { resume_after_reply(&call, job) } else { Ok(()) }
+}
+
+/// Shown as running at once; what it does then is told after the reply.
+fn resume_after_reply(call: &Call, job: Arc<jobs::Job>) -> Result<()> {
+    job.check_resume()?;
+    job.show_resumed();
+    call.after_reply(move || {
+        // Refused only when another monitor was faster.
+        let _ = job.resume();
+    });
+    Ok(())
 }
 
 async fn complete(call: Call, command: BlockJobComplete) -> Result<()> {
-    graph(&call).jobs.block_job(&command.device)?.complete()
+    complete_after_reply(&call, graph(&call).jobs.block_job(&command.device)?)
+}
+
+fn complete_after_reply(call: &Call, job: Arc<jobs::Job>) -> Result<()> {
+    job.check_complete()?;
+    call.after_reply(move || {
+        // Refused only when the job is no longer ready.
+        let _ = job.complete();
+    });
+    Ok(())
 }
 
 async fn finalize(call: Call, command: BlockJobFinalize) -> Result<()> {
-    graph(&call).jobs.block_job(&command.id)?.finalize()
+    let job = graph(&call).jobs.block_job(&command.id)?;
+    finish(&job).await
+}
+
+/// Answered when the job has concluded.
+async fn finish(job: &jobs::Job) -> Result<()> {
+    job.finalize()?;
+    job.concluded().await;
+    Ok(())
 }
 
 async fn dismiss(call: Call, command: BlockJobDismiss) -> Result<()> {
@@ -411,7 +439,7 @@ async fn job_pause(call: Call, command: JobPause) -> Result<()> {
 }
 
 async fn job_resume(call: Call, command: JobResume) -> Result<()> {
-    graph(&call).jobs.get(&command.id)?.resume()
+    resume_after_reply(&call, graph(&call).jobs.get(&command.id)?)
 }
 
 async fn job_cancel(call: Call, command: JobCancel) -> Result<()> {
@@ -419,11 +447,12 @@ async fn job_cancel(call: Call, command: JobCancel) -> Result<()> {
 }
 
 async fn job_complete(call: Call, command: JobComplete) -> Result<()> {
-    graph(&call).jobs.get(&command.id)?.complete()
+    complete_after_reply(&call, graph(&call).jobs.get(&command.id)?)
 }
 
 async fn job_finalize(call: Call, command: JobFinalize) -> Result<()> {
-    graph(&call).jobs.get(&command.id)?.finalize()
+    let job = graph(&call).jobs.get(&command.id)?;
+    finish(&job).await
 }
 
 async fn job_dismiss(call: Call, command: JobDismiss) -> Result<()> {
