@@ -6,6 +6,7 @@
 pub mod bench;
 pub mod certificates;
 pub mod cpio;
+pub mod dice;
 pub mod disk;
 pub mod foreign;
 pub mod ftp;
@@ -25,6 +26,7 @@ pub mod web;
 pub mod writer;
 
 pub use bench::Bench;
+pub use dice::Dice;
 pub use images::Images;
 pub use linux::Linux;
 pub use qmp::Qmp;

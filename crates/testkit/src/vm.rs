@@ -3,7 +3,7 @@
 use crate::guests::root;
 use crate::qmp::Qmp;
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -50,14 +50,25 @@ impl Vm {
 
     /// As [`Vm::start_plain`], with more in its environment.
     pub fn start_in(environment: &[(&str, &str)], args: &[&str]) -> Result<Vm, String> {
+        let mut command = Command::new(binary());
+        command.args(args).envs(environment.iter().copied());
+        Vm::spawn(command)
+    }
+
+    /// As [`Vm::start_plain`], with `dir` as its working directory.
+    pub fn start_at(dir: &Path, args: &[&str]) -> Result<Vm, String> {
+        let mut command = Command::new(binary());
+        command.args(args).current_dir(dir);
+        Vm::spawn(command)
+    }
+
+    fn spawn(mut command: Command) -> Result<Vm, String> {
         static COUNT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let dir = std::env::temp_dir().join(format!("ryokan-test-{}-{number}", std::process::id()));
         std::fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
         let socket = dir.join("qmp");
-        let mut child = Command::new(binary())
-            .args(args)
-            .envs(environment.iter().copied())
+        let mut child = command
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket.display()))
             .stdin(Stdio::piped())

@@ -186,7 +186,7 @@ impl Backend {
             if graph.backend(&setup.name).is_some() {
                 bail!("Device with id '{}' already exists", setup.name);
             }
-            if graph.find(&setup.name).is_some() {
+            if graph.find(&setup.name).is_some() || graph.is_claimed(&setup.name) {
                 bail!("Device name '{}' conflicts with an existing node name", setup.name);
             }
         }

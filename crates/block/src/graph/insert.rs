@@ -18,13 +18,8 @@ impl Graph {
         node: &Arc<Node>,
         spared: Option<&Arc<Node>>,
     ) -> Result<Pin> {
-        let node_name = match name {
-            Some(name) => {
-                self.check_new_name(name)?;
-                name.to_string()
-            }
-            None => self.auto_name(),
-        };
+        let _claim = name.map(|name| self.claim_name(name)).transpose()?;
+        let node_name = name.map_or_else(|| self.auto_name(), str::to_string);
         let mut options = Options::new();
         options.set("file", node.name());
         let users = node.parents_outside(spared);

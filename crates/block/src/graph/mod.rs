@@ -52,6 +52,8 @@ pub struct Graph {
     /// Held while edges and permissions change.
     topology: Mutex<()>,
     nodes: Mutex<Vec<Arc<Node>>>,
+    /// Names of nodes that are being opened.
+    claimed: Mutex<Vec<String>>,
     pub(crate) backends: Mutex<Vec<Backend>>,
     counter: AtomicU64,
     pub throttle_groups: crate::throttle::Groups,
@@ -64,6 +66,15 @@ pub struct Graph {
     /// Sockets that options may name while a command is carried out.
     offered: Mutex<std::collections::HashMap<String, OwnedFd>>,
     vault: std::sync::OnceLock<Arc<dyn Vault>>,
+}
+
+/// A node's name while the node is being opened.
+struct Claim(Arc<Graph>, String);
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        self.0.claimed.lock().retain(|name| *name != self.1);
+    }
 }
 
 impl Graph {
@@ -82,6 +93,7 @@ impl Graph {
             relinking: Default::default(),
             topology: Mutex::new(()),
             nodes: Mutex::default(),
+            claimed: Mutex::default(),
             backends: Mutex::default(),
             counter: AtomicU64::new(0),
             fdsets,
@@ -190,7 +202,13 @@ impl Graph {
         format!("#block{count}{:02}", (count.wrapping_mul(2_654_435_761) >> 7) % 100)
     }
 
-    pub(crate) fn check_new_name(&self, name: &str) -> Result<()> {
+    /// Whether a node of this name is being opened.
+    pub(crate) fn is_claimed(&self, name: &str) -> bool {
+        self.claimed.lock().iter().any(|one| one == name)
+    }
+
+    /// Keeps a name for a node that is being opened.
+    fn claim_name(&self, name: &str) -> Result<Claim> {
         if !well_formed(name) {
             bail!("Invalid node-name: '{name}'");
         }
@@ -200,10 +218,12 @@ impl Graph {
         if self.backend(name).is_some() {
             bail!("node-name={name} is conflicting with a device id");
         }
-        if self.find(name).is_some() {
+        let mut claimed = self.claimed.lock();
+        if self.find(name).is_some() || claimed.iter().any(|one| one == name) {
             bail!("Duplicate nodes with node-name='{name}'");
         }
-        Ok(())
+        claimed.push(name.to_string());
+        Ok(Claim(self.arc(), name.to_string()))
     }
 
     /// Makes an edge count: checks and takes its permissions, then lists it at its node.

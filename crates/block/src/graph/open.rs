@@ -96,13 +96,9 @@ impl Graph {
 
     async fn open_here(&self, mut options: Options, defaults: Settings, place: Place) -> Result<super::Pin> {
         expand_json(&mut options)?;
-        let name = match options.take_str("node-name")? {
-            Some(name) => {
-                self.check_new_name(&name)?;
-                name
-            }
-            None => self.auto_name(),
-        };
+        let name = options.take_str("node-name")?;
+        let _claim = name.as_deref().map(|name| self.claim_name(name)).transpose()?;
+        let name = name.unwrap_or_else(|| self.auto_name());
         let explicit = explicit_settings(&options);
         let writeback = options.get("cache").and_then(|cache| cache.get("writeback")).cloned();
         let settings = take_settings(&mut options, defaults)?;

@@ -92,6 +92,8 @@ fn names_and_options_are_checked() {
     let null = |name: &str| json!({"node-name": name, "driver": "null-co"});
     add(&graph, null("a")).unwrap();
     assert_eq!(add(&graph, null("a")).unwrap_err().text, "Duplicate nodes with node-name='a'");
+    let nested = json!({"node-name": "b", "driver": "raw", "file": {"driver": "null-co", "node-name": "b"}});
+    assert_eq!(add(&graph, nested).unwrap_err().text, "Duplicate nodes with node-name='b'");
     assert_eq!(add(&graph, null("1a")).unwrap_err().text, "Invalid node-name: '1a'");
     let unknown = json!({"node-name": "b", "driver": "null-co", "foo": 1});
     assert_eq!(
