@@ -3,7 +3,7 @@
 use crate::backend::Drained;
 use crate::bitmap::DirtyBitmap;
 use crate::driver::Snapshot;
-use crate::graph::{Graph, Node, Parent, Pin, Settings};
+use crate::graph::{Child, Graph, Node, Pin, Settings};
 use crate::jobs::{BackupSpec, Job};
 use crate::options::Options;
 use crate::types::{Fut, Perm, errno};
@@ -69,9 +69,11 @@ pub struct SnapshotSync {
 
 /// How to take an action back, or make it final.
 enum Done {
+    /// And the users that moved to the overlay.
     Overlay {
         overlay: Arc<Node>,
         old: Arc<Node>,
+        moved: Vec<Child>,
         pin: Option<Pin>,
     },
     Internal {
@@ -128,8 +130,8 @@ impl Graph {
             Action::Snapshot { node, overlay } => {
                 let old = self.lookup(Some(&node), Some(&node))?;
                 let overlay = self.lookup(Some(&overlay), Some(&overlay))?;
-                self.put_over(&old, &overlay).await?;
-                Ok(Some(Done::Overlay { overlay, old, pin: None }))
+                let moved = self.put_over(&old, &overlay).await?;
+                Ok(Some(Done::Overlay { overlay, old, moved, pin: None }))
             }
             Action::Internal { device, snapshot } => self.internal(&device, snapshot).await.map(Some),
             Action::Backup(make) => {
@@ -175,11 +177,12 @@ impl Graph {
         let settings = Settings { read_only: false, ..old.settings() };
         let pin = self.open(options, settings).await?;
         let overlay = pin.clone();
-        self.put_over(&old, &overlay).await?;
-        Ok(Done::Overlay { overlay, old, pin: Some(pin) })
+        let moved = self.put_over(&old, &overlay).await?;
+        Ok(Done::Overlay { overlay, old, moved, pin: Some(pin) })
     }
 
-    async fn put_over(&self, old: &Arc<Node>, overlay: &Arc<Node>) -> Result<()> {
+    /// Lets users of `old` use `overlay`, which stands on it; these users.
+    async fn put_over(&self, old: &Arc<Node>, overlay: &Arc<Node>) -> Result<Vec<Child>> {
         old.check_free()?;
         if overlay.parents().iter().any(|edge| edge.perm().0.contains(Perm::CONSISTENT_READ)) {
             bail!("The overlay is already in use");
@@ -204,7 +207,7 @@ impl Graph {
             self.set_backing(overlay, None)?;
             return Err(why);
         }
-        Ok(())
+        Ok(edges)
     }
 
     /// What a device holds, or the node of that name.
@@ -354,14 +357,9 @@ impl Graph {
 
     async fn undo(&self, step: Done) {
         match step {
-            Done::Overlay { overlay, old, pin, .. } => {
-                let edges: Vec<_> = overlay
-                    .parents()
-                    .into_iter()
-                    .filter(|edge| !matches!(edge.parent(), Parent::Node(name) if name == overlay.name()))
-                    .collect();
+            Done::Overlay { overlay, old, moved, pin } => {
                 // Back to what was allowed before.
-                let _ = self.redirect_all(&edges, &old);
+                let _ = self.redirect_all(&moved, &old);
                 let _ = self.set_backing(&overlay, None);
                 drop(pin);
             }

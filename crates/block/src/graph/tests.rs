@@ -214,3 +214,58 @@ fn cycles_are_refused_or_left_out() {
     let _ = graph.block_on(async move { at.transaction(vec![action]).await });
     assert_eq!(overlay.child(Role::PRIMARY).unwrap().node().name(), "f");
 }
+
+fn qcow2(path: &std::path::Path, more: &[&str]) {
+    let mut make = Command::new("qemu-img");
+    make.args(["create", "-q", "-f", "qcow2"]).args(more).arg(path).arg("1M");
+    assert!(make.status().expect("qemu-img is installed").success());
+}
+
+/// Every edge: its user, its name and where it leads.
+fn edges(graph: &Graph) -> Vec<(String, String, String)> {
+    let mut edges = Vec::new();
+    for node in graph.nodes() {
+        let links = node.children();
+        edges.extend(links.iter().map(|link| (node.name().into(), link.name().into(), link.node().name().into())));
+    }
+    edges.sort();
+    edges
+}
+
+#[test]
+fn an_overlay_that_is_taken_back_keeps_its_own_users() {
+    let dir = tempfile::tempdir().unwrap();
+    let (base, top) = (dir.path().join("base"), dir.path().join("top"));
+    qcow2(&base, &[]);
+    qcow2(&top, &["-F", "qcow2", "-b", base.to_str().unwrap()]);
+    let graph = graph();
+    let below = json!({"node-name": "b", "driver": "qcow2", "file": {"driver": "file", "filename": base}});
+    let file = json!({"driver": "file", "filename": top});
+    add(&graph, json!({"node-name": "t", "driver": "qcow2", "file": file, "backing": below})).unwrap();
+    add(&graph, json!({"node-name": "n", "driver": "null-co", "size": 1 << 20})).unwrap();
+    let before = edges(&graph);
+    let actions = vec![
+        crate::transaction::Action::Snapshot { node: "n".into(), overlay: "b".into() },
+        crate::transaction::Action::Abort,
+    ];
+    let at = graph.clone();
+    graph.block_on(async move { at.transaction(actions).await }).unwrap_err();
+    assert_eq!(edges(&graph), before);
+}
+
+#[test]
+fn a_file_that_a_refused_reopen_made_writable_is_read_only_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("image");
+    qcow2(&path, &[]);
+    let graph = graph();
+    let file = json!({"node-name": "f", "driver": "file", "filename": path});
+    add(&graph, json!({"node-name": "q", "driver": "qcow2", "file": file, "read-only": true})).unwrap();
+    add(&graph, json!({"node-name": "n", "driver": "null-co", "size": 1 << 20})).unwrap();
+    add(&graph, json!({"node-name": "r", "driver": "raw", "file": "n"})).unwrap();
+    let options = json!({"node-name": "r", "driver": "raw", "file": "f", "offset": 64 << 20});
+    let at = graph.clone();
+    let why = graph.block_on(async move { at.reopen(vec![Options::json(options)]).await }).unwrap_err();
+    assert!(why.text.starts_with("Offset (67108864) cannot be greater"), "{}", why.text);
+    assert!(graph.find("f").unwrap().is_read_only());
+}

@@ -96,15 +96,47 @@ impl Graph {
         for plan in &plans {
             held.extend(self.drain(&plan.node).await);
         }
+        let access = self.access_below(&plans);
         let mut done = Vec::new();
         let result = self.perform_all(plans, &mut done).await;
         for step in done.into_iter().rev().filter(|_| result.is_err()) {
             self.undo_reopen(step).await;
         }
+        if result.is_err() {
+            self.restore_access(&access).await;
+        }
+        drop(access);
         // What was kept for going back is closed.
         drop(held);
         self.collect().await;
         result
+    }
+
+    /// Whether each node that these plans reach is read-only.
+    fn access_below(&self, plans: &[Plan]) -> Vec<(Arc<Node>, bool)> {
+        let mut tops = Vec::new();
+        for plan in plans {
+            tops.push(&plan.node);
+            tops.extend(plan.file.iter().map(|(_, to)| to));
+            tops.extend(plan.backing.iter().flatten());
+        }
+        let mut nodes = self.nodes();
+        nodes.retain(|node| tops.iter().any(|top| super::surgery::below(top, node)));
+        nodes.into_iter().map(|node| (node.clone(), node.is_read_only())).collect()
+    }
+
+    /// Files that followed what is undone go back too.
+    async fn restore_access(&self, access: &[(Arc<Node>, bool)]) {
+        // One may have to wait for another.
+        for _ in access {
+            let mut changed = false;
+            for (node, was) in access.iter().filter(|(node, was)| node.is_read_only() != *was) {
+                changed |= self.make_read_only(node, *was).await.is_ok();
+            }
+            if !changed {
+                return;
+            }
+        }
     }
 
     /// Nodes become writable from below, and read-only from above.
