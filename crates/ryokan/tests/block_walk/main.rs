@@ -2,6 +2,7 @@
 //! soon, one that is refused changes nothing, and in the end all can be taken away again.
 //! `RYOKAN_WALK=seed:count` runs more.
 
+mod kill;
 mod make;
 mod table;
 mod take;
@@ -14,8 +15,14 @@ use testkit::{Images, Qmp, Vm, dice};
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(10);
-const CLASSES: [&str; 6] =
-    ["GenericError", "CommandNotFound", "DeviceNotFound", "DeviceNotActive", "DeviceEncrypted", "KVMMissingCap"];
+const CLASSES: [&str; 6] = [
+    "GenericError",
+    "CommandNotFound",
+    "DeviceNotFound",
+    "DeviceNotActive",
+    "DeviceEncrypted",
+    "KVMMissingCap",
+];
 /// What no message to a user has in it.
 const INTERNAL: [&str; 14] = [
     "panick",
@@ -87,7 +94,8 @@ impl Walk {
         }
         let socket = format!("unix:{dir}/second,server=on,wait=off");
         let machine = if seed.is_multiple_of(2) { "none" } else { "pc" };
-        let mut args = vec!["-M", machine, "-accel", "qtest", "-nodefaults", "-display", "none", "-qmp", &socket];
+        let mut args =
+            vec!["-M", machine, "-accel", "qtest", "-nodefaults", "-display", "none", "-qmp", &socket];
         if machine == "pc" {
             args.extend(["-device", "virtio-scsi-pci,id=s0"]);
         }
@@ -122,7 +130,8 @@ impl Walk {
         let takes_fd = ["getfd", "add-fd"].contains(&command);
         if takes_fd && !second && !self.make.dice.once_in(5) {
             let path = format!("{}/r0.raw", self.make.dir);
-            let file = std::fs::File::options().read(true).write(!self.make.dice.once_in(3)).open(path).unwrap();
+            let file =
+                std::fs::File::options().read(true).write(!self.make.dice.once_in(3)).open(path).unwrap();
             self.vm.qmp.send_fd(&format!("{message}\n"), &file).unwrap();
         } else {
             let qmp = if second { &mut self.second } else { &mut self.vm.qmp };

@@ -106,7 +106,9 @@ impl Maker {
                 let kind = *self.dice.pick(&["raw-path", "qcow2-path", "qcow2-path", "fresh"]);
                 return self.name(kind);
             }
-            "format" => (*self.dice.pick(&["qcow2", "qcow2", "raw", "qed", "vmdk", "vdi", "luks", "dmg"])).into(),
+            "format" => {
+                (*self.dice.pick(&["qcow2", "qcow2", "raw", "qed", "vmdk", "vdi", "luks", "dmg"])).into()
+            }
             "policy" => (*self.dice.pick(&["report", "ignore", "enospc", "stop", "auto"])).into(),
             "io" => self.io(),
             "hmp" => self.hmp(),
@@ -195,7 +197,10 @@ impl Maker {
                     0 => drop(fields.remove(&key)),
                     1 => {
                         let bad = self.bad();
-                        fields.insert(["x", "", "node-name", "driver", "id", "speed"][bad.to_string().len() % 6].into(), bad);
+                        fields.insert(
+                            ["x", "", "node-name", "driver", "id", "speed"][bad.to_string().len() % 6].into(),
+                            bad,
+                        );
                     }
                     _ => self.spoil(&mut fields[&key]),
                 }
@@ -235,7 +240,16 @@ impl Maker {
             19 => json!("/dev/null"),
             20 => json!("nbd+unix:///e0?socket=/nonexistent"),
             _ => {
-                let sort = *self.dice.pick(&["node", "drive", "job", "bitmap", "file", "device-id", "thread", "group"]);
+                let sort = *self.dice.pick(&[
+                    "node",
+                    "drive",
+                    "job",
+                    "bitmap",
+                    "file",
+                    "device-id",
+                    "thread",
+                    "group",
+                ]);
                 self.word(sort)
             }
         }

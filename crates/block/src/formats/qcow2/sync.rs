@@ -70,6 +70,9 @@ struct Capture {
     table_moved: bool,
     l2: Vec<(usize, Vec<(usize, usize)>, Vec<Piece>)>,
     l1: Vec<Piece>,
+    /// What these tables no longer name. What is given up while they are written waits for the
+    /// next write-back.
+    frees: Vec<Free>,
 }
 
 fn words_to_bytes(words: &[u64]) -> Vec<u8> {
@@ -135,11 +138,13 @@ impl Meta {
         }
         let ranges = self.l1_dirty.take();
         capture.l1 = word_pieces(&self.l1, &ranges, self.header.l1_offset);
+        capture.frees = std::mem::take(&mut self.frees);
         Ok(capture)
     }
 
     /// A write-back failed: everything it had is dirty again.
-    fn put_back(&mut self, capture: &Capture) {
+    fn put_back(&mut self, capture: Capture) {
+        self.frees.extend(capture.frees);
         for (index, ranges, _) in &capture.blocks {
             if let Some(block) = self.refs.blocks.get_mut(index) {
                 ranges.iter().for_each(|&(from, to)| block.dirty.mark(from, to - from));
@@ -173,20 +178,20 @@ impl Qcow2 {
         let tables = !capture.l2.is_empty() || !capture.l1.is_empty();
         if tables || !capture.blocks.is_empty() || !capture.table.is_empty() {
             if let Err(error) = self.write_capture(&capture).await {
-                self.meta.lock().put_back(&capture);
                 if capture.table_moved {
                     self.header_stale.store(true, Ordering::Release);
                 }
+                self.meta.lock().put_back(capture);
                 return Err(error);
             }
             self.header_stale.store(false, Ordering::Release);
         }
         let mut meta = self.meta.lock();
-        if !meta.frees.is_empty()
-            && let Some(epoch) = self.epochs.turn()
-        {
-            let frees = std::mem::take(&mut meta.frees);
-            meta.ripe.push((epoch, frees));
+        if !capture.frees.is_empty() {
+            match self.epochs.turn() {
+                Some(epoch) => meta.ripe.push((epoch, capture.frees)),
+                None => meta.frees.extend(capture.frees),
+            }
         }
         let (tables, blocks) = (self.cached_tables, self.cached_tables / 4 + 16);
         meta.shrink(tables);

@@ -473,3 +473,46 @@ fn leaks_and_wrong_counts_are_found_and_repaired() {
     close(&graph, pin);
     judge(&image, &model, &raw);
 }
+
+/// A cluster that was given up while tables were being written is still named by those on disk:
+/// nothing else may be written there.
+#[test]
+fn what_is_given_up_during_a_write_back_is_not_taken_before_the_next() {
+    use crate::filters::blkdebug::BlkDebug;
+    let dir = tempfile::tempdir().unwrap();
+    let (image, _) = paths(&dir);
+    let graph = graph();
+    make(&graph, &image, json!({"size": 16 << 20}));
+    let file = json!({"driver": "blkdebug", "image": {"driver": "file", "filename": image}});
+    let options = json!({"driver": "qcow2", "discard": "unmap", "file": file});
+    let at = graph.clone();
+    let pin =
+        graph.block_on(async move { at.open(Options::json(options), Settings::default()).await }).unwrap();
+    let node = pin.clone();
+    graph.block_on(async move {
+        let below = node.child(Role::PRIMARY).unwrap().node();
+        let rules = crate::driver::layer_of::<BlkDebug>(&below).unwrap();
+        let stopped = async |tag: &str| {
+            rules.set_break("l2_update", tag).unwrap();
+            let flush = tokio::spawn(pin_flush(&node));
+            rules.wait_suspended(tag).await;
+            flush
+        };
+        node.write(0, &[1; 65536], WriteFlags::empty()).await.unwrap();
+        node.flush().await.unwrap();
+        node.write(1 << 20, &[2; 65536], WriteFlags::empty()).await.unwrap();
+        let flush = stopped("first").await;
+        node.write_zeroes(0, 65536, ZeroFlags::MAY_UNMAP).await.unwrap();
+        rules.resume("first").unwrap();
+        flush.await.unwrap();
+        let flush = stopped("second").await;
+        node.write(2 << 20, &[3; 65536], WriteFlags::empty()).await.unwrap();
+        std::fs::copy(&image, dir.path().join("killed")).unwrap();
+        rules.resume("second").unwrap();
+        flush.await.unwrap();
+        let killed = dir.path().join("killed");
+        let said = tool("qemu-io", &["-f", "qcow2", "-c", "read -P 1 0 64k", killed.to_str().unwrap()]);
+        assert!(!said.contains("verification failed"), "{said}");
+    });
+    close(&graph, pin);
+}
