@@ -226,7 +226,9 @@ fn edges(graph: &Graph) -> Vec<(String, String, String)> {
     let mut edges = Vec::new();
     for node in graph.nodes() {
         let links = node.children();
-        edges.extend(links.iter().map(|link| (node.name().into(), link.name().into(), link.node().name().into())));
+        edges.extend(
+            links.iter().map(|link| (node.name().into(), link.name().into(), link.node().name().into())),
+        );
     }
     edges.sort();
     edges
