@@ -258,24 +258,22 @@ impl Scene {
         if self.job.is_some() {
             self.follow_job();
         }
-        // A chain changes by one command at a time.
-        let still = self.job.is_none() || self.is_last;
         let (top, new) = (self.top(), self.files);
         let bitmap = json!({"node": node(top), "name": format!("b{}", self.dice.below(2))});
         let inside = json!({"device": node(top), "name": format!("s{}", self.dice.below(2))});
         match self.dice.below(9) {
-            // While a job changes over, its old disk may already have no user.
-            0 if self.other.is_none() => {
+            // A job that nobody knows yet to have ended has changed the chain.
+            0 if self.job.is_none() => {
                 let overlay = self.images.path(&file(new));
                 let arguments = json!({"node-name": node(top), "snapshot-file": overlay,
                     "snapshot-node-name": node(new)});
-                let other = self.other.replace(new);
+                self.other = Some(new);
                 if self.run("blockdev-snapshot-sync", arguments) {
                     self.chain.push(new);
                     self.files += 1;
                 }
                 if !self.is_last {
-                    self.other = other;
+                    self.other = None;
                 }
             }
             1 => drop(self.run("blockdev-snapshot-internal-sync", inside)),
