@@ -1,9 +1,9 @@
-//! The Debian packages that the build, tests, demo and benchmarks need.
+//! The Debian packages that tests, demo and benchmarks need.
 
 use crate::run::{Result, step};
 use std::process::Command;
 
-/// What the build, the tests and the demo use.
+/// What the tests and the demo use.
 const PACKAGES: &[&str] = &[
     "seabios",
     "busybox-static",
@@ -19,9 +19,6 @@ const PACKAGES: &[&str] = &[
     "mtools",
     "openssh-client",
     "openssh-server",
-    // The system's libcurl, which has TFTP, and what finds it.
-    "libcurl4-openssl-dev",
-    "pkg-config",
 ];
 
 /// Those of [`PACKAGES`] that are not installed.

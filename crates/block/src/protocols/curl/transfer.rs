@@ -234,9 +234,7 @@ fn serve(multi: &Multi, queue: &mpsc::Receiver<Job>, source: &Source) {
                 Err(mpsc::TryRecvError::Disconnected) => return,
             }
         }
-        // Twice: libcurl 7.88 leaves the connection for an FTP server's data unopened for once when
-        // the server has answered at once, and does not wake up for it.
-        if multi.perform().is_err() || multi.perform().is_err() {
+        if multi.perform().is_err() {
             return;
         }
         let mut ended = Vec::new();
