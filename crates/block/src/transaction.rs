@@ -291,9 +291,7 @@ impl Graph {
                 let sum = DirtyBitmap::new(None, bitmap.granularity(), bitmap.size());
                 for source in sources {
                     let (_, other) = self.bitmap(&source)?;
-                    if other.is_busy() || other.is_inconsistent() {
-                        usable(&other, false)?;
-                    }
+                    readable(&other, false)?;
                     if other.size() != bitmap.size() {
                         bail!(
                             "Bitmaps are of different sizes (destination size is {} and source size is {}) and can't be merged",
@@ -431,7 +429,16 @@ impl Graph {
 }
 
 /// Refuses bitmaps that cannot be used or changed now.
-pub(crate) fn usable(bitmap: &DirtyBitmap, any: bool) -> Result<()> {
+fn usable(bitmap: &DirtyBitmap, any: bool) -> Result<()> {
+    readable(bitmap, any)?;
+    if bitmap.is_read_only() {
+        bail!("Bitmap '{}' is readonly and cannot be modified", bitmap.name().unwrap_or_default());
+    }
+    Ok(())
+}
+
+/// Refuses bitmaps that cannot be used now.
+pub(crate) fn readable(bitmap: &DirtyBitmap, any: bool) -> Result<()> {
     let name = bitmap.name().unwrap_or_default();
     if bitmap.is_busy() {
         bail!("Bitmap '{name}' is currently in use by another operation and cannot be used");
@@ -439,9 +446,6 @@ pub(crate) fn usable(bitmap: &DirtyBitmap, any: bool) -> Result<()> {
     if bitmap.is_inconsistent() && !any {
         return Err(fail!("Bitmap '{name}' is inconsistent and cannot be used")
             .hint("Try block-dirty-bitmap-remove to delete this bitmap from disk"));
-    }
-    if bitmap.is_read_only() {
-        bail!("Bitmap '{name}' is readonly and cannot be modified");
     }
     Ok(())
 }

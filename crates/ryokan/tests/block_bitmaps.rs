@@ -290,3 +290,24 @@ fn persistent_bitmaps_outlive_the_machine() {
     images.check("disk.qcow2");
     assert_eq!(stored(&images), json!([{"name": "still", "granularity": 65536, "flags": ["in-use"]}]));
 }
+
+/// The one below an overlay: it can be read, and stays in its image.
+#[test]
+fn persistent_bitmaps_of_read_only_nodes_stay() {
+    let mut bench = bench();
+    add(&mut bench, "keep", json!({"persistent": true}));
+    let overlay = bench.images.path("over.qcow2");
+    let snapshot = json!({"node-name": "disk", "snapshot-file": overlay, "snapshot-node-name": "over"});
+    bench.run("blockdev-snapshot-sync", snapshot);
+    for command in ["block-dirty-bitmap-remove", "block-dirty-bitmap-clear", "block-dirty-bitmap-disable"] {
+        let why = bench.refused(command, json!({"node": "disk", "name": "keep"}));
+        assert_eq!(why, "GenericError: Bitmap 'keep' is readonly and cannot be modified");
+    }
+    bench.run("block-dirty-bitmap-add", json!({"node": "over", "name": "sum"}));
+    let source = json!([{"node": "disk", "name": "keep"}]);
+    bench.run("block-dirty-bitmap-merge", json!({"node": "over", "target": "sum", "bitmaps": source}));
+    let images = bench.quit();
+    let info = images.info("disk.qcow2");
+    assert_eq!(info["format-specific"]["data"]["bitmaps"][0]["name"], "keep");
+    assert_eq!(info["format-specific"]["data"]["bitmaps"][0]["flags"], json!(["auto"]));
+}

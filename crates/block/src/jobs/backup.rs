@@ -188,7 +188,7 @@ impl Jobs {
             bail!("Required max-chunk ({chunk}) is less than backup cluster size ({cluster})");
         }
         if let Some((bitmap, _)) = &spec.bitmap {
-            crate::transaction::usable(bitmap, false)?;
+            crate::transaction::readable(bitmap, false)?;
         }
         let size = spec.source.size();
         DirtyBitmap::check_size(cluster as u32, size)?;

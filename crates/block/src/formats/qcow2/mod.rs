@@ -295,6 +295,9 @@ impl Layer for Qcow2 {
                 self.store_bitmaps().await?;
                 self.settle_down().await?;
                 self.read_only.store(true, Ordering::Release);
+                // What is stored of them cannot be changed any more.
+                let bitmaps = self.context.bitmaps.list();
+                bitmaps.iter().filter(|one| one.is_persistent()).for_each(|one| one.set_read_only(true));
             } else if !to.read_only && was {
                 if self.dead.load(Ordering::Acquire) || self.meta.lock().header.has(INCOMPAT_CORRUPT) {
                     bail!("Image is corrupt; cannot be opened read/write");
