@@ -343,10 +343,10 @@ impl Scene {
                 self.other = self.job.as_ref().and_then(|job| job.done(&self.chain).last().copied());
                 self.run("job-complete", id);
             }
-            "running" | "ready" if self.other.is_none() && self.dice.once_in(12) => {
-                if self.run("job-cancel", id) {
-                    self.job = Some(Job::default());
-                }
+            "running" | "ready"
+                if self.other.is_none() && self.dice.once_in(12) && self.run("job-cancel", id.clone()) =>
+            {
+                self.job = Some(Job::default());
             }
             "concluded" => {
                 self.log.push(format!("concluded: {}", jobs[0]));

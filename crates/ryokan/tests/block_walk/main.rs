@@ -308,7 +308,7 @@ fn case(seed: u64, images: &Images) {
         }
     }
     walk.sound();
-    if seed % 3 != 0 {
+    if !seed.is_multiple_of(3) {
         walk.take_away();
         walk.nothing_left(&before);
     }

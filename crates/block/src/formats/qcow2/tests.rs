@@ -496,16 +496,16 @@ fn what_is_given_up_during_a_write_back_is_not_taken_before_the_next() {
             rules.set_break("l2_update", tag).unwrap();
             let flush = tokio::spawn(pin_flush(&node));
             rules.wait_suspended(tag).await;
-            flush
+            (flush,)
         };
         node.write(0, &[1; 65536], WriteFlags::empty()).await.unwrap();
         node.flush().await.unwrap();
         node.write(1 << 20, &[2; 65536], WriteFlags::empty()).await.unwrap();
-        let flush = stopped("first").await;
+        let (flush,) = stopped("first").await;
         node.write_zeroes(0, 65536, ZeroFlags::MAY_UNMAP).await.unwrap();
         rules.resume("first").unwrap();
         flush.await.unwrap();
-        let flush = stopped("second").await;
+        let (flush,) = stopped("second").await;
         node.write(2 << 20, &[3; 65536], WriteFlags::empty()).await.unwrap();
         std::fs::copy(&image, dir.path().join("killed")).unwrap();
         rules.resume("second").unwrap();
