@@ -323,6 +323,13 @@ impl Code {
         self.gs_operand(false, &[0x3b], reg, disp);
     }
 
+    /// `mov to, 12 | 36 << 8; bextr to, from, to`: bits 12 to 47 of `from`, which is another one.
+    pub fn page_index(&mut self, to: u8, from: u8) {
+        self.constant(to, 12 | 36 << 8);
+        let first = (!to & 8) << 4 | 0x40 | (!from & 8) << 2 | 2;
+        self.raw(&[0xc4, first, 0x80 | (!to & 15) << 3, 0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
     /// `not reg`: no flags.
     pub fn not(&mut self, reg: u8) {
         self.rex(true, 0, 0, reg);

@@ -91,8 +91,11 @@ impl Translator {
 /// Whether this host has what generated code is made of.
 fn check_host() -> Result<()> {
     const HWCAP2_FSGSBASE: u64 = 2;
-    if !std::arch::is_x86_feature_detected!("avx") || !std::arch::is_x86_feature_detected!("bmi2") {
-        bail!("the translator needs a host with AVX and BMI2");
+    if !std::arch::is_x86_feature_detected!("avx")
+        || !std::arch::is_x86_feature_detected!("bmi1")
+        || !std::arch::is_x86_feature_detected!("bmi2")
+    {
+        bail!("the translator needs a host with AVX, BMI1 and BMI2");
     }
     // SAFETY: reads an entry of the auxiliary vector.
     let enabled = unsafe { libc::getauxval(libc::AT_HWCAP2) };

@@ -328,9 +328,7 @@ impl Builder {
         if free {
             self.code.pext(T1, T0, MASK_INDEX);
         } else {
-            self.code.mov(T1, T0);
-            self.code.shift(T1, true, 16);
-            self.code.shift(T1, false, 28);
+            self.code.page_index(T1, T0);
         }
         if write {
             self.code.not(T1);
