@@ -294,11 +294,6 @@ impl Code {
         self.raw(&[rex, 0xf6, 0xc0 | reg & 7, value]);
     }
 
-    pub fn shift(&mut self, reg: u8, left: bool, count: u8) {
-        self.rex(true, 0, 0, reg);
-        self.raw(&[0xc1, if left { 0xe0 } else { 0xe8 } | reg & 7, count]);
-    }
-
     /// SHL or SHR of a 32-bit register.
     pub fn shift32(&mut self, reg: u8, left: bool, count: u8) {
         self.rex(false, 0, 0, reg);
