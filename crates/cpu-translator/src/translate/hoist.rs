@@ -2,11 +2,11 @@
 //!
 //! A block that branches to its own start and was found running when something was asked of the
 //! vCPU is translated anew, so that it counts its rounds (see [`Stage`]), and once it has done
-//! [`HOT`] at a stretch, with a second body behind the first. On the way back, after a few rounds, the pages are looked up of all accesses whose addresses move
-//! by a constant per round, or not at all, and how many rounds they stay on those pages. The
-//! second body does that many rounds without a look-up of theirs, without a poll and at most
-//! [`ROUNDS`]; then the first goes on. One of the moving registers tells when: no other count
-//! is kept.
+//! [`HOT`] at a stretch, with a second body behind the first. On the way back, after a few
+//! rounds, the pages are looked up of all accesses whose addresses move by a constant per round,
+//! or not at all, and how many rounds they stay on those pages. The second body does that many
+//! rounds (at most [`ROUNDS`]) without those look-ups and without a poll; then it looks ahead
+//! again, or the first goes on. One of the moving registers tells when: no other count is kept.
 //!
 //! The look-ups are good as long as those of groups are (see [`super::groups`]): the block
 //! goes on after a way out only if nothing was revoked.
