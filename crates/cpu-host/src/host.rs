@@ -54,6 +54,21 @@ pub fn host_features() -> Features {
     Features::from_cpuid(cpuid)
 }
 
+/// Whether OF after a rotate by more than one tells of its first step, or is left alone (Intel's
+/// processors: ROL and ROR by an immediate count, full turns of RCL and RCR), not of its result
+/// (AMD's). The manuals leave it undefined; guests see one or the other throughout.
+pub fn rotates_tell_of_first_step() -> bool {
+    static ANSWER: std::sync::LazyLock<bool> = std::sync::LazyLock::new(|| {
+        let mut flags: u64;
+        // SAFETY: a rotate of a register and a look at the flags; the stack is used as usual.
+        unsafe {
+            std::arch::asm!("mov {0:l}, 0x20", "rol {0:l}, 2", "pushfq", "pop {0:r}", out(reg_abcd) flags);
+        }
+        flags >> 11 & 1 == 0
+    });
+    *ANSWER
+}
+
 /// Vendor, family, model, stepping and brand of the host processor.
 pub fn host_identity() -> Identity {
     let text = |words: &[u32]| {

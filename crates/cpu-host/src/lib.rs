@@ -34,7 +34,7 @@ mod thunk;
 pub use context::{Operand, SimdContext};
 pub use evex::is_compact;
 pub use gather::Gather;
-pub use host::{has_avx512, host_features, host_identity, host_supports};
+pub use host::{has_avx512, host_features, host_identity, host_supports, rotates_tell_of_first_step};
 pub use plan::{Class, Memory, Plan, SimdFault, Thunks, Touches};
 pub use shape::{is_x87_control, x87_opcode};
 

@@ -17,6 +17,7 @@
 mod case;
 mod compare;
 mod generate;
+mod liberties;
 pub mod lockstep;
 mod native;
 mod pair;

@@ -6,7 +6,7 @@ use crate::core::Core;
 use crate::flags::{CF, OF, SF, ZF, mask, sx};
 use crate::op::Op;
 use cpu::Fault;
-use iced_x86::{Instruction, Mnemonic};
+use iced_x86::{Instruction, Mnemonic, OpKind};
 
 /// Result of a shift or rotate by `count` (already masked, not zero); the second value says
 /// which of CF and OF are set, the third whether the other flags follow the result.
@@ -18,6 +18,7 @@ pub fn shift(kind: Mnemonic, a: u64, count: u32, size: usize, carry: bool) -> (u
     let a = a & m;
     let top = |v: u64| v >> (bits - 1) & 1;
     let pack = |cf: u64, of: u64| cf & 1 | (of & 1) << 11;
+    let first = cpu_host::rotates_tell_of_first_step;
     match kind {
         Shl | Sal => {
             let wide = u128::from(a) << count.min(127);
@@ -39,12 +40,14 @@ pub fn shift(kind: Mnemonic, a: u64, count: u32, size: usize, carry: bool) -> (u
         Rol => {
             let c = count % bits;
             let r = if c == 0 { a } else { (a << c | a >> (bits - c)) & m };
-            (r, pack(r, r ^ top(r)), false)
+            let of = if count > 1 && first() { top(a) ^ top(a << 1 & m) } else { r ^ top(r) };
+            (r, pack(r, of), false)
         }
         Ror => {
             let c = count % bits;
             let r = if c == 0 { a } else { (a >> c | a << (bits - c)) & m };
-            (r, pack(top(r), top(r) ^ top(r << 1 & m)), false)
+            let of = if count > 1 && first() { a ^ top(a) } else { top(r) ^ top(r << 1 & m) };
+            (r, pack(top(r), of), false)
         }
         _ => {
             // Through carry: a rotate of bits + 1.
@@ -55,10 +58,25 @@ pub fn shift(kind: Mnemonic, a: u64, count: u32, size: usize, carry: bool) -> (u
             let out = if left == 0 { wide } else { (wide << left | wide >> (bits + 1 - left)) & all };
             let r = out as u64 & m;
             let cf = (out >> bits) as u64 & 1;
-            let of = if kind == Rcl { top(r) ^ cf } else { top(r) ^ top(r << 1 & m) };
+            let of = match (kind == Rcl, count > 1 && first()) {
+                (true, true) => top(a) ^ top(a << 1 & m),
+                (false, true) => u64::from(carry) ^ top(a),
+                (true, false) => top(r) ^ cf,
+                (false, false) => top(r) ^ top(r << 1 & m),
+            };
             (r, pack(cf, of), false)
         }
     }
+}
+
+/// Which of CF and OF a rotate changes; OF by more than one is as the host's processor does it.
+#[inline]
+pub fn changed(kind: Mnemonic, count: u32, size: usize, immediate: bool) -> u64 {
+    let keeps = match kind {
+        Mnemonic::Rol | Mnemonic::Ror => immediate && count != 1,
+        _ => count.is_multiple_of(8 * size as u32 + 1),
+    };
+    if keeps && cpu_host::rotates_tell_of_first_step() { CF } else { CF | OF }
 }
 
 impl Core {
@@ -95,7 +113,9 @@ impl Core {
         if full {
             self.set_lazy((sx(r, size), flags));
         } else {
-            self.aux = self.aux & !(CF | OF) | flags;
+            let immediate = i.op1_kind() == OpKind::Immediate8;
+            let changed = changed(kind, count, size, immediate);
+            self.aux = self.aux & !changed | flags & changed;
         }
         Ok(())
     }

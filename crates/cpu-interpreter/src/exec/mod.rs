@@ -14,7 +14,7 @@ mod strings;
 mod system;
 mod xsave;
 
-pub use bits::shift;
+pub use bits::{changed, shift};
 pub use control::branch_size;
 
 use crate::core::Core;

@@ -192,7 +192,7 @@ fn shift_ri<'a, const O: u8, const F: bool, const S: usize>(
     op: &'a Op,
     rest: &'a [Op],
 ) -> Stop {
-    let r = shift_value::<O, S>(core, core.reg(op.dst, S), op.imm as u32, F);
+    let r = shift_value::<O, S>(core, core.reg(op.dst, S), (op.imm as u32, true), F);
     core.set_reg(op.dst, S, r);
     next!(core, cache, op, rest)
 }
@@ -207,14 +207,19 @@ fn shift_rc<'a, const O: u8, const S: usize>(
     let count = core.r[1] as u32 & if S == 8 { 63 } else { 31 };
     let mut r = core.reg(op.dst, S);
     if count != 0 {
-        r = shift_value::<O, S>(core, r, count, true);
+        r = shift_value::<O, S>(core, r, (count, false), true);
     }
     core.set_reg(op.dst, S, r);
     next!(core, cache, op, rest)
 }
 
 #[inline(always)]
-fn shift_value<const O: u8, const S: usize>(core: &mut Core, a: u64, count: u32, flags: bool) -> u64 {
+fn shift_value<const O: u8, const S: usize>(
+    core: &mut Core,
+    a: u64,
+    (count, immediate): (u32, bool),
+    flags: bool,
+) -> u64 {
     let kind = match O {
         SHL => Mnemonic::Shl,
         SHR => Mnemonic::Shr,
@@ -228,7 +233,8 @@ fn shift_value<const O: u8, const S: usize>(core: &mut Core, a: u64, count: u32,
             core.set_lazy((sx(r, S), out));
         } else {
             core.settle_flags();
-            core.aux = core.aux & !(CF | crate::flags::OF) | out;
+            let changed = crate::exec::changed(kind, count, S, immediate);
+            core.aux = core.aux & !changed | out & changed;
         }
     }
     r

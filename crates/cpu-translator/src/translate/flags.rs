@@ -35,19 +35,32 @@ fn through_carry(i: &Instruction) -> bool {
 
 /// Flags whose value before `i` nobody can see after it.
 pub fn killed(i: &Instruction) -> u32 {
-    if may_keep(i) { 0 } else { written(i) }
+    if may_keep(i) {
+        return 0;
+    }
+    // Some processors leave OF alone then.
+    let by_more = matches!(i.mnemonic(), Mnemonic::Rol | Mnemonic::Ror)
+        && i.op1_kind() == OpKind::Immediate8
+        && i.immediate(1) & 0x3f != 1;
+    written(i) & !if by_more { RflagsBits::OF } else { 0 }
 }
 
-/// Shifts and rotates by a count of zero leave the flags alone.
+/// Shifts and rotates by a count of zero, and rotates of full turns through carry, leave the flags alone.
 fn may_keep(i: &Instruction) -> bool {
     use Mnemonic::*;
+    let turn = match i.mnemonic() {
+        Rcl | Rcr if i.op0_kind() == OpKind::Memory => 8 * i.memory_size().size() as u64 + 1,
+        Rcl | Rcr => 8 * i.op0_register().size() as u64 + 1,
+        _ => 32,
+    };
     let counted = match i.mnemonic() {
         Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr => 1,
         Shld | Shrd => 2,
         _ => return false,
     };
     match i.op_kind(counted) {
-        OpKind::Immediate8 => i.immediate(counted) & 0x1f == 0,
+        // Full turns through carry change none, or OF: processors differ.
+        OpKind::Immediate8 => (i.immediate(counted) & 0x1f).is_multiple_of(turn),
         _ => true,
     }
 }

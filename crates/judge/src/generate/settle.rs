@@ -180,6 +180,13 @@ fn open_fields(i: &Instruction) -> [(u64, u64); 2] {
     }
 }
 
+/// PUSH of a selector as a doubleword.
+fn is_selector_push(i: &Instruction) -> bool {
+    i.mnemonic() == Mnemonic::Push
+        && i.op0_register().is_segment_register()
+        && i.stack_pointer_increment() == -4
+}
+
 /// Latitude that processors have.
 pub fn tolerate(case: &mut Case, i: &Instruction) {
     use Mnemonic as M;
@@ -189,6 +196,10 @@ pub fn tolerate(case: &mut Case, i: &Instruction) {
         case.address_mask = 0;
     }
     case.open_memory = open_fields(i).map(|(offset, len)| (address.wrapping_add(offset), len));
+    if is_selector_push(i) {
+        // Some processors write the selector only, not the whole item.
+        case.open_memory[0] = ((case.registers.gpr[4] as u32).wrapping_sub(2).into(), 2);
+    }
     match i.mnemonic() {
         // A masked access may fault at its first byte or its first masked byte.
         M::Maskmovq
@@ -299,6 +310,7 @@ pub fn undefined_result(i: &Instruction, r: &Registers) -> bool {
 pub fn suits_snippet(i: &Instruction) -> bool {
     use Mnemonic as M;
     !tolerant(i.mnemonic())
+        && !is_selector_push(i)
         && !matches!(
             i.mnemonic(),
             M::Shld

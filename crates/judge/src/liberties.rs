@@ -1,0 +1,99 @@
+//! What processors do differently at a fault: seen on AMD's (family 19h) and Intel's (Rocket Lake)
+//! silicon; the manuals say little of it. The engines do it one way everywhere.
+
+use crate::case::{Case, Outcome};
+use iced_x86::{Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+
+const PAGE_FAULT: u64 = 14;
+const X87_FAULT: u64 = 16;
+const SIMD_FAULT: u64 = 19;
+/// FSW.ES.
+const SUMMARY: u16 = 1 << 7;
+
+/// What is not compared of a case that was cut short.
+#[derive(Default)]
+pub struct Liberties {
+    /// Nothing but RIP: another fault may be told of, or the same in another way.
+    pub all: bool,
+    /// The offset in the page that CR2 tells of.
+    pub offset: bool,
+    /// Of an instruction with several stores or one of many bytes, the first may have been made.
+    pub memory: bool,
+    /// Vector registers with this number: parts beyond what was loaded may be zero.
+    pub vectors: [Option<usize>; 2],
+    /// MMX instructions may have emptied the x87 stack.
+    pub x87: bool,
+    /// Exceptions of the operation may be noted although its store was not made.
+    pub mxcsr: bool,
+    /// A comparison of a string that stopped may have been noted.
+    pub flags: bool,
+}
+
+impl Liberties {
+    pub fn of(case: &Case, silicon: &Outcome, engine: &Outcome) -> Liberties {
+        // Where one went on, the other tells what it was.
+        let i = instruction(case, engine);
+        let faults = |o: &Outcome| matches!(o.vector, 12..=14);
+        if !faults(engine) {
+            return Liberties::default();
+        }
+        Liberties {
+            all: is_pending(&i, silicon) || may_swap(&i, silicon, engine),
+            offset: i.has_op_mask(),
+            memory: is_x87_store(&i) || i.is_call_near_indirect(),
+            vectors: gather(&i),
+            x87: mentions_mmx(&i) && i.op0_kind() == OpKind::Memory,
+            mxcsr: i.mnemonic() == Mnemonic::Vcvtps2ph,
+            flags: is_scan(&i) && (i.has_rep_prefix() || i.has_repne_prefix()),
+        }
+    }
+}
+
+fn instruction(case: &Case, outcome: &Outcome) -> Instruction {
+    let from = outcome.registers.rip.wrapping_sub(case.registers.rip);
+    let bytes = usize::try_from(from).ok().and_then(|from| case.code().get(from..)).unwrap_or_default();
+    Decoder::with_ip(case.bits as u32, bytes, outcome.registers.rip, DecoderOptions::AMD).decode()
+}
+
+/// A store of the x87 that raises an unmasked exception is not made, so that it need not fault.
+fn is_pending(i: &Instruction, silicon: &Outcome) -> bool {
+    is_x87_store(i) && silicon.registers.fsw & SUMMARY != 0
+}
+
+/// CMPS touches its operands in either order, and so on.
+fn may_swap(i: &Instruction, silicon: &Outcome, engine: &Outcome) -> bool {
+    use Mnemonic::*;
+    match i.mnemonic() {
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq => i.is_string_instruction() && matches!(silicon.vector, 12..=14),
+        // The target comes first in the manuals' operation, the push on AMD's silicon.
+        Call => i.is_call_near_indirect() && silicon.vector != engine.vector,
+        Vcvtps2ph => silicon.vector == SIMD_FAULT && engine.vector == PAGE_FAULT,
+        // An operand that ends beyond the segment and begins on a bad page.
+        _ if i.is_string_instruction() => {
+            matches!(silicon.vector, 12..=14) && silicon.vector != engine.vector
+        }
+        _ => is_x87_store(i) && silicon.vector == X87_FAULT,
+    }
+}
+
+fn is_scan(i: &Instruction) -> bool {
+    matches!(i.mnemonic(), Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq)
+}
+
+fn is_x87_store(i: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(i.mnemonic(), Fst | Fstp | Fist | Fistp | Fisttp | Fbstp) && i.op0_kind() == OpKind::Memory
+}
+
+fn mentions_mmx(i: &Instruction) -> bool {
+    (0..i.op_count()).any(|n| i.op_kind(n) == OpKind::Register && i.op_register(n).is_mm())
+}
+
+/// The result's and the mask's register of a gather in AVX2's form.
+fn gather(i: &Instruction) -> [Option<usize>; 2] {
+    let number = |r: Register| r.is_vector_register().then(|| r.number());
+    match i.is_vsib() && i.encoding() == EncodingKind::VEX {
+        true => [number(i.op0_register()), number(i.op2_register())],
+        false => [None; 2],
+    }
+}
