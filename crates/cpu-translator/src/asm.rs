@@ -336,6 +336,11 @@ impl Code {
         self.group(false, op, reg, value);
     }
 
+    /// Likewise with a 64-bit register.
+    pub fn group64(&mut self, op: u8, reg: u8, value: i32) {
+        self.group(true, op, reg, value);
+    }
+
     fn group(&mut self, wide: bool, op: u8, reg: u8, value: i32) {
         self.rex(wide, 0, 0, reg);
         if let Ok(short) = i8::try_from(value) {
@@ -387,6 +392,15 @@ impl Code {
         self.rex(true, reg, reg, 0);
         self.raw(&[0x8b, 0x04 | (reg & 7) << 3, 0xc5 | (reg & 7) << 3]);
         self.imm32(disp);
+    }
+
+    /// `mov dword gs:[index * 4 + disp], value`.
+    pub fn store_entry32(&mut self, index: u8, disp: i32, value: u32) {
+        self.raw(&[0x65]);
+        self.rex(false, 0, index, 0);
+        self.raw(&[0xc7, 0x04, 0x85 | (index & 7) << 3]);
+        self.imm32(disp);
+        self.imm32(value as i32);
     }
 
     /// `jmp gs:[index * 8 + disp]`.

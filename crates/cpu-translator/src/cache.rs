@@ -3,6 +3,7 @@
 
 use crate::area::Area;
 use crate::layout::INDIRECT_SLOTS;
+use crate::near::Near;
 use crate::stubs::Stubs;
 use crate::tables::branch_slot;
 use cpu_interpreter::Mixer;
@@ -35,6 +36,8 @@ pub enum Kind {
     Head,
     /// A loop has run for many rounds: it is to be translated anew.
     Hot,
+    /// Many look-ups have left the page of their slot.
+    Far,
     /// The page that the last instruction reaches into is not known to be the same.
     Crossing,
     /// The bytes that a block of an unwatched page was made from are others now.
@@ -98,6 +101,8 @@ pub struct Block {
     pub second: usize,
     pub instructions: u16,
     pub alive: bool,
+    /// Its sites.
+    pub sites: std::ops::Range<u32>,
     /// Link sites that jump here.
     pub incoming: Vec<u32>,
     /// (host offset, site) of instructions that may fault on the host, ascending.
@@ -119,6 +124,7 @@ impl Block {
             second: 0,
             instructions: 0,
             alive: false,
+            sites: 0..0,
             incoming: Vec::new(),
             faults: Vec::new(),
             bytes: Box::default(),
@@ -189,6 +195,7 @@ pub struct Cache {
     pub pages: Mixed<usize, Page>,
     /// Loops that were found running.
     stages: Mixed<Key, Stage>,
+    pub near: Near,
     ids: Mixed<(u64, u64), u32>,
     /// Blocks by the host offset of their first byte, ascending.
     order: Vec<(u32, u32)>,
@@ -211,6 +218,7 @@ impl Cache {
             map: Mixed::default(),
             pages: Mixed::default(),
             stages: Mixed::default(),
+            near: Near::default(),
             ids: Mixed::default(),
             order: Vec::new(),
             views: Vec::new(),
@@ -487,6 +495,7 @@ impl Cache {
         self.order.clear();
         self.pages.clear();
         self.stages.clear();
+        self.near.clear();
         self.area.clear();
         self.statistics.flushes += 1;
     }

@@ -78,6 +78,10 @@ pub struct State {
     pub turns: u32,
     pub left: u32,
     pub limit: u64,
+    /// Look-ups that may yet leave the page of their slot until somebody looks at it; and which
+    /// slots were filled so, from the end, as offsets from [`NEAR`].
+    pub fars: u64,
+    pub filled: [u32; FAR_LIMIT],
     pub system: System,
 }
 
@@ -181,7 +185,11 @@ pub const OTHER_SITE: i32 = offset_of!(State, other_site) as i32;
 pub const TURNS: i32 = offset_of!(State, turns) as i32;
 pub const LEFT: i32 = offset_of!(State, left) as i32;
 pub const LIMIT: i32 = offset_of!(State, limit) as i32;
+pub const FARS: i32 = offset_of!(State, fars) as i32;
+pub const FILLED: i32 = offset_of!(State, filled) as i32 - 4;
 pub const SHARED_AT: i32 = offset_of!(State, shared) as i32;
+/// Look-ups that leave the page of their slot until it is asked how fast they come.
+pub const FAR_LIMIT: usize = 256;
 /// Shared look-ups that a block may hold at a time.
 pub const SHARED: usize = 64;
 
@@ -234,8 +242,13 @@ pub const IDENTITIES_AT: i32 = system(offset_of!(System, identities));
 pub const EXITS: i32 = system(offset_of!(System, exits));
 
 /// Bytes of the shared state page.
-pub const STATE_SIZE: usize = 4096;
+pub const STATE_SIZE: usize = 8192;
 const _: () = assert!(size_of::<State>() <= STATE_SIZE);
+/// Slots of look-ups that remember a page and its entry ([`crate::near`]): for reads, then for
+/// writes.
+pub const NEAR: i32 = STATE_SIZE as i32;
+pub const NEAR_SIZE: i32 = 16;
+pub const NEAR_SLOTS: u32 = 512;
 /// Code map: for a hash of a linear page, the id of its present (linear, physical) pair.
 pub const CODE_MAP: i32 = 0xa_0000;
 pub const CODE_MAP_SLOTS: usize = 1 << 16;

@@ -13,8 +13,10 @@ mod cache;
 mod counted;
 mod exits;
 mod layout;
+mod near;
 mod ports;
 mod restless;
+mod sampler;
 mod shared;
 mod signals;
 mod string_stubs;
@@ -56,6 +58,8 @@ pub struct Options {
     /// Pages with code stay watched however often they are written to (tests that place their
     /// programs in the same pages over and over).
     pub always_watch: bool,
+    /// Code need not be found running to remember pages (tests).
+    pub always_near: bool,
     /// Loops need not be found running to count their rounds (tests).
     pub measure_loops: bool,
 }
@@ -69,6 +73,7 @@ impl Default for Options {
             exact_flags: false,
             tables: None,
             always_watch: false,
+            always_near: false,
             measure_loops: false,
         }
     }

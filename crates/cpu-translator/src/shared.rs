@@ -52,6 +52,7 @@ pub struct Shared {
     pub form: Form,
     pub time: Time,
     restless: Restless,
+    pub sampler: crate::sampler::Sampler,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,6 +63,7 @@ impl Shared {
     pub fn new(options: crate::Options, form: Form) -> Result<Shared> {
         let mut cache = Cache::new(Area::new(options.cache_size)?)?;
         cache.always_watch = options.always_watch;
+        cache.near.always = options.always_near;
         if options.perf_map {
             cache.map_for_perf()?;
         }
@@ -80,6 +82,7 @@ impl Shared {
             form,
             time: Time::new(),
             restless: Restless::default(),
+            sampler: Default::default(),
         })
     }
 
@@ -159,6 +162,15 @@ impl Shared {
         let list = writers.entry(host).or_default();
         if !list.contains(&(gs, linear)) {
             list.push((gs, linear));
+        }
+    }
+
+    /// Posts a request to every vCPU that is in translated code.
+    pub fn ask_all(&self, request: Request) {
+        for peer in locked(&self.peers).iter() {
+            if peer.inside.load(Ordering::SeqCst) & 1 != 0 {
+                peer.link.post(request);
+            }
         }
     }
 

@@ -9,6 +9,7 @@ mod contexts;
 
 use crate::cache::Mixed;
 use crate::layout::*;
+use crate::near::Gone;
 use base::{Failure, Result};
 use contexts::Contexts;
 use cpu_interpreter::View;
@@ -203,6 +204,7 @@ pub struct Tables {
     pub flushes: u64,
     /// Counts flushes of any kind.
     pub epoch: u64,
+    pub gone: Gone,
 }
 
 impl Tables {
@@ -242,8 +244,10 @@ impl Tables {
             fills: 0,
             flushes: 0,
             epoch: 0,
+            gone: Gone::default(),
         };
         tables.forget_code_everywhere();
+        tables.prepare_slots();
         if form == Form::Hashed {
             for space in &tables.spaces {
                 for write in [false, true] {
@@ -256,6 +260,10 @@ impl Tables {
 
     pub fn state(&self) -> *mut State {
         self.state as *mut State
+    }
+
+    pub fn all_views(&self) -> impl Iterator<Item = usize> + '_ {
+        self.spaces.iter().map(|space| space.gs)
     }
 
     /// The GS base of a view.
@@ -309,6 +317,7 @@ impl Tables {
     pub fn flush(&mut self, globals_too: bool) {
         self.flushes += 1;
         self.epoch += 1;
+        self.gone.all = true;
         for space in &mut self.spaces {
             let (form, gs) = (space.form, space.gs);
             for log in &mut space.logs[..1 + usize::from(globals_too)] {
@@ -337,6 +346,7 @@ impl Tables {
         let large = linear & !(LARGE - 1);
         let (first, count) =
             if self.large.remove(&large).is_some() { (large, LARGE / 4096) } else { (linear & !0xfff, 1) };
+        self.gone.note(first, 4096 * count);
         for page in (0..count).map(|n| first + 4096 * n) {
             let has_code = self.code_pages.remove(&page).is_some();
             self.contexts.note_mixed(page);

@@ -31,7 +31,7 @@ fn interpreter() -> Entry {
 
 /// Everything is translated at once, into what guests run after a while.
 fn tried() -> Options {
-    Options { warm: 1, always_watch: true, measure_loops: true, ..Options::default() }
+    Options { warm: 1, always_watch: true, measure_loops: true, always_near: true, ..Options::default() }
 }
 
 /// Blocks are translated when they are met for the second time.

@@ -126,6 +126,7 @@ impl Tables {
         }
         self.flushes += 1;
         self.epoch += 1;
+        self.gone.all = true;
         let relied = self.contexts.relied(shared);
         let (unknown, mixed) = (self.unknown, std::mem::take(&mut self.contexts.mixed));
         let views = self.spaces.each_mut().map(|space| space.set_aside(unknown, &mixed));

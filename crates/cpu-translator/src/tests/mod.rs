@@ -29,7 +29,13 @@ impl Guest {
     }
 
     pub fn with(state: &CpuState, code: &[u8]) -> Guest {
-        let options = Options { cache_size: 8 << 20, warm: 1, measure_loops: true, ..Options::default() };
+        let options = Options {
+            cache_size: 8 << 20,
+            warm: 1,
+            measure_loops: true,
+            always_near: true,
+            ..Options::default()
+        };
         let engine = Translator::with(options).unwrap();
         let guest = Guest::on(&engine, state, code);
         Guest { engine: Some(engine), ..guest }

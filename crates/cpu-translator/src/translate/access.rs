@@ -2,7 +2,8 @@
 //! T0 + T1 - 1.
 
 use super::groups::is_scratch;
-use super::{Builder, Cold, Source};
+use super::near::Ways;
+use super::{Builder, Cold, From, Source};
 use crate::asm::{Address, Label, RCX, T0, T1};
 use crate::cache::Kind;
 use crate::layout::*;
@@ -27,6 +28,16 @@ pub struct Reached {
     /// The instruction can be left to the interpreter and the block goes on behind it.
     pub resumes: bool,
 }
+
+/// A linear address for a look-up: a register, not T1, plus a constant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Linear {
+    pub register: u8,
+    pub disp: i32,
+}
+
+/// The address was made in T0.
+pub const MADE: Linear = Linear { register: T0, disp: 0 };
 
 /// Place of guest register `n` in the state page.
 pub fn slot(n: u8) -> i32 {
@@ -110,8 +121,17 @@ impl Builder {
                 let (span, table) = (group.span, group.write);
                 let free = self.keeps_flags();
                 let retry = self.here();
-                self.address_of(source, i, place, -member.offset);
-                let site = self.lead(member.group, (span, write, table), retry, free);
+                let slot = if free { None } else { self.near_slot(i, place, table) };
+                let linear = match self.plain_base(i, place) {
+                    Some((register, disp)) if slot.is_some() => {
+                        Linear { register, disp: disp - member.offset }
+                    }
+                    _ => {
+                        self.address_of(source, i, place, -member.offset);
+                        MADE
+                    }
+                };
+                let site = self.lead(member.group, (linear, slot), (span, write, table), retry, free);
                 // T0 is the start of the span: an address that takes code is not made again.
                 let at = if self.is_plain_base(i, place) {
                     self.member_address(source, i, place)
@@ -139,10 +159,36 @@ impl Builder {
         {
             return self.reach_constant(address, write, retry, free);
         }
-        self.address_of(source, i, place, 0);
-        let site = self.look_up((size, align), write, retry, free);
-        let at = Address { base: Some(T0), index: Some(T1), scale: 0, disp: -1 };
+        let slot = if free { None } else { self.near_slot(i, place, write) };
+        let linear = match self.plain_base(i, place) {
+            Some((register, disp)) if disp == 0 || slot.is_some() => Linear { register, disp },
+            _ => {
+                self.address_of(source, i, place, 0);
+                MADE
+            }
+        };
+        let site = self.look_up((linear, slot), (size, align), write, retry, free);
+        let at = Address { base: Some(linear.register), index: Some(T1), scale: 0, disp: linear.disp - 1 };
         Reached { at, site: Some(site), resumes: true }
+    }
+
+    /// The address as one register, not a scratch one, plus a constant, if it is that.
+    fn plain_base(&self, i: &Instruction, place: Where) -> Option<(u8, i32)> {
+        if self.word != 8 {
+            return None;
+        }
+        match place {
+            Where::At(base, disp) => Some((base, disp)),
+            Where::Operand => {
+                let base = i.memory_base();
+                let plain = base.is_gpr64()
+                    && i.memory_index() == Register::None
+                    && !is_scratch(base)
+                    && !matches!(i.memory_segment(), Register::FS | Register::GS);
+                let disp = i.memory_displacement64() as i32;
+                (plain && disp.unsigned_abs() < 1 << 30).then(|| (base.number() as u8, disp))
+            }
+        }
     }
 
     /// T0 = the address plus `more`.
@@ -162,7 +208,14 @@ impl Builder {
     }
 
     /// Looks up the whole span of a group, from T0.
-    fn lead(&mut self, group: u16, (span, write, table): (u32, bool, bool), retry: u32, free: bool) -> u32 {
+    fn lead(
+        &mut self,
+        group: u16,
+        (linear, slot): (Linear, Option<i32>),
+        (span, write, table): (u32, bool, bool),
+        retry: u32,
+        free: bool,
+    ) -> u32 {
         self.t1 = None;
         let restore = self.restores();
         let site = self.site(Kind::Access { write, table });
@@ -171,15 +224,23 @@ impl Builder {
         (at.retry, at.plain) = (retry, plain);
         let other = self.code.label();
         let miss = self.code.label();
-        if matches!(span, 2 | 4 | 8) {
-            let (label, back) = (self.code.label(), self.code.label());
-            self.low_bits(span, label, free);
-            self.code.bind(back);
-            self.cold.push(Cold::Unaligned { label, back, slow: other, size: span, free });
-        } else {
-            self.crossing(span, other, free);
+        match slot {
+            Some(slot) => {
+                let ways = Ways { miss, slow: other, site, restore, alone: false };
+                self.near(linear, slot, (span, 1), table, ways);
+            }
+            None => {
+                if matches!(span, 2 | 4 | 8) {
+                    let (label, back) = (self.code.label(), self.code.label());
+                    self.low_bits(T0, span, label, free);
+                    self.code.bind(back);
+                    self.cold.push(Cold::Unaligned { label, back, linear, slow: other, size: span, free });
+                } else {
+                    self.crossing(linear, span, other, free);
+                }
+                self.index(linear, table, miss, free);
+            }
         }
-        self.index(table, miss, free);
         if self.groups[usize::from(group)].kept {
             self.code.store(SHARED_AT + 8 * i32::from(group), T1);
         }
@@ -211,7 +272,8 @@ impl Builder {
             let group = &self.groups[usize::from(early.group)];
             // Not a write yet: the page must be writable without its dirty flag being set now.
             let what = (group.span, false, group.write);
-            self.lead(early.group, what, retry, false);
+            let slot = self.slot_of(group.write);
+            self.lead(early.group, (MADE, slot), what, retry, false);
         }
     }
 
@@ -271,64 +333,81 @@ impl Builder {
                 Address { base: Some(T0), index: Some(T1), scale: 0, disp: -1 }
             }
         };
-        self.cold.push(Cold::Miss { label: miss, site, restore, address });
+        self.cold.push(Cold::Miss { label: miss, site, restore, from: From::Address(address) });
         self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
         Reached { at, site: Some(site), resumes: true }
     }
 
-    /// Looks up the page of T0 for `size` bytes. Returns the access's site.
-    pub(super) fn look_up(&mut self, (size, align): (u32, u32), write: bool, retry: u32, free: bool) -> u32 {
+    /// Looks up the page of `linear` for `size` bytes; the result is in T1. Returns the access's site.
+    pub(super) fn look_up(
+        &mut self,
+        (linear, slot): (Linear, Option<i32>),
+        (size, align): (u32, u32),
+        write: bool,
+        retry: u32,
+        free: bool,
+    ) -> u32 {
         let site = self.site(Kind::Access { write, table: write });
         self.site_mut(site).retry = retry;
         let restore = self.restores();
         let slow = self.code.label();
         let miss = self.code.label();
-        if align > 1 {
-            self.low_bits(align, slow, free);
-        } else if matches!(size, 2 | 4 | 8) {
-            let label = self.code.label();
-            let back = self.code.label();
-            self.low_bits(size, label, free);
-            self.code.bind(back);
-            self.cold.push(Cold::Unaligned { label, back, slow, size, free });
-        } else if size > 1 {
-            self.crossing(size, slow, free);
+        self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
+        if let Some(slot) = slot {
+            self.near(linear, slot, (size, align), write, Ways { miss, slow, site, restore, alone: true });
+            self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
+            return site;
         }
-        self.index(write, miss, free);
+        if align > 1 || matches!(size, 2 | 4 | 8) {
+            let register = linear.register;
+            if align > 1 {
+                self.low_bits(register, align, slow, free);
+            } else {
+                let label = self.code.label();
+                let back = self.code.label();
+                self.low_bits(register, size, label, free);
+                self.code.bind(back);
+                self.cold.push(Cold::Unaligned { label, back, linear, slow, size, free });
+            }
+        } else if size > 1 {
+            self.crossing(linear, size, slow, free);
+        }
+        self.index(linear, write, miss, free);
         let here = self.here();
         self.site_mut(site).once = here;
-        self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
-        self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
+        self.cold.push(Cold::Miss { label: miss, site, restore, from: From::Linear(linear) });
         site
     }
 
-    /// Goes to `other` unless T0 is a multiple of `align`.
-    fn low_bits(&mut self, align: u32, other: Label, free: bool) {
+    /// Goes to `other` unless `register` is a multiple of `align`.
+    fn low_bits(&mut self, register: u8, align: u32, other: Label, free: bool) {
         if free {
-            self.code.pext(T1, T0, mask_below(align));
+            self.code.pext(T1, register, mask_below(align));
             self.zero_test(T1, other);
         } else {
-            self.code.test8(T0, (align - 1) as u8);
+            self.code.test8(register, (align - 1) as u8);
             self.code.jcc(5, other);
         }
     }
 
-    /// T1 = the table entry of T0's page; goes to `miss` if there is none.
-    pub(super) fn index(&mut self, write: bool, miss: Label, free: bool) {
+    /// T1 = the table entry of the page of `linear` (without a constant to add); goes to `miss` if
+    /// there is none.
+    pub(super) fn index(&mut self, linear: Linear, write: bool, miss: Label, free: bool) {
+        let from = linear.register;
         if self.form == Form::Hashed {
             // Whose slot it is: the sum is an offset in a page if it is this page's.
-            self.slot_index(write);
+            self.slot_index(from, write);
             self.code.load_entry(T1, if write { WRITE_TAGS } else { READ_TAGS });
-            self.code.lea_sum(T1, T0, T1, 0);
+            self.code.lea_sum(T1, from, T1, 0);
             self.code.pext(T1, T1, MASK_INDEX);
             self.zero_test(T1, miss);
-            self.slot_index(write);
+            self.slot_index(from, write);
             return self.entry(write, miss, free);
         }
         if free {
-            self.code.pext(T1, T0, MASK_INDEX);
+            self.code.pext(T1, from, MASK_INDEX);
         } else {
-            self.code.page_index(T1, T0);
+            self.code.page_index(T1, from);
         }
         if write {
             self.code.not(T1);
@@ -336,8 +415,8 @@ impl Builder {
         self.entry(write, miss, free);
     }
 
-    fn slot_index(&mut self, write: bool) {
-        self.code.pext(T1, T0, MASK_SLOT);
+    fn slot_index(&mut self, from: u8, write: bool) {
+        self.code.pext(T1, from, MASK_SLOT);
         if write {
             self.code.not(T1);
         }
@@ -359,15 +438,15 @@ impl Builder {
         }
     }
 
-    /// The exact test whether `size` bytes from T0 cross a page.
-    pub(super) fn crossing(&mut self, size: u32, slow: Label, free: bool) {
+    /// The exact test whether `size` bytes from `linear` (without a constant to add) cross a page.
+    pub(super) fn crossing(&mut self, linear: Linear, size: u32, slow: Label, free: bool) {
         if free {
-            self.code.pext(T1, T0, MASK_OFFSET);
+            self.code.pext(T1, linear.register, MASK_OFFSET);
             self.code.lea(T1, T1, size as i32 - 1);
             self.code.pext(T1, T1, MASK_NEXT);
             return self.zero_test(T1, slow);
         }
-        self.code.mov32(T1, T0);
+        self.code.mov32(T1, linear.register);
         self.code.group32(4, T1, 0xfff);
         self.code.group32(7, T1, 0x1000 - size as i32);
         self.code.jcc(7, slow);

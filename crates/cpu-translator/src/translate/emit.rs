@@ -1,9 +1,9 @@
 //! Heads, plain instructions, stack instructions, and the code behind a block.
 
-use super::access::{Reached, Where, slot};
+use super::access::{MADE, Reached, Where, slot};
 use super::class::alignment;
 use super::groups::Member;
-use super::{Builder, Class, Cold, Source};
+use super::{Builder, Class, Cold, From, Source};
 use crate::asm::*;
 use crate::cache::{Cache, Kind};
 use crate::layout::*;
@@ -370,7 +370,7 @@ impl Builder {
     // ---- behind the block ----
 
     pub(super) fn finish_cold(&mut self, cache: &Cache) {
-        for cold in std::mem::take(&mut self.cold) {
+        while let Some(cold) = self.cold.pop() {
             match cold {
                 Cold::Leave { label, site, reason, restore } => {
                     self.code.bind(label);
@@ -393,17 +393,24 @@ impl Builder {
                     self.code.restore_flags();
                     self.code.jmp(back);
                 }
-                Cold::Unaligned { label, back, slow, size, free } => {
+                Cold::Unaligned { label, back, linear, slow, size, free } => {
                     self.code.bind(label);
-                    self.crossing(size, slow, free);
+                    self.crossing(linear, size, slow, free);
                     self.code.jmp(back);
                 }
-                Cold::Miss { label, site, restore, address } => {
+                Cold::Far { label, back, linear, slot, size, write, ways } => {
+                    self.far((label, back), linear, (slot, size, write), ways);
+                }
+                Cold::Miss { label, site, restore, from } => {
                     self.code.bind(label);
                     if restore {
                         self.code.restore_flags();
                     }
-                    self.code.constant(T0, address);
+                    match from {
+                        From::Address(address) => self.code.constant(T0, address),
+                        From::Linear(linear) if linear != MADE => self.code.mov(T0, linear.register),
+                        From::Linear(_) => {}
+                    }
                     self.code.store_imm32(SITE, site);
                     self.jump_out(cache, cache.stubs.exits[reason::MISS as usize]);
                 }

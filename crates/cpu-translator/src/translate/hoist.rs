@@ -335,7 +335,7 @@ impl Builder {
             self.code.store32(LEFT, T1);
             self.code.bind(counted);
         }
-        self.index(plan.write, fail, false);
+        self.index(access::MADE, plan.write, fail, false);
     }
 
     /// T0 = where the plan's span starts in the next round.

@@ -18,6 +18,7 @@ mod flags;
 mod flow;
 mod groups;
 mod hoist;
+mod near;
 mod system;
 mod trace;
 mod x87;
@@ -25,6 +26,7 @@ mod x87;
 use crate::asm::{Code, Label};
 use crate::cache::{Block, Cache, Kind, NONE, Site, Stage};
 use crate::tables::Form;
+use access::Linear;
 use cpu_interpreter::Core;
 use iced_x86::{Instruction, InstructionInfoFactory};
 use std::cell::Cell;
@@ -113,17 +115,27 @@ enum Cold {
     /// Leaves for `reason` of `site`.
     Leave { label: Label, site: u32, reason: u32, restore: bool },
     /// An access that is not aligned: exact test, then back.
-    Unaligned { label: Label, back: Label, slow: Label, size: u32, free: bool },
+    Unaligned { label: Label, back: Label, linear: Linear, slow: Label, size: u32, free: bool },
+    /// An access that left the page of its slot.
+    Far { label: Label, back: Label, linear: Linear, slot: i32, size: u32, write: bool, ways: near::Ways },
     /// An indirect branch that came to the wrong block.
     Away { label: Label },
     /// An indirect branch left the flags in the state page.
     Flags { label: Label, back: Label },
     /// A way out to another block.
     Link { label: Label, site: u32, live: bool, counted: bool },
-    /// The page of a known address has no entry.
-    Miss { label: Label, site: u32, restore: bool, address: u64 },
+    /// The page of an address has no entry; it is not in T0 yet.
+    Miss { label: Label, site: u32, restore: bool, from: From },
     /// On in the variant without groups.
     Plain { label: Label, site: u32, restore: bool, counted: bool },
+}
+
+/// Where an address comes from.
+#[derive(Clone, Copy)]
+enum From {
+    Address(u64),
+    /// Without a constant to add.
+    Linear(Linear),
 }
 
 pub struct Builder {
@@ -159,6 +171,10 @@ pub struct Builder {
     warming: bool,
     places: Option<hoist::Places>,
     hoisted: bool,
+    /// The next slot for look-ups that begin with their last page; `None`: the block does not run
+    /// often. Instructions that shall not have one.
+    next_slot: Option<u32>,
+    far: Vec<u64>,
 }
 
 impl Builder {
@@ -188,6 +204,8 @@ impl Builder {
             warming: false,
             places: None,
             hoisted: false,
+            next_slot: None,
+            far: Vec::new(),
         }
     }
 }
@@ -203,6 +221,10 @@ impl Builder {
         self.word = (source.bits() / 8) as u8;
         self.counted = source.key & key::COUNTED != 0;
         let (first, last) = self.trace(source)?;
+        let far = cache.near.far(&(source.host | (source.rip & 0xfff) as usize, source.rip, source.key));
+        self.next_slot = far.map(|_| cache.near.next);
+        self.far.clear();
+        self.far.extend_from_slice(far.unwrap_or_default());
         self.liveness(source);
         if source.key & key::PLAIN == 0 {
             self.find_groups();
@@ -220,7 +242,11 @@ impl Builder {
         let at = cache.area.add(&self.code.bytes)?;
         let ahead = source.ahead.get();
         debug_assert_eq!(at, cache.host(self.base));
+        let sites = self.first_site..self.first_site + self.sites.len() as u32;
         cache.sites.append(&mut self.sites);
+        if let Some(next) = self.next_slot {
+            cache.near.next = next;
+        }
         let block = Block {
             key: (source.host | (source.rip & 0xfff) as usize, source.rip, source.key),
             indirect: self.base,
@@ -232,6 +258,7 @@ impl Builder {
             second: source.second.map_or(0, |(host, _)| if last > 4095 { host } else { 0 }),
             instructions: self.steps.len() as u16,
             alive: true,
+            sites,
             faults: std::mem::take(&mut self.faults),
             bytes: source.bytes[usize::from(first.min(ahead.0))..=usize::from(last.max(ahead.1))].into(),
             ..Block::empty()

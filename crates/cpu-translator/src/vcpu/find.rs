@@ -184,6 +184,23 @@ impl TranslatorVcpu {
         Next::Loop
     }
 
+    /// Many look-ups have left the page of their slot, the last one at this site.
+    pub(super) fn went_far(&mut self, place: usize, alive: bool) -> Next {
+        let site = self.exits.get(place).site;
+        if self.filled.note(self.state.get(), &self.tables) && alive {
+            self.shared.cache().goes_far(site.block, site.rip);
+            self.shared.ended.fetch_add(1, Ordering::SeqCst);
+        }
+        if !alive || self.is_revoked() {
+            self.leave_at(&site);
+            self.store_state(site.rip);
+            return Next::Loop;
+        }
+        // What it does is right still.
+        self.counting.owed = site.left;
+        Next::Host(self.host(site.retry))
+    }
+
     /// A block's bytes are others now: it ends.
     pub(super) fn end_stale(&mut self, place: usize) -> Next {
         let site = self.exits.get(place).site;

@@ -11,7 +11,8 @@ use crate::beside::{BATCH, Beside, Stamp};
 use crate::cache::{Cache, Kind, NONE, Stage};
 use crate::counted::Counting;
 use crate::exits::Exits;
-use crate::layout::{MASK, NO_SEGMENT, reason};
+use crate::layout::{FAR_LIMIT, MASK, NO_SEGMENT, reason};
+use crate::near::Filled;
 use crate::shared::{Peer, Shared, StatePage};
 use crate::signals;
 use crate::system;
@@ -71,6 +72,7 @@ pub struct TranslatorVcpu {
     /// The last key of each view.
     keys: [u32; 3],
     enter: usize,
+    filled: Filled,
     thread: Option<std::thread::ThreadId>,
     gs: usize,
     /// The last block for a fast way back to it: (address of the first byte, ...).
@@ -101,6 +103,7 @@ impl TranslatorVcpu {
         state.get().link = std::ptr::from_ref(link.cell()) as u64;
         state.get().host_mxcsr = 0x1f80;
         state.get().masks = MASK;
+        state.get().fars = FAR_LIMIT as u64;
         let views = [
             cpu_interpreter::View::User,
             cpu_interpreter::View::Supervisor,
@@ -135,6 +138,7 @@ impl TranslatorVcpu {
             places: Box::new([Place::default(); PLACES]),
             keys: [0; 3],
             enter: stubs.enter,
+            filled: Filled::default(),
             thread: None,
             gs: 0,
             counts: Counts::default(),
@@ -348,6 +352,8 @@ impl TranslatorVcpu {
         }
         let inside = self.peer.inside.load(Ordering::Relaxed);
         self.peer.inside.store(inside + 1, Ordering::SeqCst);
+        let revoked = self.shared.revoked.load(Ordering::SeqCst);
+        self.filled.follow(self.state.get(), &mut self.tables, revoked);
         let generation = self.shared.generation.load(Ordering::SeqCst);
         let valid = generation == self.generation;
         if valid {
@@ -399,6 +405,7 @@ impl TranslatorVcpu {
                             self.end_stale(place)
                         }
                         Kind::Hot => self.heated(place, alive, key),
+                        Kind::Far => self.went_far(place, alive),
                         _ => self.interpret_at(place, alive, key)?,
                     }
                 }
@@ -420,7 +427,14 @@ impl TranslatorVcpu {
                     let site = self.exits.get(place).site;
                     rip = site.rip;
                     self.store_state(rip);
-                    if self.shared.cache().sampled(site.block) {
+                    let mut cache = self.shared.cache();
+                    let often = cache.runs_often(site.block);
+                    let ended = cache.sampled(site.block) | often;
+                    drop(cache);
+                    if often {
+                        self.shared.sample_on();
+                    }
+                    if ended {
                         self.shared.ended.fetch_add(1, Ordering::SeqCst);
                     }
                     Next::Loop
