@@ -27,6 +27,7 @@ mod tables;
 mod time;
 mod translate;
 mod vcpu;
+mod writers;
 
 use base::{Result, bail};
 use cpu::{Engine, Vcpu, VcpuConfig};

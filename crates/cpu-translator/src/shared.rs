@@ -1,11 +1,12 @@
 //! What the vCPUs of one machine share: the code cache, and who may write where.
 
 use crate::area::Area;
-use crate::cache::{Cache, Mixed};
+use crate::cache::Cache;
 use crate::layout::State;
 use crate::restless::Restless;
 use crate::tables::{Form, Tables, VIEWS};
 use crate::time::Time;
+use crate::writers::Writers;
 use base::Result;
 use cpu::{Link, Request};
 use memory::{CodeObserver, RamBlock};
@@ -35,8 +36,10 @@ pub struct Shared {
     pub interpreter: cpu_interpreter::Shared,
     cache: Mutex<Cache>,
     peers: Mutex<Vec<Arc<Peer>>>,
-    /// Linear pages through which a host page may be written: (GS base, linear page).
-    writers: Mutex<Mixed<usize, Vec<(usize, u64)>>>,
+    writers: Mutex<Writers>,
+    /// Counts when [`Writers`] forgot pages that the tables do not know now: entries for writing
+    /// that were set aside before are void.
+    pub forgotten: AtomicU64,
     /// Counts flushes of the cache; what was taken from an earlier one is void.
     pub generation: AtomicU64,
     /// Counts blocks that were begun.
@@ -72,6 +75,7 @@ impl Shared {
             cache: Mutex::new(cache),
             peers: Mutex::default(),
             writers: Mutex::default(),
+            forgotten: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             added: AtomicU64::new(0),
             ended: AtomicU64::new(0),
@@ -142,12 +146,13 @@ impl Shared {
 
     pub fn join(&self, peer: Arc<Peer>) {
         self.cache().views.extend(peer.gs);
+        locked(&self.writers).join(&peer.gs);
         locked(&self.peers).push(peer);
     }
 
     pub fn leave(&self, peer: &Arc<Peer>) {
         self.cache().views.retain(|gs| !peer.gs.contains(gs));
-        locked(&self.writers).values_mut().for_each(|list| list.retain(|(gs, _)| !peer.gs.contains(gs)));
+        locked(&self.writers).leave(&peer.gs);
         locked(&self.peers).retain(|other| !Arc::ptr_eq(other, peer));
     }
 
@@ -156,13 +161,13 @@ impl Shared {
         self.interpreter.vcpus.load(Ordering::SeqCst) == 1
     }
 
-    /// Notes that `host` (a page) may be written through `linear` of a view.
-    pub fn note_writer(&self, host: usize, gs: usize, linear: u64) {
-        let mut writers = locked(&self.writers);
-        let list = writers.entry(host).or_default();
-        if !list.contains(&(gs, linear)) {
-            list.push((gs, linear));
-        }
+    /// Notes that `host` (a page) may be written through `linear` of a view of `peer`, the caller.
+    pub fn note_writer(&self, peer: &Peer, host: usize, gs: usize, linear: u64) {
+        // Another vCPU may have noted a page that it is only about to fill.
+        let alive = |gs, linear| !peer.gs.contains(&gs) || self.form.writes(gs, linear, host);
+        locked(&self.writers).note((host, gs, linear), alive, || {
+            self.forgotten.fetch_add(1, Ordering::SeqCst);
+        });
     }
 
     /// Posts a request to every vCPU that is in translated code.
@@ -233,7 +238,10 @@ impl Shared {
 impl CodeObserver for Shared {
     fn armed(&self, block: RamBlock, offset: u64) {
         let host = block.host_address() + offset as usize;
-        let Some(list) = locked(&self.writers).remove(&host) else { return };
+        let list = locked(&self.writers).take(host);
+        if list.is_empty() {
+            return;
+        }
         // Counted before, for who brings such an entry back; and behind, for who sets it aside.
         self.revoked.fetch_add(1, Ordering::SeqCst);
         for (gs, linear) in list {

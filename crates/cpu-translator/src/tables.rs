@@ -116,6 +116,11 @@ impl Form {
         }
     }
 
+    /// Whether the write entry of `linear` (a page) leads to `host`.
+    pub fn writes(self, gs: usize, linear: u64, host: usize) -> bool {
+        self.entry(gs, linear, true).load(Ordering::SeqCst) == entry_value(linear, host)
+    }
+
     /// Drops the write entry of `linear` in a view if it leads to `host`.
     pub fn protect(self, gs: usize, linear: u64, host: usize) {
         let page = linear & !0xfff;

@@ -31,8 +31,8 @@ struct Kept {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Relied {
-    /// [`Shared::revoked`]: for entries for writing.
-    revoked: u64,
+    /// [`Shared::revoked`], [`Shared::forgotten`]: for entries for writing.
+    writing: [u64; 2],
     /// For code and branches: [`Shared::ended`], [`Shared::generation`], flushes of such pages.
     code: [u64; 3],
 }
@@ -44,6 +44,10 @@ struct Aside {
     /// Slots and what they held.
     code: Vec<(u32, u32)>,
     branches: Vec<(u32, u64)>,
+}
+
+fn writing(shared: &Shared) -> [u64; 2] {
+    [&shared.revoked, &shared.forgotten].map(|count| count.load(Ordering::SeqCst))
 }
 
 impl Contexts {
@@ -81,7 +85,7 @@ impl Contexts {
     fn relied(&self, shared: &Shared) -> Relied {
         let (ended, generation) = (&shared.ended, &shared.generation);
         Relied {
-            revoked: shared.revoked.load(Ordering::SeqCst),
+            writing: writing(shared),
             code: [ended.load(Ordering::SeqCst), generation.load(Ordering::SeqCst), self.code_flushes],
         }
     }
@@ -137,12 +141,13 @@ impl Tables {
     }
 
     fn bring_back(&mut self, kept: Kept, shared: &Shared) {
-        let writable = kept.relied.revoked == shared.revoked.load(Ordering::SeqCst);
+        let writable = kept.relied.writing == writing(shared);
         for (space, aside) in self.spaces.iter_mut().zip(&kept.views) {
             space.bring_back(&aside.pages, writable);
         }
         // A watch that was armed meanwhile either finds the entries, or is found here.
-        if writable && kept.relied.revoked != shared.revoked.load(Ordering::SeqCst) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+        if writable && kept.relied.writing != writing(shared) {
             for (space, aside) in self.spaces.iter().zip(&kept.views) {
                 aside.pages.iter().for_each(|(page, ..)| space.form.clear(space.gs, *page, true));
             }

@@ -2,9 +2,10 @@
 
 use super::*;
 use crate::Options;
-use crate::shared::Shared;
+use crate::shared::{Peer, Shared};
 use memory::{CodeObserver, RamBlock, Watch};
 use std::collections::HashSet;
+use std::sync::Arc;
 
 const PAGES: u64 = 24;
 const HOSTS: u64 = 16;
@@ -16,6 +17,7 @@ type Holds = Option<u16>;
 struct Rig {
     tables: Tables,
     shared: Shared,
+    peer: Arc<Peer>,
     ram: RamBlock,
     present: u16,
     /// What is known of a page in a view, and where it holds: its host page. (Without a flush
@@ -33,9 +35,16 @@ fn linear(page: u64) -> u64 {
 impl Rig {
     fn new(form: Form) -> Rig {
         let ram = RamBlock::new("test", HOSTS * 4096).unwrap();
+        let tables = Tables::new(form, 8).unwrap();
+        let shared = Shared::new(Options { cache_size: 1 << 20, ..Options::default() }, form).unwrap();
+        let gs = [View::User, View::Supervisor, View::SupervisorAc].map(|view| tables.gs(view));
+        let peer = Peer { gs, link: Default::default(), inside: Default::default(), counters: Default::default() };
+        let peer = Arc::new(peer);
+        shared.join(peer.clone());
         Rig {
-            tables: Tables::new(form, 8).unwrap(),
-            shared: Shared::new(Options { cache_size: 1 << 20, ..Options::default() }, form).unwrap(),
+            tables,
+            shared,
+            peer,
             ram,
             present: 0,
             known: HashSet::new(),
@@ -55,7 +64,7 @@ impl Rig {
         let address = self.ram.page(host * 4096).as_ptr() as usize;
         let writable = self.ram.watch(host * 4096).is_empty();
         self.known.insert((holds, page, view as usize, host));
-        self.shared.note_writer(address, self.tables.gs(view), linear(page));
+        self.shared.note_writer(&self.peer, address, self.tables.gs(view), linear(page));
         self.tables.fill(view, linear(page), address, writable, global);
         self.tables.set_code(view, linear(page), (1 + page * HOSTS + host) as u32, global);
     }

@@ -94,7 +94,7 @@ impl TranslatorVcpu {
         }
         let gs = self.tables.gs(view);
         if may_write {
-            self.shared.note_writer(host, gs, linear & !0xfff);
+            self.shared.note_writer(&self.peer, host, gs, linear & !0xfff);
         }
         self.tables.fill(view, linear, host, may_write, mapping.global);
         if may_write {
