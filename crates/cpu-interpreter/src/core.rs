@@ -508,6 +508,11 @@ impl Core {
 
     pub fn flush_page(&mut self, linear: u64) {
         self.flushed.push(Flush::Page(linear), self.context());
+        self.forget_page(linear);
+    }
+
+    /// The same where a faster engine has done so in tables of its own.
+    pub fn forget_page(&mut self, linear: u64) {
         self.tlb.flush_page(linear);
         for set in self.parked.iter_mut().flatten() {
             set.flush_page(linear);

@@ -27,6 +27,7 @@ mod tests;
 pub use block::Mixer;
 pub use core::{Core, Counter, Flush, FlushLog, mode};
 pub use decode::{data_segment, may_store};
+pub use exec::gpr;
 pub use tier::{Pause, Ran, Single};
 pub use tlb::View;
 pub use vcpu::{Interpreter, InterpreterVcpu, Shared};

@@ -2,6 +2,7 @@
 //! ask the shared cache again.
 
 use crate::cache::Site;
+use crate::direct::Direct;
 use crate::ports::Port;
 use crate::shared::Shared;
 use cpu_interpreter::{Core, Single};
@@ -14,6 +15,8 @@ pub struct Known {
     pub single: Option<Single>,
     /// Likewise, if it is IN or OUT.
     pub port: Option<Port>,
+    /// Likewise, if it is one of those.
+    pub direct: Option<Direct>,
     /// [`Shared::ended`] when the block was last seen alive.
     ended: u64,
 }
@@ -57,6 +60,7 @@ impl Exits {
             site,
             single: None,
             port: None,
+            direct: None,
             ended: if alive { ended } else { u64::MAX },
         });
         self.places[index] = self.known.len() as u32;
@@ -82,6 +86,7 @@ impl Exits {
             iced_x86::Decoder::with_ip(core.code_bits(), bytes, site.rip, iced_x86::DecoderOptions::NONE);
         let instruction = decoder.decode();
         known.port = Port::of(&instruction);
+        known.direct = Direct::of(&instruction);
         known.single = Some(Single::new(core, &instruction, bytes));
         true
     }

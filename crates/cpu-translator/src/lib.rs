@@ -11,6 +11,7 @@ mod asm;
 mod beside;
 mod cache;
 mod counted;
+mod direct;
 mod exits;
 mod layout;
 mod near;

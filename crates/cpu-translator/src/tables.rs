@@ -172,9 +172,13 @@ impl Log {
 }
 
 impl Space {
+    /// (What is not there need not be written: most of the tables is never touched.)
     fn forget_page(&self, page: u64) {
-        self.form.clear(self.gs, page, false);
-        self.form.clear(self.gs, page, true);
+        for write in [false, true] {
+            if self.form == Form::Hashed || self.form.entry(self.gs, page, write).load(Ordering::Relaxed) != 0 {
+                self.form.clear(self.gs, page, write);
+            }
+        }
     }
 
     /// Forgets the code of `page`, and with it other branches of the same slots.
@@ -366,6 +370,23 @@ impl Tables {
             }
         }
         self.trim();
+    }
+
+    /// INVLPG of a page without code that is no piece of a large one. `false`: it is another.
+    pub fn flush_plain_page(&mut self, linear: u64) -> bool {
+        let page = linear & !0xfff;
+        let is_piece = self.huge.contains_key(&(linear & !(HUGE - 1)))
+            || self.large.contains_key(&(linear & !(LARGE - 1)));
+        if is_piece || self.code_pages.contains_key(&page) {
+            return false;
+        }
+        self.epoch += 1;
+        self.contexts.note_mixed(page);
+        for space in &self.spaces {
+            space.forget_page(page);
+        }
+        self.trim();
+        true
     }
 
     /// Keeps the logs from growing without bound under INVLPG.

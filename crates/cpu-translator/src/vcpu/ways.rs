@@ -17,6 +17,9 @@ impl TranslatorVcpu {
         if let Some(next) = self.port(place, alive) {
             return Ok(next);
         }
+        if let Some(next) = self.direct(place, alive, key) {
+            return Ok(next);
+        }
         let left = self.exits.get(place).site.left;
         let before = self.interpreter.core().retired;
         let next = self.interpret_site(place, alive, key);
@@ -80,19 +83,20 @@ impl TranslatorVcpu {
         let Some(key) = self.key() else { return Next::Loop };
         self.note_key(key);
         self.load_state(all);
-        let rip = self.interpreter.core().rip;
+        match self.entry(self.interpreter.core().rip, key) {
+            Some(host) => Next::Other(host, key),
+            None => Next::Loop,
+        }
+    }
+
+    /// Where an indirect branch to `rip` goes; the state page says so.
+    pub(crate) fn entry(&mut self, rip: u64, key: u32) -> Option<usize> {
         let state = self.state.get();
         (state.s0, state.flags_away) = (rip, 0);
         self.revoked = self.shared.revoked.load(Ordering::SeqCst);
         let slot = branch_slot(self.tables.gs(self.interpreter.core().view), (rip & 0xffff) as u32);
         let host = slot.load(Ordering::Acquire) as usize;
-        if host != self.unknown {
-            return Next::Other(host, key);
-        }
-        match self.branch(rip, key) {
-            Some(host) => Next::Other(host, key),
-            None => Next::Loop,
-        }
+        if host == self.unknown { self.branch(rip, key) } else { Some(host) }
     }
 
     pub(super) fn linked(&mut self, rip: &mut u64, key: u32) -> Next {
