@@ -1,6 +1,7 @@
 //! Segment loading, far transfers and the delivery of interrupts (SDM vol. 3A ch. 5 and 6).
 
 mod interrupt;
+mod plain;
 mod task;
 mod transfer;
 

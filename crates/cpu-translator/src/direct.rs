@@ -1,8 +1,9 @@
 //! System instructions that need little of the guest's state, so that it need not be brought to
 //! the interpreter's and back.
 
-use crate::vcpu::{Next, TranslatorVcpu};
-use cpu_interpreter::gpr;
+use crate::system;
+use crate::vcpu::{Fill, Next, TranslatorVcpu};
+use cpu_interpreter::{View, gpr};
 use iced_x86::{Code, Instruction, OpKind, Register};
 
 /// What such an instruction does.
@@ -10,6 +11,8 @@ use iced_x86::{Code, Instruction, OpKind, Register};
 pub enum Direct {
     /// INVLPG.
     Forget(Place),
+    /// IRETQ.
+    Return,
 }
 
 /// A 64-bit address.
@@ -27,6 +30,7 @@ impl Direct {
     pub fn of(i: &Instruction) -> Option<Direct> {
         match i.code() {
             Code::Invlpg_m => Place::of(i).map(Direct::Forget),
+            Code::Iretq => Some(Direct::Return),
             _ => None,
         }
     }
@@ -75,19 +79,68 @@ impl TranslatorVcpu {
         if !alive || self.counting.on || !self.interpreter.core().flushed.is_empty() {
             return None;
         }
-        let Direct::Forget(operand) = direct;
-        let core = self.interpreter.core();
-        if core.cpl != 0 || core.code_bits() != 64 {
+        if self.interpreter.core().cpl != 0 || self.interpreter.core().code_bits() != 64 {
             return None;
         }
-        let linear = self.address_of(&operand);
-        if !self.tables.flush_plain_page(linear) {
-            return None;
+        match direct {
+            Direct::Forget(operand) => {
+                let linear = self.address_of(&operand);
+                if !self.tables.flush_plain_page(linear) {
+                    return None;
+                }
+                self.interpreter.core_mut().forget_page(linear);
+                self.retired();
+                Some(self.on_at(site.rip.wrapping_add(u64::from(site.len)), key))
+            }
+            Direct::Return => self.return_plainly(),
         }
+    }
+
+    fn retired(&mut self) {
         let core = self.interpreter.core_mut();
-        core.forget_page(linear);
         core.retired = core.retired.wrapping_add(1);
-        Some(self.on_at(site.rip.wrapping_add(u64::from(site.len)), key))
+    }
+
+    /// Eight bytes that the processor itself reads at `linear`.
+    fn peek_system(&mut self, linear: u64) -> Option<u64> {
+        if let Some([word]) = self.tables.peek_words(View::Supervisor, linear) {
+            return Some(word);
+        }
+        let view = self.interpreter.core().view;
+        self.interpreter.core_mut().set_view(View::Supervisor);
+        let filled = self.fill(linear, false, false);
+        self.interpreter.core_mut().set_view(view);
+        let [word] = self.tables.peek_words(View::Supervisor, linear).filter(|_| filled == Fill::Done)?;
+        Some(word)
+    }
+
+    fn return_plainly(&mut self) -> Option<Next> {
+        let view = self.interpreter.core().view;
+        let stack = self.state.get().gpr[4];
+        let frame: [u64; 5] = self.tables.peek_words(view, stack)?;
+        let code = self.interpreter.core().global_descriptor(frame[1])?;
+        let code = self.peek_system(code)?;
+        let stack = match self.interpreter.core().global_descriptor(frame[4]) {
+            Some(at) => Some(self.peek_system(at)?),
+            None => None,
+        };
+        let (state, core) = (self.state.get(), self.interpreter.core_mut());
+        system::store(state, core);
+        if !core.return_plainly(&frame, code, stack) {
+            return None;
+        }
+        state.gpr[4] = core.r[4];
+        state.set_flags(core.rflags());
+        state.seg_base = [core.sc[4].base, core.sc[5].base];
+        system::load(state, core);
+        self.retired();
+        let rip = frame[0];
+        let Some(key) = self.key() else {
+            self.store_state(rip);
+            return Some(Next::Loop);
+        };
+        self.note_key(key);
+        Some(self.on_at(rip, key))
     }
 
     /// On at `rip` with the registers of the state page.

@@ -85,6 +85,16 @@ pub struct State {
     pub system: System,
 }
 
+/// The arithmetic flags that LAHF reads.
+pub const CF_TO_SF: u64 = 0xd5;
+
+impl State {
+    /// Sets the arithmetic flags to those of `rflags`.
+    pub fn set_flags(&mut self, rflags: u64) {
+        self.flags = (rflags & CF_TO_SF) << 8 | (rflags >> 11 & 1);
+    }
+}
+
 /// Privileged state that translated code works on; see `crate::system`.
 #[repr(C)]
 pub struct System {

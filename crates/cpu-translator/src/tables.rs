@@ -175,7 +175,8 @@ impl Space {
     /// (What is not there need not be written: most of the tables is never touched.)
     fn forget_page(&self, page: u64) {
         for write in [false, true] {
-            if self.form == Form::Hashed || self.form.entry(self.gs, page, write).load(Ordering::Relaxed) != 0 {
+            if self.form == Form::Hashed || self.form.entry(self.gs, page, write).load(Ordering::Relaxed) != 0
+            {
                 self.form.clear(self.gs, page, write);
             }
         }
@@ -311,6 +312,26 @@ impl Tables {
         // both bytes are in it. Other vCPUs may be writing there: the read is volatile.
         let bytes = unsafe { std::ptr::read_volatile(linear.wrapping_add(entry - 1) as *const [u8; 2]) };
         Some(u16::from_le_bytes(bytes))
+    }
+
+    /// Words at `linear`, if they are aligned, within one page, and that page is known.
+    pub fn peek_words<const N: usize>(&self, view: View, linear: u64) -> Option<[u64; N]> {
+        let (form, gs) = (self.spaces[view as usize].form, self.gs(view));
+        let page = linear & !0xfff;
+        let canonical = (linear << 16) as i64 >> 16 == linear as i64;
+        if !canonical || linear & 7 != 0 || (linear & 0xfff) as usize > 4096 - 8 * N {
+            return None;
+        }
+        let tagged =
+            form == Form::Flat || form.tag(gs, page, false).load(Ordering::Acquire) == page.wrapping_neg();
+        let entry = form.entry(gs, page, false).load(Ordering::Acquire);
+        if !tagged || entry == 0 {
+            return None;
+        }
+        let at = linear.wrapping_add(entry - 1) as *mut u64;
+        // SAFETY: an entry leads to a page of guest RAM, which lives as long as the machine; the
+        // words are aligned and in it. Others may be writing there: the accesses are atomic.
+        Some(std::array::from_fn(|n| unsafe { AtomicU64::from_ptr(at.add(n)) }.load(Ordering::Acquire)))
     }
 
     /// The page of `linear` is a piece of a large one.

@@ -105,7 +105,9 @@ mod tests {
     fn every_way_is_taken_once() {
         let mut writers = Writers::default();
         writers.join(&[0x10_0000, 0x20_0000]);
-        for (gs, linear) in [(0x10_0000, 0x1000), (0x20_0000, 0x1000), (0x10_0000, 0x1000), (0x10_0000, 0x5000)] {
+        for (gs, linear) in
+            [(0x10_0000, 0x1000), (0x20_0000, 0x1000), (0x10_0000, 0x1000), (0x10_0000, 0x5000)]
+        {
             writers.note((HOST, gs, linear), |_, _| true, || panic!());
         }
         writers.note((HOST + 4096, 0x10_0000, 0x7000), |_, _| true, || panic!());

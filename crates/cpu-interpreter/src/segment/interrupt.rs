@@ -447,7 +447,7 @@ impl Core {
     }
 
     /// The RFLAGS bits that IRET loads at the present privilege.
-    fn iret_changes(&self, size: usize) -> u64 {
+    pub(super) fn iret_changes(&self, size: usize) -> u64 {
         let mut change = flags::ARITH | flags::TF | flags::DF | flags::NT | flags::RF | flags::AC | flags::ID;
         if self.cpl <= self.iopl() {
             change |= flags::IF;

@@ -11,7 +11,7 @@ use crate::beside::{BATCH, Beside, Stamp};
 use crate::cache::{Cache, Kind, NONE, Stage};
 use crate::counted::Counting;
 use crate::exits::Exits;
-use crate::layout::{FAR_LIMIT, MASK, NO_SEGMENT, reason};
+use crate::layout::{CF_TO_SF, FAR_LIMIT, MASK, NO_SEGMENT, reason};
 use crate::near::Filled;
 use crate::shared::{Peer, Shared, StatePage};
 use crate::signals;
@@ -31,7 +31,6 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-const CF_TO_SF: u64 = 0xd5;
 /// Places of which is remembered what was found there.
 const PLACES: usize = 512;
 
@@ -200,7 +199,7 @@ impl TranslatorVcpu {
 
     /// Translated code begins or goes on with another key: what leads to blocks by their
     /// address alone must lead to blocks of this key.
-    fn note_key(&mut self, key: u32) {
+    pub(crate) fn note_key(&mut self, key: u32) {
         let view = self.interpreter.core().view as usize;
         if self.keys[view] != key {
             self.keys[view] = key;
@@ -299,8 +298,7 @@ impl TranslatorVcpu {
         core.simd.sync_mxcsr();
         let state = self.state.get();
         state.gpr.copy_from_slice(&core.r[..16]);
-        let arith = core.rflags();
-        state.flags = (arith & CF_TO_SF) << 8 | (arith >> 11 & 1);
+        state.set_flags(core.rflags());
         state.seg_base = [core.sc[4].base, core.sc[5].base];
         state.vectors = core.simd.zmm.as_ptr() as u64;
         state.avx512 = u64::from(core.simd.avx512);
