@@ -70,6 +70,8 @@ pub struct Cache {
     /// Slot 0 is never used: link 0 means "not linked".
     pub heads: Vec<Head>,
     pub bytes: Vec<u8>,
+    /// Room for the instructions of the block that is being decoded.
+    pub decoded: Vec<Instruction>,
     /// How to run the SIMD and x87 instructions.
     pub plans: Vec<cpu_host::Plan>,
     map: HashMap<Key, u32, std::hash::BuildHasherDefault<Mixer>>,
@@ -113,6 +115,8 @@ impl Cache {
         Cache {
             ops: Vec::with_capacity(MAX_OPS + MAX_OPS / 64),
             insns: Vec::with_capacity(MAX_OPS + MAX_OPS / 64),
+            heads: Vec::with_capacity(MAX_OPS / 2),
+            bytes: Vec::with_capacity(4 * MAX_OPS),
             jumps: vec![Cell::new(0); JUMP_SLOTS],
             ..Cache::default()
         }

@@ -20,6 +20,8 @@ pub use features::Features;
 
 /// Most instructions of a block.
 const MAX_BLOCK: usize = 64;
+/// Most bytes of a block. (Few blocks are longer without a branch; they are cut.)
+const MAX_BYTES: usize = 256;
 
 /// The page behind a code address.
 enum CodeSource {
@@ -75,7 +77,8 @@ impl Core {
 
 /// Bytes fetched for one block.
 struct Fetch {
-    bytes: Vec<u8>,
+    bytes: [u8; MAX_BYTES],
+    len: usize,
     first: Option<CodePage>,
     second: Option<CodePage>,
     /// Versions of the pages; never equal to one that is [`UNWATCHED`].
@@ -85,28 +88,32 @@ struct Fetch {
 }
 
 impl Fetch {
+    fn bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+
     /// Up to `want` bytes of the page at `linear`.
     fn page(core: &mut Core, linear: u64, want: usize) -> Result<Fetch, Fault> {
         let physical = core.translate_code(linear)?;
         let at = (linear & 0xfff) as usize;
-        let count = want.min(4096 - at);
-        let mut bytes = vec![0; count];
+        let len = want.min(4096 - at).min(MAX_BYTES);
+        let mut bytes = [0; MAX_BYTES];
         match core.code_source(physical) {
             CodeSource::Ram(block, offset, physical) => {
                 let version = block.code_version_cell(offset);
                 let seen = core.watch_code(block, offset);
                 let page = block.page(offset);
-                page.read(at, &mut bytes);
+                page.read(at, &mut bytes[..len]);
                 let page = CodePage { page, version, physical };
                 let checked = seen & UNWATCHED != 0;
-                Ok(Fetch { bytes, first: Some(page), second: None, seen: (seen & !UNWATCHED, 0), checked })
+                Ok(Fetch { bytes, len, first: Some(page), second: None, seen: (seen & !UNWATCHED, 0), checked })
             }
             CodeSource::Io(page) => {
-                for (k, byte) in bytes.iter_mut().take(16).enumerate() {
+                for (k, byte) in bytes.iter_mut().take(len.min(16)).enumerate() {
                     *byte = core.bus.load(page + (at + k) as u64, 1) as u8;
                 }
                 core.after_io();
-                Ok(Fetch { bytes, first: None, second: None, seen: (0, 0), checked: false })
+                Ok(Fetch { bytes, len, first: None, second: None, seen: (0, 0), checked: false })
             }
         }
     }
@@ -127,46 +134,64 @@ pub fn build(core: &mut Core, cache: &mut Cache, rip: u64) -> Result<u32, Fault>
         (limit - rip) as usize + 1
     };
     let limit = if core.mode & mode::SINGLE != 0 { 1 } else { MAX_BLOCK };
-    let mut fetch = Fetch::page(core, linear, (limit * 15).min(1024).min(room))?;
+    let mut fetch = Fetch::page(core, linear, (limit * 15).min(room))?;
     let single = fetch.first.is_none();
     let limit = if single { 1 } else { limit };
-    let mut insns = decode_bytes(core, &fetch, rip, limit);
-    if insns.is_empty() {
+    let mut insns = std::mem::take(&mut cache.decoded);
+    let done = fetch.decode(core, rip, limit, room, &mut insns);
+    let block = done.map(|()| emit(core, cache, &fetch, &insns, physical));
+    cache.decoded = insns;
+    block
+}
+
+impl Fetch {
+    /// Decodes at least one instruction, for which the next page may have to be fetched.
+    fn decode(
+        &mut self,
+        core: &mut Core,
+        rip: u64,
+        limit: usize,
+        room: usize,
+        insns: &mut Vec<Instruction>,
+    ) -> Result<(), Fault> {
+        decode_bytes(core, self, rip, limit, insns);
+        if !insns.is_empty() {
+            return Ok(());
+        }
         // The first instruction crosses the page (or the segment limit).
-        let have = fetch.bytes.len();
+        let have = self.len;
         if have >= room.min(15) {
             return Err(Fault::GP0);
         }
-        let next =
-            Fetch::page(core, core.linear_rip(rip.wrapping_add(have as u64)), (15 - have).min(room - have))?;
-        fetch.bytes.extend_from_slice(&next.bytes);
-        fetch.second = next.first;
-        fetch.seen.1 = next.seen.0;
-        insns = decode_bytes(core, &fetch, rip, 1);
-        if insns.is_empty() {
-            return Err(Fault::GP0);
-        }
+        let next = core.linear_rip(rip.wrapping_add(have as u64));
+        let next = Fetch::page(core, next, (15 - have).min(room - have))?;
+        self.bytes[have..have + next.len].copy_from_slice(next.bytes());
+        self.len += next.len;
+        self.second = next.first;
+        self.seen.1 = next.seen.0;
+        decode_bytes(core, self, rip, 1, insns);
+        if insns.is_empty() { Err(Fault::GP0) } else { Ok(()) }
     }
-    Ok(emit(core, cache, &fetch, &insns, physical))
 }
 
 /// Decodes up to `limit` instructions that lie wholly in what was fetched and end with the
 /// first that ends a block.
-fn decode_bytes(core: &Core, fetch: &Fetch, rip: u64, limit: usize) -> Vec<Instruction> {
-    let mut decoder = Decoder::with_ip(core.code_bits(), &fetch.bytes, rip, DecoderOptions::NONE);
-    let mut insns = Vec::new();
+fn decode_bytes(core: &Core, fetch: &Fetch, rip: u64, limit: usize, insns: &mut Vec<Instruction>) {
+    let mut decoder = Decoder::with_ip(core.code_bits(), fetch.bytes(), rip, DecoderOptions::NONE);
+    insns.clear();
     while insns.len() < limit && decoder.can_decode() {
-        let i = decoder.decode();
+        let at = insns.len();
+        insns.push(Instruction::default());
+        decoder.decode_out(&mut insns[at]);
+        let i = &insns[at];
         if decoder.last_error() == DecoderError::NoMoreBytes {
+            insns.truncate(at);
             break;
         }
-        let end = ends_block(&i) || fetch.checked && may_store(&i);
-        insns.push(i);
-        if end {
+        if ends_block(i) || fetch.checked && may_store(i) {
             break;
         }
     }
-    insns
 }
 
 /// Whether `i` may write to memory; `true` where that would take long to find out.
@@ -231,7 +256,7 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
         }
         let at = cache.ops.len();
         let slow = core.mode & mode::SLOW != 0 || !core.features.allows(i);
-        if slow || !fast::select(core, i, &mut op, needed[k], at) {
+        if slow || !fast::select(core, i, &mut op, needed >> k & 1 != 0, at) {
             generic(core, cache, i, &mut op, fetch, rip);
         }
         cache.ops.push(op);
@@ -247,7 +272,7 @@ fn emit(core: &mut Core, cache: &mut Cache, fetch: &Fetch, insns: &[Instruction]
         op.extra = at as u32;
         cache.ops.push(op);
     }
-    let used = (last.next_ip().wrapping_sub(rip) as usize).min(fetch.bytes.len());
+    let used = (last.next_ip().wrapping_sub(rip) as usize).min(fetch.len);
     let bytes = (cache.bytes.len() as u32, used as u16);
     cache.bytes.extend_from_slice(&fetch.bytes[..used]);
     let volatile = fetch.first.is_none();
@@ -375,7 +400,7 @@ fn generic(core: &mut Core, cache: &mut Cache, i: &Instruction, op: &mut Op, fet
     if let Some(plan) = core.thunks.plan(i) {
         if plan.sets_x87_pointers {
             let from = i.ip().wrapping_sub(rip) as usize;
-            op.aux = cpu_host::x87_opcode(fetch.bytes.get(from..from + i.len()).unwrap_or(&[]));
+            op.aux = cpu_host::x87_opcode(fetch.bytes().get(from..from + i.len()).unwrap_or(&[]));
         }
         op.imm = cache.plans.len() as u64;
         cache.plans.push(plan);
@@ -385,19 +410,16 @@ fn generic(core: &mut Core, cache: &mut Cache, i: &Instruction, op: &mut Op, fet
     }
 }
 
-/// For each instruction: whether the arithmetic flags it writes can be seen. Block ends and
+/// For each instruction, as a bit: whether the arithmetic flags it writes can be seen. Block ends and
 /// all that may fault or run through the generic interpreter see all flags.
-fn flags_needed(core: &Core, insns: &[Instruction]) -> Vec<bool> {
+fn flags_needed(core: &Core, insns: &[Instruction]) -> u64 {
     const ALL: u32 = 0x3f;
     let mut live = ALL;
-    let mut needed = vec![true; insns.len()];
+    let mut needed = 0;
     for (k, i) in insns.iter().enumerate().rev() {
-        needed[k] = i.rflags_modified() & live != 0;
-        if fast::is_pure(core, i) {
-            live = live & !(i.rflags_modified() & ALL) | i.rflags_read() & ALL;
-        } else {
-            live = ALL;
-        }
+        let modified = i.rflags_modified();
+        needed |= u64::from(modified & live != 0) << k;
+        live = if fast::is_pure(core, i) { live & !(modified & ALL) | i.rflags_read() & ALL } else { ALL };
     }
     needed
 }

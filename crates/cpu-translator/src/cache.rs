@@ -213,14 +213,15 @@ impl Cache {
         Ok(Cache {
             area,
             stubs,
-            blocks: Vec::new(),
-            sites: Vec::new(),
+            // The room costs nothing until it is used, and they need not move while they grow.
+            blocks: Vec::with_capacity(1 << 16),
+            sites: Vec::with_capacity(1 << 19),
             map: Mixed::default(),
             pages: Mixed::default(),
             stages: Mixed::default(),
             near: Near::default(),
             ids: Mixed::default(),
-            order: Vec::new(),
+            order: Vec::with_capacity(1 << 16),
             views: Vec::new(),
             statistics: Statistics::default(),
             always_watch: false,
