@@ -106,7 +106,14 @@ impl Fetch {
                 page.read(at, &mut bytes[..len]);
                 let page = CodePage { page, version, physical };
                 let checked = seen & UNWATCHED != 0;
-                Ok(Fetch { bytes, len, first: Some(page), second: None, seen: (seen & !UNWATCHED, 0), checked })
+                Ok(Fetch {
+                    bytes,
+                    len,
+                    first: Some(page),
+                    second: None,
+                    seen: (seen & !UNWATCHED, 0),
+                    checked,
+                })
             }
             CodeSource::Io(page) => {
                 for (k, byte) in bytes.iter_mut().take(len.min(16)).enumerate() {

@@ -122,9 +122,13 @@ impl TranslatorVcpu {
         }
         let Kind::Link { target, id, polls, .. } = site.kind else { return Next::Loop };
         *rip = target;
-        if let Some((host, _, _)) = self.code_at(target) {
+        let added = self.shared.added.load(Ordering::SeqCst);
+        if self.placed(target, key) != Some(None)
+            && let Some((host, _, _)) = self.code_at(target)
+        {
             let mut cache = self.shared.cache();
-            if let Some(block) = cache.find(&(host, target, key)) {
+            let found = cache.find(&(host, target, key));
+            if let Some(block) = found {
                 if alive && cache.sites[number as usize].next != block {
                     cache.relink(number, block);
                 }
@@ -139,6 +143,8 @@ impl TranslatorVcpu {
                 self.revoked = self.shared.revoked.load(Ordering::SeqCst);
                 return Next::Host(entry);
             }
+            drop(cache);
+            self.note_place(target, key, added, 0);
         }
         self.store_state(target);
         Next::Loop
