@@ -21,6 +21,10 @@ pub fn has_open_flags(i: &Instruction) -> bool {
             | Sar
             | Shld
             | Shrd
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
             | Imul
             | Mul
             | Div
