@@ -402,6 +402,7 @@ impl Tables {
             return false;
         }
         self.epoch += 1;
+        self.gone.note(page, 4096);
         self.contexts.note_mixed(page);
         for space in &self.spaces {
             space.forget_page(page);
