@@ -6,13 +6,16 @@
 
 use base::{Failure, Result, bail, fail};
 use serde_json::{Map, Value};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Where values come from, and with that what they may be.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Origin {
-    /// Strings may stand for values of any type.
+    /// Strings may stand for values of any type, and are recorded as they were said.
     #[default]
     Texts,
+    /// The same (`-blockdev` with dotted keys), but recorded by their types.
+    Words(Found),
     /// Values have their type. The path before each key, as errors name it (``, `options[0].`).
     Typed(String),
 }
@@ -20,7 +23,7 @@ pub enum Origin {
 impl Origin {
     fn names(&self, key: &str) -> String {
         match self {
-            Origin::Texts => key.to_string(),
+            Origin::Texts | Origin::Words(_) => key.to_string(),
             Origin::Typed(path) => format!("{path}{key}"),
         }
     }
@@ -29,11 +32,36 @@ impl Origin {
     fn within(&self, key: &str) -> Origin {
         match self {
             Origin::Texts => Origin::Texts,
+            Origin::Words(found) => Origin::Words(found.below(key)),
             Origin::Typed(path) => match key.split_once('.') {
                 Some((list, number)) => Origin::Typed(format!("{path}{list}[{number}].")),
                 None => Origin::Typed(format!("{path}{key}.")),
             },
         }
+    }
+}
+
+/// What strings turned out to be when they were taken, by their paths from where one node's options begin.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    path: String,
+    values: Arc<Mutex<Vec<(String, Value)>>>,
+}
+
+impl PartialEq for Found {
+    fn eq(&self, other: &Self) -> bool {
+        self.path == other.path
+    }
+}
+
+impl Found {
+    fn below(&self, key: &str) -> Found {
+        Found { path: format!("{}{key}.", self.path), values: self.values.clone() }
+    }
+
+    fn note(&self, key: &str, value: Value) {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        values.push((format!("{}{key}", self.path), value));
     }
 }
 
@@ -84,6 +112,36 @@ impl Options {
         self.said(Origin::Typed(String::new()))
     }
 
+    /// From here on, values are recorded for one node.
+    pub(crate) fn begin(&mut self) {
+        if let Origin::Words(found) = &mut self.1 {
+            *found = Found::default();
+        }
+    }
+
+    /// Gives the strings of `given` the types they were taken as since [`Options::begin`].
+    pub(crate) fn retype(&self, given: &mut Options) {
+        let Origin::Words(found) = &self.1 else { return };
+        for (path, value) in found.values.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            let mut keys = path.split('.');
+            let first = keys.next().and_then(|key| given.0.get_mut(key));
+            let place = keys.try_fold(first, |at, key| match at {
+                Some(Value::Object(map)) => Some(map.get_mut(key)),
+                Some(Value::Array(list)) => Some(key.parse().ok().and_then(|at: usize| list.get_mut(at))),
+                _ => None,
+            });
+            if let Some(Some(place)) = place {
+                *place = value;
+            }
+        }
+    }
+
+    fn note(&self, key: &str, value: impl Into<Value>) {
+        if let Origin::Words(found) = &self.1 {
+            found.note(key, value.into());
+        }
+    }
+
     /// A table that option `key` held.
     pub fn within(&self, key: &str, map: Map<String, Value>) -> Options {
         Options(map, self.1.within(key))
@@ -91,7 +149,7 @@ impl Options {
 
     /// Strings may stand for values of any type.
     pub fn are_texts(&self) -> bool {
-        self.1 == Origin::Texts
+        !matches!(self.1, Origin::Typed(_))
     }
 
     /// The customary refusal of a value of another type.
@@ -150,13 +208,31 @@ impl Options {
         match self.take(key) {
             None => Ok(None),
             Some(Value::Bool(value)) => Ok(Some(value)),
-            Some(Value::String(text)) if self.are_texts() => match text.as_str() {
-                "on" | "yes" | "true" | "y" => Ok(Some(true)),
-                "off" | "no" | "false" | "n" => Ok(Some(false)),
-                _ => bail!("Parameter '{key}' expects 'on' or 'off'"),
-            },
+            Some(Value::String(text)) if self.are_texts() => {
+                let value = match text.as_str() {
+                    "on" | "yes" | "true" | "y" => true,
+                    "off" | "no" | "false" | "n" => false,
+                    _ => bail!("Parameter '{key}' expects 'on' or 'off'"),
+                };
+                self.note(key, value);
+                Ok(Some(value))
+            }
             Some(_) => Err(self.wrong_type(key, "boolean")),
         }
+    }
+
+    /// A number with a sign.
+    pub fn take_i64(&mut self, key: &str) -> Result<Option<i64>> {
+        let value = match self.take(key) {
+            None => return Ok(None),
+            Some(Value::Number(number)) => number.as_i64(),
+            Some(Value::String(text)) if self.are_texts() => {
+                let value = text.parse().ok();
+                value.inspect(|value| self.note(key, *value))
+            }
+            Some(_) => return Err(self.wrong_type(key, "integer")),
+        };
+        value.map(Some).ok_or_else(|| fail!("Parameter '{key}' expects a number"))
     }
 
     /// An unsigned number; strings are read as a size with suffix (`64k`, `0x200`, `1.5G`).
@@ -168,9 +244,13 @@ impl Options {
                 None if number.is_f64() => Err(self.wrong_type(key, "integer")),
                 None => bail!("Parameter '{key}' expects a non-negative number"),
             },
-            Some(Value::String(text)) if self.are_texts() => parse_size(&text)
-                .map(Some)
-                .ok_or_else(|| fail!("Parameter '{key}' expects a non-negative number below 2^64")),
+            Some(Value::String(text)) if self.are_texts() => {
+                let Some(value) = parse_size(&text) else {
+                    bail!("Parameter '{key}' expects a non-negative number below 2^64")
+                };
+                self.note(key, value);
+                Ok(Some(value))
+            }
             Some(_) => Err(self.wrong_type(key, "integer")),
         }
     }

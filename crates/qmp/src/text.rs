@@ -34,7 +34,7 @@ fn write(out: &mut String, value: &Value, indent: Option<usize>) {
                 separate(out, at, inner);
                 write(out, value, inner);
             }
-            finish(out, list.is_empty(), indent);
+            finish(out, indent);
             out.push(']');
         }
         Value::Object(map) => {
@@ -46,7 +46,7 @@ fn write(out: &mut String, value: &Value, indent: Option<usize>) {
                 out.push_str(": ");
                 write(out, value, inner);
             }
-            finish(out, map.is_empty(), indent);
+            finish(out, indent);
             out.push('}');
         }
     }
@@ -63,10 +63,9 @@ fn separate(out: &mut String, at: usize, inner: Option<usize>) {
     }
 }
 
-fn finish(out: &mut String, empty: bool, indent: Option<usize>) {
-    if let Some(level) = indent
-        && !empty
-    {
+/// Also where nothing is inside, as is customary.
+fn finish(out: &mut String, indent: Option<usize>) {
+    if let Some(level) = indent {
         out.push_str("\r\n");
         out.extend(std::iter::repeat_n("    ", level));
     }
@@ -134,8 +133,8 @@ mod tests {
 
     #[test]
     fn pretty_form() {
-        let value = json!({"a": {"b": [1, 2]}, "c": {}});
-        let want = "{\r\n    \"a\": {\r\n        \"b\": [\r\n            1,\r\n            2\r\n        ]\r\n    },\r\n    \"c\": {}\r\n}\r\n";
+        let value = json!({"a": {"b": [1, 2]}, "c": {}, "d": []});
+        let want = "{\r\n    \"a\": {\r\n        \"b\": [\r\n            1,\r\n            2\r\n        ]\r\n    },\r\n    \"c\": {\r\n    },\r\n    \"d\": [\r\n    ]\r\n}\r\n";
         assert_eq!(line(&value, true), want);
     }
 

@@ -83,9 +83,10 @@ pub async fn prepare(
     }
     for (node, place) in invocation.machine.blockdevs.iter().zip(&invocation.places.blockdevs) {
         let mut options = block::Options::crumple(node.tree.clone()).map_err(|f| Complaint::at(place, f))?;
-        if node.typed {
-            options = options.typed();
-        }
+        options = match node.typed {
+            true => options.typed(),
+            false => options.said(block::Origin::Words(Default::default())),
+        };
         host.graph.add(options).await.map_err(|f| Complaint::at(place, f))?;
     }
     Ok(host)

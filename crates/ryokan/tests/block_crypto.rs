@@ -260,6 +260,10 @@ fn a_luks_image_is_shared_as_its_users_share() {
     let add = |number: u32, share: bool| json!({"driver": "virtio-blk-pci", "id": format!("v{number}"), "drive": format!("l{number}"), "share-rw": share});
     assert!(looks(), "an image that nobody uses");
     vm.qmp.execute("device_add", add(1, false)).unwrap();
+    let another = json!({"driver": "luks", "node-name": "l3", "key-secret": "k",
+        "file": {"driver": "file", "filename": path}});
+    vm.qmp.execute("blockdev-add", another).expect("opened as long as nobody writes through it");
+    vm.qmp.execute("blockdev-del", json!({"node-name": "l3"})).unwrap();
     for share in [false, true] {
         let why = vm.qmp.execute("device_add", add(2, share)).unwrap_err();
         assert_eq!(why, "GenericError: Failed to get \"write\" lock");

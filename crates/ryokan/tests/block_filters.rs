@@ -1,5 +1,5 @@
 //! The filter nodes that jobs put into the graph: what clients see of them and what is refused
-//! while they are there. Facts: QEMU 10 asked the same.
+//! while they are there (facts: QEMU 10 asked the same); what blkdebug hears of formats.
 
 use serde_json::{Value, json};
 use testkit::{Bench, Images};
@@ -275,4 +275,30 @@ fn a_disk_is_read_as_it_was_while_its_device_writes() {
     let images = bench.quit();
     images.check("disk.qcow2");
     images.io("disk.qcow2", &["read -P 3 0 1M", "read -P 2 1M 1M", "read -P 1 2M 2M"]);
+}
+
+/// What formats do with their data is an event to blkdebug, by QEMU's names.
+#[test]
+fn formats_tell_blkdebug_of_reads_and_writes() {
+    let formats = ["raw", "qcow2", "qcow", "qed", "vmdk", "vdi", "vpc", "parallels"];
+    let images = Images::new();
+    for format in formats {
+        let name = format!("a.{format}");
+        images.create(&name, "1M", &[]);
+        images.io(&name, &["write -P 1 0 64k"]);
+    }
+    let mut bench = Bench::start(images, &[]);
+    for format in formats {
+        for (event, command) in [("read_aio", "read -P 1 0 512"), ("write_aio", "write -P 1 0 512")] {
+            let file = json!({"driver": "file", "filename": bench.images.path(&format!("a.{format}"))});
+            let rules = json!([{"event": event, "errno": 28, "once": true}]);
+            let debug = json!({"driver": "blkdebug", "image": file, "inject-error": rules});
+            bench.run("blockdev-add", json!({"driver": format, "node-name": "n", "file": debug}));
+            let said = bench.try_io("n", command);
+            assert!(said.contains("failed: No space left on device"), "{format} {event}: {said}");
+            bench.io("n", command);
+            bench.run("blockdev-del", json!({"node-name": "n"}));
+        }
+    }
+    bench.quit();
 }

@@ -308,3 +308,43 @@ fn names_tell_what_opens_the_same_nodes_again() {
     images.io("top.qcow2", &["read -P 1 0 64k"]);
     images.io("over.qcow2", &["read -P 0 0 64k"]);
 }
+
+/// As in QEMU: what `-blockdev` says in words is recorded by its types, what `-drive` says as words.
+#[test]
+fn words_of_blockdev_are_recorded_by_their_types() {
+    let images = Images::new();
+    images.create("a.raw", "1M", &[]);
+    let dir = images.path("");
+    let rule = "inject-error.0.event=read_aio,inject-error.0.errno=7,inject-error.0.once=on";
+    let below = format!("driver=blkdebug,{rule},image.driver=file,image.filename={}", images.path("a.raw"));
+    let debug = format!("{below},node-name=debug");
+    let drive = "if=none,id=d,driver=null-co,read-zeroes=on,node-name=drive";
+    let mut bench = Bench::start(
+        images,
+        &[
+            "-blockdev",
+            "driver=null-co,node-name=null,read-zeroes=on,size=1024",
+            "-blockdev",
+            "driver=raw,node-name=raw,offset=1k,file.driver=null-co,file.read-zeroes=yes",
+            "-blockdev",
+            &debug,
+            "-drive",
+            drive,
+        ],
+    );
+    for (node, name) in [
+        ("null", r#"json:{"read-zeroes": true, "driver": "null-co", "size": 1024}"#),
+        (
+            "raw",
+            r#"json:{"offset": 1024, "driver": "raw", "file": {"read-zeroes": true, "driver": "null-co"}}"#,
+        ),
+        (
+            "debug",
+            r#"json:{"inject-error.0.once": true, "image": {"driver": "file", "filename": "@a.raw"}, "driver": "blkdebug", "inject-error.0.errno": 7, "inject-error.0.event": "read_aio"}"#,
+        ),
+        ("drive", r#"json:{"read-zeroes": "on", "driver": "null-co"}"#),
+    ] {
+        assert_eq!(bench.node(node)["file"], name.replace('@', &dir));
+    }
+    bench.quit();
+}

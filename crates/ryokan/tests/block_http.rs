@@ -145,6 +145,25 @@ fn files_of_tftp_servers_are_drives_and_nodes() {
 }
 
 #[test]
+fn servers_are_reached_out_of_the_sandbox() {
+    let images = model();
+    let file = images.bytes("disk.qcow2");
+    let (web, ftp) = (Web::new(file.clone()).unwrap(), Ftp::new(file.clone()).unwrap());
+    let tftp = Tftp::new(file).unwrap();
+    let drive = format!("if=none,id=d,file={},format=qcow2,readonly=on", tftp.url("good"));
+    let sandbox = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+    let mut bench = Bench::start(images, &["-sandbox", sandbox, "-drive", &drive]);
+    bench.io("d", "read -P 1 0 1M");
+    for (driver, url) in [("tftp", tftp.url("simple")), ("http", web.url("good")), ("ftp", ftp.url("good"))] {
+        let file = json!({"driver": driver, "url": url});
+        let node = json!({"driver": "qcow2", "node-name": driver, "read-only": true, "file": file});
+        bench.run("blockdev-add", node);
+        bench.io(driver, "read -P 2 1500k 700k");
+    }
+    bench.quit();
+}
+
+#[test]
 fn what_cannot_be_reached_is_a_clear_error() {
     let web = Web::new(vec![5; 4096]).unwrap();
     let mut bench = Bench::start(Images::new(), &[]);

@@ -261,6 +261,45 @@ fn intervals_histograms_and_what_counts() {
     timed.bench.quit();
 }
 
+/// The device has the last word; what does not count leaves the disk idle.
+#[test]
+fn failed_and_invalid_requests_count_as_asked() {
+    let disk = "if=none,id=d,driver=blkdebug,image.driver=null-co,image.read-zeroes=on,inject-error.0.event=none,\
+                inject-error.0.iotype=read,stats-intervals.0=60";
+    for (of_drive, of_device, failed, invalid) in [
+        ("", "", true, true),
+        (",stats-account-failed=off,stats-account-invalid=off", "", false, false),
+        (",stats-account-failed=off", ",account-failed=auto,account-invalid=off", false, false),
+        (",stats-account-failed=off,stats-account-invalid=off", ",account-failed=on", true, false),
+        ("", ",account-failed=off,account-invalid=on", false, true),
+    ] {
+        let (drive, device) = (format!("{disk}{of_drive}"), format!("virtio-blk-pci,drive=d{of_device}"));
+        let mut timed = Timed::start(&["-drive", &drive, "-device", &device]);
+        let shown = format!("{of_drive} {of_device}");
+        timed.step(SECOND);
+        timed.bench.io("d", "aio_write 0 4k");
+        for (command, counter, counts) in [
+            ("aio_read 0 4k", "failed_rd_operations", failed),
+            ("aio_read -i 0 4k", "invalid_rd_operations", invalid),
+        ] {
+            timed.step(10 * SECOND);
+            let before = timed.stats("d");
+            timed.bench.try_io("d", command);
+            timed.read("d");
+            let after = timed.stats("d");
+            assert_eq!((&before[counter], &after[counter]), (&json!(0), &json!(1)), "{shown} {command}");
+            let idle = after["idle_time_ns"].as_u64().unwrap();
+            assert_eq!(idle < 10 * SECOND, counts, "{shown} {command}: idle for {idle}");
+            assert_eq!(after["rd_operations"], json!(0));
+        }
+        let told = timed.stats("d");
+        let (told_failed, told_invalid) = (&told["account_failed"], &told["account_invalid"]);
+        assert_eq!((told_failed, told_invalid), (&json!(failed), &json!(invalid)), "{shown}");
+        assert_eq!(told["timed_stats"][0]["interval_length"], json!(60));
+        timed.bench.quit();
+    }
+}
+
 #[test]
 fn on_the_clock_of_the_world_too() {
     let images = Images::new();

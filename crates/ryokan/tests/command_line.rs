@@ -450,3 +450,24 @@ fn a_read_only_snapshot_drive_is_read_only() {
         assert_eq!(drives[0]["inserted"]["drv"], "qcow2");
     }
 }
+
+#[test]
+fn a_format_that_was_guessed_to_be_raw_is_warned_of() {
+    let dir = images();
+    let file = dir.path().join("d.raw").display().to_string();
+    let warning = |file: &str| {
+        format!(
+            "WARNING: Image format was not specified for '{file}' and probing guessed raw.\n         Automatically \
+             detecting the format is dangerous for raw images, write operations on block 0 will be restricted.\n         \
+             Specify the 'raw' format explicitly to remove the restrictions.\n"
+        )
+    };
+    for (more, warned) in [("", true), (",readonly=on", false), (",format=raw", false)] {
+        let drive = format!("if=none,id=d,file={file}{more}");
+        let mut vm = start(&["-accel", "qtest", "-drive", &drive]);
+        vm.qmp.execute("quit", Value::Null).unwrap();
+        vm.wait(SOON).unwrap();
+        let said = vm.errors();
+        assert_eq!(said.matches(&warning(&file)).count(), usize::from(warned), "{more}: {said}");
+    }
+}

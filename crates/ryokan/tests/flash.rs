@@ -149,6 +149,8 @@ fn what_is_no_firmware_is_refused() {
             vec!["-blockdev", &node, "-machine", "pflash0=n", "-drive", &flash(&good, "")],
             "exclude each other",
         ),
+        (vec!["-drive", &flash(&good, ""), "-bios", &good], "and flash chips (pflash) exclude each other"),
+        (vec!["-drive", &flash(&good, ""), "-bios", &good], "leave -bios out"),
         (vec!["-machine", "none", "-drive", &flash(&good, "")], "machine type does not support if=pflash"),
     ] {
         let all = [&["-display", "none", "-accel", "qtest"][..], &args].concat();

@@ -1,7 +1,8 @@
 //! `cargo xtask suites`: QEMU's own block test suite (qemu-iotests of 7.2) with Ryokan in QEMU's place.
 //!
 //! The suite and the tools of the same version come from Debian; nothing of them is kept here.
-//! JSON objects are compared with sorted keys, and the SHUTDOWN event of `quit` may come anywhere.
+//! JSON objects are compared with sorted keys, lines without the blanks at their ends, and the SHUTDOWN
+//! event of `quit` may come anywhere.
 
 use crate::run::{Result, output, root, step};
 use serde_json::Value;
@@ -172,10 +173,11 @@ impl Suite {
     }
 }
 
-/// The lines with the keys of JSON objects sorted; the SHUTDOWN events of `quit` come last.
+/// The lines with the keys of JSON objects sorted, those over several lines in one; the SHUTDOWN
+/// events of `quit` come last.
 fn ordered(text: &str) -> Vec<String> {
     let (mut lines, mut last) = (Vec::new(), Vec::new());
-    for line in text.lines() {
+    for line in joined(text) {
         let start = line.find('{').unwrap_or(line.len());
         let (head, rest) = line.split_at(start);
         // What stands in place of a time is no JSON.
@@ -193,6 +195,19 @@ fn ordered(text: &str) -> Vec<String> {
     lines
 }
 
+/// The lines without blanks at their ends; what stands between lines `{` and `}` is one.
+fn joined(text: &str) -> Vec<String> {
+    let (mut lines, mut open) = (Vec::<String>::new(), false);
+    for line in text.lines().map(str::trim_end) {
+        match lines.last_mut().filter(|_| open) {
+            Some(object) => object.push_str(line),
+            None => lines.push(line.to_string()),
+        }
+        open = if open { line != "}" } else { line == "{" };
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::ordered;
@@ -204,5 +219,10 @@ mod tests {
         assert_eq!(ordered(wanted), ordered(got));
         assert_ne!(ordered(wanted), ordered(&got.replace("\"b\": 1", "\"b\": 2")));
         assert_ne!(ordered("x\ny\n"), ordered("y\nx\n"));
+        let long = "{\n  \"b\": 1, \n  \"c\":  TIMESTAMP\n}\nx\n";
+        let other = "{\n  \"c\":  TIMESTAMP,\n  \"b\": 1\n}\nx\n";
+        assert_eq!(ordered(long), ordered(other));
+        assert_ne!(ordered(long), ordered(&other.replace("\"b\": 1", "\"b\": 2")));
+        assert_ne!(ordered(long), ordered(&other.replace('x', "y")));
     }
 }

@@ -10,7 +10,6 @@ use crate::graph::{Child, Node};
 use crate::options::Options;
 use crate::types::*;
 use base::{Mutex, Result, bail, fail};
-use serde_json::Value;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::Notify;
@@ -21,6 +20,16 @@ static OPEN: AtomicUsize = AtomicUsize::new(0);
 /// Whether events are of interest to anybody.
 pub(crate) fn watching() -> bool {
     OPEN.load(Ordering::Relaxed) > 0
+}
+
+/// Before a node is flushed. One flush is one event, however often its format has the file flushed.
+pub(crate) async fn flushing(node: &Node) {
+    if watching()
+        && let Some(file) = node.children().iter().find(|child| child.role().contains(Role::PRIMARY))
+    {
+        event(file, "flush_to_os").await;
+        event(file, "flush_to_disk").await;
+    }
 }
 
 /// Tells a child that something happens in the format above it.
@@ -253,16 +262,7 @@ fn take_event(options: &mut Options) -> Result<String> {
 }
 
 fn signed(options: &mut Options, key: &str, default: i64) -> Result<i64> {
-    match options.take(key) {
-        None => Ok(default),
-        Some(Value::Number(number)) => {
-            number.as_i64().ok_or_else(|| fail!("Parameter '{key}' expects a number"))
-        }
-        Some(Value::String(text)) if options.are_texts() => {
-            text.parse().map_err(|_| fail!("Parameter '{key}' expects a number"))
-        }
-        Some(_) => Err(options.wrong_type(key, "integer")),
-    }
+    Ok(options.take_i64(key)?.unwrap_or(default))
 }
 
 fn take_inject(mut options: Options) -> Result<Inject> {
@@ -501,11 +501,7 @@ impl Layer for BlkDebug {
     }
 
     fn flush(&self) -> Fut<'_, IoResult> {
-        Box::pin(async {
-            self.event("flush_to_os").await;
-            self.event("flush_to_disk").await;
-            self.check("flush", 0, 0)
-        })
+        Box::pin(async { self.check("flush", 0, 0) })
     }
 
     fn block_status<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult<Status>> {

@@ -413,6 +413,7 @@ impl Node {
         }
         let changed = self.io.flushed.load(Ordering::Acquire) <= generation;
         if changed {
+            crate::filters::blkdebug::flushing(self).await;
             self.layer().flush().await?;
         }
         // Also of a node that was not written: what is below it may have been, before a filter

@@ -106,6 +106,7 @@ impl Graph {
             // Of the back end, not of a node: refused as what is left.
             options.set("cache", json!({"writeback": writeback}));
         }
+        options.begin();
         let given = (options.clone().said(Origin::Texts), explicit);
         let driver = self.choose_driver(&mut options, place)?;
         let mut open = Open {
@@ -174,6 +175,7 @@ impl Graph {
             }
         }
         given.take("driver");
+        open.options.retype(&mut given);
         let node = Node::new(Parts {
             driver,
             layer,
@@ -270,10 +272,14 @@ impl Graph {
 
     pub(crate) fn link(&self, open: &mut Open, name: &str, role: Role, node: &Arc<Node>) -> Result<Child> {
         let child = Child::new(name, role, Parent::Node(open.context.node_name.clone()), node);
-        let (perm, mut shared) = perm::default_for(role, open.settings.read_only, Perm::empty(), Perm::all());
+        let (mut perm, mut shared) =
+            perm::default_for(role, open.settings.read_only, Perm::empty(), Perm::all());
         // What a filter wants only it knows: asked when it is open.
         if node.settings().force_share || open.driver.shares || open.driver.kind == Kind::Filter {
             shared = Perm::all();
+        }
+        if open.driver.shares {
+            perm = Perm::CONSISTENT_READ;
         }
         self.attach(&child, perm, shared)?;
         open.children.push(child.clone());

@@ -50,7 +50,8 @@ impl Throttle {
             if now >= slot.last + PERIOD
                 && let Some(line) = slot.held.take()
             {
-                slot.last = now;
+                // It was due then, however late the clock is looked at.
+                slot.last += PERIOD;
                 due.push(line);
             }
         }
@@ -90,5 +91,8 @@ mod tests {
         assert_eq!(due(&mut throttle, at(2000)), [4]);
         assert_eq!(offer(&mut throttle, 1, 5, at(3000)), Some(5), "quiet for a second");
         assert_eq!(throttle.0.len(), 1, "quiet slots are forgotten");
+        assert_eq!(offer(&mut throttle, 1, 6, at(3001)), None);
+        assert_eq!(due(&mut throttle, at(5000)), [6], "looked at a second late");
+        assert_eq!(offer(&mut throttle, 1, 7, at(5000)), Some(7), "quiet since it was due");
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Format, Image, Place};
 use crate::crypto::OldAes;
+use crate::filters::blkdebug;
 use crate::types::*;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -58,10 +59,14 @@ impl<F: Format> Image<F> {
             let run = self.run(at, (buf.len() - done) as u64).await?;
             let piece = &mut buf[done..done + run.len as usize];
             match run.place {
-                Place::At(host) => self.fetch(at, host, piece).await?,
+                Place::At(host) => {
+                    blkdebug::event(&self.file, "read_aio").await;
+                    self.fetch(at, host, piece).await?;
+                }
                 Place::Zero => piece.fill(0),
                 Place::Absent => self.read_below(at, piece).await?,
                 Place::Packed(..) => {
+                    blkdebug::event(&self.file, "read_compressed").await;
                     let data = self.unpacked(run.place).await?;
                     let inner = (at % self.shape.cluster) as usize;
                     let part = data.get(inner..inner + piece.len()).ok_or_else(|| errno(libc::EIO))?;
@@ -97,7 +102,10 @@ impl<F: Format> Image<F> {
     async fn read_below(&self, at: u64, buf: &mut [u8]) -> IoResult {
         match self.backing() {
             Some(_) if self.estranged.load(Ordering::Acquire) => Err(errno(libc::EINVAL)),
-            Some(backing) => backing.read(self.origin + at, buf).await,
+            Some(backing) => {
+                blkdebug::event(&self.file, "read_backing_aio").await;
+                backing.read(self.origin + at, buf).await
+            }
             None => {
                 buf.fill(0);
                 Ok(())
@@ -128,6 +136,7 @@ impl<F: Format> Image<F> {
             let run = self.run(at, rest.len() as u64).await?;
             done += match run.place {
                 Place::At(host) => {
+                    blkdebug::event(&self.file, "write_aio").await;
                     self.store(at, host, &rest[..run.len as usize]).await?;
                     run.len as usize
                 }
@@ -154,6 +163,7 @@ impl<F: Format> Image<F> {
         let keeps =
             !matches!(run.place, Place::Zero) && (self.backing().is_some() || run.place != Place::Absent);
         if keeps {
+            blkdebug::event(&self.file, "cow_read").await;
             self.read_guest(start, &mut head).await?;
             let past = (at + run.len).min(self.disk_size());
             let inside = (self.disk_size() - past).min(tail.len() as u64) as usize;
@@ -208,8 +218,10 @@ impl<F: Format> Image<F> {
         }
         let (head, tail) = around;
         let at = index * self.shape.cluster;
-        for (offset, piece) in [(0, head), (skip, data), (skip + data.len() as u64, tail)] {
+        let edges = [(0, head, "cow_write"), (skip + data.len() as u64, tail, "cow_write")];
+        for (offset, piece, event) in [edges[0], (skip, data, "write_aio"), edges[1]] {
             if !piece.is_empty() {
+                blkdebug::event(&self.file, event).await;
                 self.store(at + offset, host + offset, piece).await?;
             }
         }
@@ -246,6 +258,7 @@ impl<F: Format> Image<F> {
         }
         let len = packed.len() as u64;
         let start = self.room(len.next_multiple_of(512), 512).await?;
+        blkdebug::event(&self.file, "write_compressed").await;
         self.file.write(start, packed, WriteFlags::empty()).await?;
         self.set_place(index, Place::Packed(start, len)).await
     }

@@ -2,6 +2,7 @@
 
 use super::table::{Capture, Found, Root};
 use super::{Format, Image, Place};
+use crate::filters::blkdebug;
 use crate::types::*;
 
 impl<F: Format> Image<F> {
@@ -28,6 +29,7 @@ impl<F: Format> Image<F> {
             (number, state.is_crowded())
         };
         let len = words * self.shape.word.width();
+        blkdebug::event(&self.file, "l2_load").await;
         let bytes = self.file.read_vec(place, len, 1 << 20).await.map_err(|_| errno(libc::EIO))?;
         self.state.lock().insert(number, place, twin, self.shape.word.read(&bytes));
         if crowded && !self.is_read_only() {
@@ -125,11 +127,13 @@ impl<F: Format> Image<F> {
         self.file.flush().await?;
         self.format.before_tables(self).await?;
         for (offset, bytes) in &capture.pieces {
+            blkdebug::event(&self.file, "l2_update").await;
             self.file.write(*offset, bytes, WriteFlags::empty()).await?;
         }
         if !capture.root.is_empty() {
             self.file.flush().await?;
             for (offset, bytes) in &capture.root {
+                blkdebug::event(&self.file, "l1_update").await;
                 self.file.write(*offset, bytes, WriteFlags::empty()).await?;
             }
         }

@@ -338,6 +338,12 @@ fn authorities() -> Option<PathBuf> {
     given.or_else(|| AUTHORITIES.iter().map(PathBuf::from).find(|path| path.is_file()))
 }
 
+/// To libcurl it is an error that a TFTP server tells a size of zero: it asks for no file then.
+fn says_empty(text: &str) -> bool {
+    let told = text.strip_prefix("invalid tsize -:").and_then(|rest| rest.split_once(":-"));
+    told.is_some_and(|(size, _)| size.bytes().all(|byte| byte == b'0'))
+}
+
 fn finish(multi: &Multi, handle: Easy2Handle<Inbox>, error: Option<curl::Error>) -> Ended {
     let length = handle.content_length_download().unwrap_or(-1.0);
     // What libcurl 7.88 says further of TFTP is that its socket has no other end.
@@ -350,6 +356,7 @@ fn finish(multi: &Multi, handle: Easy2Handle<Inbox>, error: Option<curl::Error>)
         let absent = error.is_got_nothing() || error.is_couldnt_connect();
         Trouble { text, passing: cut_off || absent || timed_out, timed_out }
     };
+    let error = error.filter(|error| !(whole && error.extra_description().is_some_and(says_empty)));
     let mut error = error.map(trouble);
     let mut ended = Ended::new(length, None);
     // Dropping the handle ends the transfer, where it must be taken out by hand.

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::oneshot;
 
 /// How long a server may take from the connection to the first request.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where a server listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -149,7 +149,12 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub async fn open(address: &Address, wanted: &Wanted) -> Result<(Connection, Exported)> {
+    /// Fails where the server has not answered within `patience`.
+    pub async fn open(
+        address: &Address,
+        wanted: &Wanted,
+        patience: Duration,
+    ) -> Result<(Connection, Exported)> {
         let opening = async {
             let connected = address.connect().await;
             let socket = connected.map_err(|error| match address {
@@ -167,7 +172,7 @@ impl Connection {
             let (reader, writer) = enter(socket, wanted).await?;
             Connection::over(reader, writer, wanted).await
         };
-        let opened = tokio::time::timeout(PATIENCE, opening).await;
+        let opened = tokio::time::timeout(patience, opening).await;
         opened.unwrap_or_else(|_| bail!("The NBD server does not answer"))
     }
 

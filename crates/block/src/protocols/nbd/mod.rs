@@ -12,7 +12,7 @@ use crate::options::Options;
 use crate::protocols::percent_decode;
 use crate::types::*;
 use base::{Result, bail, fail};
-use connection::{Address, Connection, Passed};
+use connection::{Address, Connection, PATIENCE, Passed};
 use handshake::{Exported, Wanted};
 pub use replay::replay;
 use replies::Answer;
@@ -71,14 +71,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let reconnect = seconds(options, "reconnect-delay")?;
         let open_timeout = seconds(options, "open-timeout")?;
         let wanted = take_wanted(options, open.graph.vault(), &address)?;
-        let begun = Instant::now();
-        let (connection, info) = loop {
-            match Connection::open(&address, &wanted).await {
-                Ok(opened) => break opened,
-                Err(_) if begun.elapsed() < open_timeout => tokio::time::sleep(RETRY).await,
-                Err(why) => return Err(why),
-            }
-        };
+        let (connection, info) = connect(&address, &wanted, open_timeout).await?;
         if info.flags & READ_ONLY != 0 {
             open.read_only().map_err(|_| fail!("request on write denied without write permission"))?;
         }
@@ -91,6 +84,25 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
         let layer = Nbd { address, wanted, info, filename, reconnect, link, given_up, woken };
         Ok(Arc::new(layer) as Arc<dyn Layer>)
     })
+}
+
+/// The first connection: tried once, or again and again until `limit` is over.
+async fn connect(address: &Address, wanted: &Wanted, limit: Duration) -> Result<(Connection, Exported)> {
+    let begun = Instant::now();
+    loop {
+        let patience = match limit.is_zero() {
+            true => PATIENCE,
+            false => PATIENCE.min(limit.saturating_sub(begun.elapsed())),
+        };
+        let why = match Connection::open(address, wanted, patience).await {
+            Ok(opened) => return Ok(opened),
+            Err(why) => why,
+        };
+        if begun.elapsed() + RETRY >= limit {
+            return Err(why);
+        }
+        tokio::time::sleep(RETRY).await;
+    }
 }
 
 fn take_wanted(options: &mut Options, vault: &dyn crate::Vault, address: &Address) -> Result<Wanted> {
@@ -232,13 +244,12 @@ impl Nbd {
                 return Err(errno(libc::EIO));
             }
             let limit = self.reconnect.saturating_sub(lost.elapsed()).max(Duration::from_secs(1));
-            let attempt = tokio::time::timeout(limit, Connection::open(&self.address, &self.wanted));
             let attempt = tokio::select! {
-                attempt = attempt => attempt.ok(),
+                attempt = Connection::open(&self.address, &self.wanted, limit.min(PATIENCE)) => attempt.ok(),
                 () = &mut woken => None,
             };
             link.tried = Some(Instant::now());
-            if let Some(Ok((connection, info))) = attempt
+            if let Some((connection, info)) = attempt
                 && self.is_same(&info)
             {
                 let connection = Arc::new(connection);

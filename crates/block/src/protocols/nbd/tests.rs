@@ -9,6 +9,7 @@ use crate::options::Options;
 use crate::{Backend, Setup};
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub(super) fn serve(
     graph: &Arc<Graph>,
@@ -103,6 +104,23 @@ fn exports_are_read_by_the_usual_tools_and_by_ourselves() {
     assert!(seen == data);
     owner.block_on(async move { server.stop().await });
     assert!(std::os::unix::net::UnixStream::connect(&socket).is_err());
+}
+
+#[test]
+fn a_silent_server_is_waited_for_as_long_as_was_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("sock").to_str().unwrap().to_string();
+    // The system takes connections, and nobody speaks.
+    let _silent = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let client = graph();
+    let at = client.clone();
+    let begun = std::time::Instant::now();
+    let options = json!({"driver": "nbd", "node-name": "n", "open-timeout": 1,
+        "server": {"type": "unix", "path": path}});
+    let opened = client.block_on(async move { at.add(Options::json(options)).await.map(drop) });
+    assert_eq!(opened.unwrap_err().text, "The NBD server does not answer");
+    let took = begun.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(10)).contains(&took), "{took:?}");
 }
 
 #[test]

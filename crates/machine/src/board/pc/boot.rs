@@ -61,8 +61,13 @@ impl Boot {
         let plan = match direct {
             Some(kernel) => Some(plan_kernel(spec, kernel, &platform, acpi.as_ref(), &smbios, model)?),
             None => {
-                if !flash::has_firmware(spec) {
-                    map_bios(spec, memory, services)?;
+                match (flash::has_firmware(spec), &spec.boot.bios) {
+                    (false, _) => map_bios(spec, memory, services)?,
+                    (true, None) => {}
+                    (true, Some(name)) => {
+                        return Err(fail!("-bios '{name}' and flash chips (pflash) exclude each other")
+                            .hint("leave -bios out: the machine starts in its first flash chip"));
+                    }
                 }
                 hand_kernel(spec, &fw_cfg)?;
                 None

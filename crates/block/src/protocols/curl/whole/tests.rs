@@ -44,6 +44,16 @@ fn files_are_read_in_any_order_whether_or_not_their_size_is_told() {
 }
 
 #[test]
+fn an_empty_file_is_an_empty_disk() {
+    let tftp = Tftp::new(Vec::new()).unwrap();
+    for name in ["good", "simple"] {
+        let graph = crate::graph::tests::graph();
+        let node = add(&graph, json!({"driver": "tftp", "url": tftp.url(name)})).unwrap();
+        assert_eq!(node.size(), 0, "{name}");
+    }
+}
+
+#[test]
 fn bad_servers_are_named() {
     let (tftp, content) = tftp();
     for (name, said) in [
