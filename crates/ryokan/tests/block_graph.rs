@@ -37,6 +37,7 @@ fn the_graph_names_every_user() {
     assert_eq!(of("d").unwrap()["type"], "block-backend");
     let top = of("top").unwrap();
     assert_eq!(top["type"], "block-driver");
+    assert_eq!(graph["nodes"].as_array().unwrap().last(), of("d").as_ref(), "the first is told last");
     let list = graph["edges"].as_array().unwrap();
     let backing = list.iter().find(|edge| edge["parent"] == top["id"] && edge["name"] == "backing").unwrap();
     assert!(backing["perm"].as_array().unwrap().contains(&json!("consistent-read")), "{backing}");
@@ -347,4 +348,47 @@ fn words_of_blockdev_are_recorded_by_their_types() {
         assert_eq!(bench.node(node)["file"], name.replace('@', &dir));
     }
     bench.quit();
+}
+
+/// What becomes a backing file is read-only, and so is its file if it was opened with it.
+#[test]
+fn a_file_node_of_its_own_stays_writable_below_a_snapshot() {
+    let images = Images::new();
+    for name in ["a.qcow2", "b.qcow2", "top-a.qcow2", "top-b.qcow2"] {
+        images.create(name, "1M", &[]);
+    }
+    let mut bench = Bench::start(images, &[]);
+    let file = |bench: &Bench, name: &str, node: &str| json!({"driver": "file", "node-name": node, "filename": bench.images.path(name)});
+    let (own, inner) = (file(&bench, "a.qcow2", "a-file"), file(&bench, "b.qcow2", "b-file"));
+    bench.run("blockdev-add", own);
+    bench.run("blockdev-add", json!({"driver": "qcow2", "node-name": "a", "file": "a-file"}));
+    bench.run("blockdev-add", json!({"driver": "qcow2", "node-name": "b", "file": inner}));
+    for node in ["a", "b"] {
+        let top = format!("top-{node}");
+        bench.open(&top, &format!("{top}.qcow2"), json!({"backing": null}));
+        bench.run("blockdev-snapshot", json!({"node": node, "overlay": top}));
+    }
+    let read_only = ["a", "a-file", "b", "b-file"].map(|node| bench.node(node)["ro"] == true);
+    assert_eq!(read_only, [true, false, true, true]);
+    bench.quit();
+}
+
+/// With an offset alone, all behind it is the disk, however long it is.
+#[test]
+fn a_window_without_a_size_is_resized_with_its_file() {
+    let images = Images::new();
+    images.create("a.raw", "64k", &[]);
+    let mut bench = Bench::start(images, &[]);
+    bench.open("w", "a.raw", json!({"offset": 4096}));
+    let size = |bench: &mut Bench| bench.node("w")["image"]["virtual-size"].clone();
+    assert_eq!(size(&mut bench), 61440);
+    bench.run("block_resize", json!({"node-name": "w", "size": 1 << 20}));
+    bench.io("w", "write -P 7 1023k 1k");
+    assert_eq!(size(&mut bench), 1 << 20);
+    let fixed = json!({"driver": "raw", "node-name": "w", "offset": 4096, "size": 8192, "file": "w-file"});
+    bench.run("blockdev-reopen", json!({"options": [fixed]}));
+    let why = bench.refused("block_resize", json!({"node-name": "w", "size": 4096}));
+    assert_eq!(why, "GenericError: Cannot resize fixed-size raw disks");
+    let bytes = bench.quit().bytes("a.raw");
+    assert_eq!((bytes.len(), bytes[(1 << 20) + 4095]), ((1 << 20) + 4096, 7));
 }

@@ -78,7 +78,6 @@ fn window_size(file: &Child, offset: u64, size: Option<u64>) -> Result<u64> {
             "The sum of offset ({offset}) and size ({size}) has to be smaller or equal to the  actual size of the containing file ({whole})"
         ),
         Some(size) => Ok(size),
-        None if offset != 0 => Ok(whole - offset),
         None => Ok(WHOLE),
     }
 }
@@ -128,7 +127,7 @@ impl Raw {
 
 impl Layer for Raw {
     fn size(&self) -> u64 {
-        self.fixed_size().unwrap_or_else(|| self.file.size())
+        self.fixed_size().unwrap_or_else(|| self.file.size().saturating_sub(self.offset()))
     }
 
     fn limits(&self) -> Limits {
@@ -184,7 +183,8 @@ impl Layer for Raw {
             if self.fixed_size().is_some() {
                 bail!("Cannot resize fixed-size raw disks");
             }
-            self.file.truncate(size, how).await
+            let Some(end) = size.checked_add(self.offset()) else { bail!("Required too big image size") };
+            self.file.truncate(end, how).await
         })
     }
 

@@ -84,6 +84,30 @@ impl State {
     fn ends_at_once(&self) -> bool {
         self.cancelled && (!self.ready || self.forced)
     }
+
+    fn is_to_pause(&self) -> bool {
+        (self.user_paused || self.held > 0) && !self.ends_at_once()
+    }
+
+    /// The status of a job that goes on.
+    fn running(&self) -> Status {
+        match self.status {
+            Status::Paused => Status::Running,
+            Status::Standby => Status::Ready,
+            other => other,
+        }
+    }
+
+    /// The status at a pause point.
+    fn at_pause_point(&self) -> Status {
+        match (self.is_to_pause(), self.ready) {
+            (true, true) => Status::Standby,
+            (true, false) => Status::Paused,
+            // It may have become ready while it stood.
+            (false, true) if self.status == Status::Paused => Status::Ready,
+            (false, _) => self.running(),
+        }
+    }
 }
 
 /// A job; see [`super`].
@@ -91,6 +115,8 @@ pub struct Job {
     pub setup: Setup,
     jobs: std::sync::Weak<super::Inner>,
     state: Mutex<State>,
+    /// Held while the status changes and the change is told of: both have one order.
+    telling: Mutex<()>,
     woken: Notify,
     /// Of a cancelled job, until it has ended.
     haste: Mutex<Option<Haste>>,
@@ -136,7 +162,9 @@ impl Job {
             paced: false,
         };
         let jobs = Arc::downgrade(jobs);
-        Arc::new(Job { setup, jobs, state: Mutex::new(state), woken: Notify::new(), haste: Mutex::default() })
+        let (state, telling, woken, haste) =
+            (Mutex::new(state), Mutex::default(), Notify::new(), Mutex::default());
+        Arc::new(Job { setup, jobs, state, telling, woken, haste })
     }
 
     pub fn id(&self) -> &str {
@@ -182,13 +210,21 @@ impl Job {
     }
 
     pub(super) fn set_status(&self, status: Status) {
-        {
+        self.change(|_| status);
+    }
+
+    /// Changes the status to what `to` makes of the state, and tells of it.
+    fn change(&self, to: impl FnOnce(&State) -> Status) {
+        let _told = self.telling.lock();
+        let status = {
             let mut state = self.state.lock();
+            let status = to(&state);
             if state.status == status {
                 return;
             }
             state.status = status;
-        }
+            status
+        };
         self.send(Notice::JobStatus { id: self.setup.id.clone(), status });
     }
 
@@ -223,9 +259,7 @@ impl Job {
     pub(crate) fn begin_held(&self) {
         self.hold();
         self.begin();
-        if self.status() == Status::Running {
-            self.set_status(Status::Paused);
-        }
+        self.change(|state| if state.status == Status::Running { Status::Paused } else { state.status });
     }
 
     pub(crate) fn let_go(&self) {
@@ -271,7 +305,7 @@ impl Job {
     }
 
     /// Lets the body look at its state again.
-    pub(super) fn wake(&self) {
+    pub fn wake(&self) {
         self.woken.notify_waiters();
     }
 
@@ -306,8 +340,7 @@ impl Job {
 
     /// Whether [`Job::pause_point`] would wait.
     pub(super) fn is_to_pause(&self) -> bool {
-        let state = self.state.lock();
-        (state.user_paused || state.held > 0) && !state.ends_at_once()
+        self.state.lock().is_to_pause()
     }
 
     /// Whether its speed is limited: then one piece is done, and counted, before the next begins.
@@ -319,20 +352,16 @@ impl Job {
     pub async fn pause_point(&self) -> IoResult {
         loop {
             let woken = self.woken.notified();
-            let (pause, ready) = {
+            let pause = {
                 let mut state = self.state.lock();
-                let pause = (state.user_paused || state.held > 0) && !state.ends_at_once();
-                state.busy = !pause;
-                (pause, state.ready)
+                state.busy = !state.is_to_pause();
+                !state.busy
             };
+            // By what is asked now: a job resumed meanwhile was never shown as paused.
+            self.change(State::at_pause_point);
             if !pause {
-                let running = if ready { Status::Ready } else { Status::Running };
-                if matches!(self.status(), Status::Paused | Status::Standby) {
-                    self.set_status(running);
-                }
                 break;
             }
-            self.set_status(if ready { Status::Standby } else { Status::Paused });
             woken.await;
         }
         let state = self.state.lock();

@@ -376,3 +376,33 @@ fn a_paused_job_stands_and_a_cancelled_one_says_so() {
     drop((source, target));
     let _dir = bench.end();
 }
+
+#[test]
+fn a_job_is_told_of_as_paused_and_running_in_turn() {
+    let mut bench = Bench::new();
+    let at = bench.graph.clone();
+    let job = bench.graph.block_on(async move {
+        let null = |name: &str| json!({"driver": "null-co", "size": 1 << 20, "node-name": name});
+        let source = at.add(Options::json(null("s"))).await.unwrap();
+        let target = at.add(Options::json(null("t"))).await.unwrap();
+        let setup = Setup { block_job: true, ..Setup::new(Kind::Mirror, "m") };
+        at.jobs.mirror(&at, MirrorSpec::new(setup, source, target)).await.unwrap()
+    });
+    job.begin();
+    bench.wait("ready");
+    for round in 0..4000 {
+        job.pause().unwrap();
+        for _ in 0..round % 64 * 20 {
+            std::hint::spin_loop();
+        }
+        job.resume().unwrap();
+    }
+    job.cancel(true).unwrap();
+    bench.wait("null");
+    let seen = bench.seen.iter().skip_while(|event| *event != "ready");
+    let seen: Vec<_> = seen.filter(|event| ["ready", "standby"].contains(&event.as_str())).collect();
+    assert!(seen.iter().any(|event| *event == "standby"), "never paused");
+    assert!(seen.windows(2).all(|pair| pair[0] != pair[1]), "{seen:?}");
+    assert_eq!(seen.last().unwrap().as_str(), "ready");
+    bench.end();
+}

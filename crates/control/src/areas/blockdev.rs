@@ -325,7 +325,9 @@ async fn query_graph(call: Call, _: XDebugQueryBlockGraph) -> Result<XDbgBlockGr
         add(&mut nodes, "block-driver", node.name());
     }
     let words = |perm: block::Perm| {
-        perm.names().split(", ").filter(|word| !word.is_empty()).map(|word| word.replace(' ', "-")).collect()
+        let names = perm.names();
+        let words = names.rsplit(", ").filter(|word| !word.is_empty()).map(|word| word.replace(' ', "-"));
+        words.collect()
     };
     for node in &listed {
         for edge in node.parents() {
@@ -348,5 +350,8 @@ async fn query_graph(call: Call, _: XDebugQueryBlockGraph) -> Result<XDbgBlockGr
             edges.push(XDbgBlockGraphEdge { parent, child, name, perm, shared_perm });
         }
     }
+    // As customary: what was found last is told first.
+    nodes.reverse();
+    edges.reverse();
     Ok(XDbgBlockGraph { nodes, edges })
 }

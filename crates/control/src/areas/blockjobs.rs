@@ -395,12 +395,8 @@ async fn resume(call: Call, command: BlockJobResume) -> Result<()> {
 
 /// Shown as running at once; what it does then is told after the reply.
 fn resume_after_reply(call: &Call, job: Arc<jobs::Job>) -> Result<()> {
-    job.check_resume()?;
-    job.show_resumed();
-    call.after_reply(move || {
-        // Refused only when another monitor was faster.
-        let _ = job.resume();
-    });
+    job.unpause()?;
+    call.after_reply(move || job.wake());
     Ok(())
 }
 

@@ -40,7 +40,10 @@ impl Graph {
                 .filter(|child| child.role().intersects(Role::PRIMARY | Role::DATA | Role::METADATA))
                 .map(|child| child.node())
                 .collect();
-            if !on {
+            if on {
+                // A node that the user has made by itself stays as it was asked for.
+                below.retain(|child| child.is_inherited() || child.settings().auto_read_only);
+            } else {
                 // What the user has made read-only stays it, and refuses the permission to write.
                 below.retain(|child| child.is_read_only() && !child.is_said_read_only());
                 for child in &below {

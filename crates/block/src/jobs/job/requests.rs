@@ -1,6 +1,6 @@
 //! What users may ask of a job. What changes its state later than the answer has a check of its own.
 
-use super::{Job, Status};
+use super::{Job, State, Status};
 use crate::backend::IoStatus;
 use base::{Class, Failure, Result, bail};
 
@@ -43,8 +43,8 @@ impl Job {
         Ok(())
     }
 
-    /// Whether [`Job::resume`] is refused now.
-    pub fn check_resume(&self) -> Result<()> {
+    /// No longer paused, which shows at once; goes on when it is woken ([`Job::wake`]).
+    pub fn unpause(&self) -> Result<()> {
         use Status::*;
         if !self.state.lock().user_paused {
             bail!("Can't resume a job that was not paused");
@@ -52,24 +52,20 @@ impl Job {
         if !matches!(self.status(), Created | Running | Paused | Ready | Standby) {
             return self.refuse("resume");
         }
-        Ok(())
-    }
-
-    /// What [`Job::resume`] shows.
-    pub fn show_resumed(&self) {
-        if self.state.lock().held == 0 {
-            self.show_running();
-        }
-    }
-
-    pub fn resume(&self) -> Result<()> {
-        self.check_resume()?;
         let mut state = self.state.lock();
         state.user_paused = false;
         state.io_status = IoStatus::Ok;
+        let goes_on = state.held == 0;
         drop(state);
-        self.show_resumed();
-        self.woken.notify_waiters();
+        if goes_on {
+            self.show_running();
+        }
+        Ok(())
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.unpause()?;
+        self.wake();
         Ok(())
     }
 
@@ -89,11 +85,7 @@ impl Job {
 
     /// A paused job goes on, which shows at once.
     pub fn show_running(&self) {
-        match self.status() {
-            Status::Paused => self.set_status(Status::Running),
-            Status::Standby => self.set_status(Status::Ready),
-            _ => {}
-        }
+        self.change(State::running);
     }
 
     /// `force`: also where a ready mirror would otherwise end cleanly.
