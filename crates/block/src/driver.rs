@@ -207,9 +207,17 @@ impl Open {
 
     /// A file name from the image header, seen from the directory the image lies in.
     pub fn beside(&self, name: &str) -> Result<String> {
+        crate::graph::filename::combine(&self.place(), name)
+    }
+
+    /// The same for a name that is a path, whatever it looks like.
+    pub fn path_beside(&self, name: &str) -> Result<String> {
+        crate::graph::filename::combine_path(&self.place(), name)
+    }
+
+    fn place(&self) -> String {
         let image = self.children.iter().find(|child| child.role().contains(Role::PRIMARY));
-        let image = image.map(|child| child.node().place()).unwrap_or_default();
-        crate::graph::filename::combine(&image, name)
+        image.map(|child| child.node().place()).unwrap_or_default()
     }
 
     /// Refuses writing, unless read-only was asked for: for formats that are only read.

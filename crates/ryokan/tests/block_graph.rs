@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use testkit::bench::SOON;
+use testkit::images::tool;
 use testkit::{Bench, Images};
 
 /// The edges of the graph as "parent/name -> child".
@@ -391,4 +392,29 @@ fn a_window_without_a_size_is_resized_with_its_file() {
     assert_eq!(why, "GenericError: Cannot resize fixed-size raw disks");
     let bytes = bench.quit().bytes("a.raw");
     assert_eq!((bytes.len(), bytes[(1 << 20) + 4095]), ((1 << 20) + 4096, 7));
+}
+
+/// Backing files may be anything, and users look at them; where an image's own data lie is a path.
+#[test]
+fn what_images_name_for_their_data_is_a_path() {
+    let images = Images::new();
+    let data = images.path("data");
+    images.create("a.qcow2", "1M", &["-o", &format!("data_file={data}")]);
+    let image = images.path("a.qcow2");
+    tool("qemu-img", &["amend", "-f", "qcow2", "-o", &format!("data_file=blkdebug::{data}"), &image]);
+    let head =
+        "# Disk DescriptorFile\nversion=1\nCID=12345678\nparentCID=ffffffff\ncreateType=\"monolithicFlat\"\n";
+    let extent = |name: &str| format!("{head}\nRW 2048 FLAT \"{name}\" 0\n");
+    std::fs::write(images.path("plain.vmdk"), extent("data")).unwrap();
+    std::fs::write(images.path("a.vmdk"), extent(&format!("blkdebug::{data}"))).unwrap();
+    let mut bench = Bench::start(images, &[]);
+    for driver in ["qcow2", "vmdk"] {
+        let file = json!({"driver": "file", "filename": bench.images.path(&format!("a.{driver}"))});
+        let why = bench.refused("blockdev-add", json!({"driver": driver, "node-name": "n", "file": file}));
+        assert!(why.contains("blkdebug::") && why.ends_with("No such file or directory"), "{driver}: {why}");
+    }
+    bench.open("plain", "plain.vmdk", json!({}));
+    let debug = json!({"driver": "blkdebug", "image": {"driver": "file", "filename": data}});
+    bench.open("a", "a.qcow2", json!({"data-file": debug}));
+    bench.quit();
 }

@@ -26,6 +26,15 @@ pub fn combine(image: &str, name: &str) -> Result<String> {
     Ok(format!("{}{name}", &image[..dir]))
 }
 
+/// As [`combine`], where `name` is a path whatever it looks like. An image that nobody has looked
+/// at must not reach further than files by what it names for its data.
+pub fn combine_path(image: &str, name: &str) -> Result<String> {
+    match scheme(name) {
+        Some(_) => combine(image, &format!("./{name}")),
+        None => combine(image, name),
+    }
+}
+
 /// The options in a `json:{...}` file name.
 pub fn parse_json(name: &str) -> Result<Option<Options>> {
     let Some(text) = name.strip_prefix("json:") else { return Ok(None) };
@@ -259,6 +268,9 @@ mod tests {
         assert_eq!(combine("b.qcow2", "c.raw").unwrap(), "c.raw");
         assert_eq!(combine("http://h/x/b.img", "c").unwrap(), "http://h/x/c");
         assert_eq!(combine("/a/b", "nbd:h:1").unwrap(), "nbd:h:1");
+        assert_eq!(combine_path("/a/b", "nbd:h:1").unwrap(), "/a/./nbd:h:1");
+        assert_eq!(combine_path("b", "json:{}").unwrap(), "./json:{}");
+        assert_eq!(combine_path("/a/b", "c.raw").unwrap(), "/a/c.raw");
         for text in
             ["json:{\"driver\":\"raw\",\"file.filename\":\"x\"}", "json:{'driver':'raw','file.filename':'x'}"]
         {

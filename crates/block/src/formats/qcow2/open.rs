@@ -102,7 +102,7 @@ async fn open_data(open: &mut Open, header: &Header) -> Result<Option<Child>> {
         Some(value) => open.child_from("data-file", role, value).await.map(Some),
         None => {
             let Some(name) = &header.data_file else { bail!("'data-file' is required for this image") };
-            let value = json!({"filename": open.beside(name)?});
+            let value = json!({"filename": open.path_beside(name)?});
             open.child_from("data-file", role, value).await.map(Some)
         }
     }

@@ -273,7 +273,7 @@ async fn open_extent(
     if !line.writable {
         open.read_only()?;
     }
-    let name = open.beside(&line.name)?;
+    let name = open.path_beside(&line.name)?;
     let role = match line.kind {
         ExtentKind::Flat => Role::DATA,
         _ => Role::DATA | Role::METADATA,
