@@ -181,7 +181,7 @@ fn ordered(text: &str) -> Vec<String> {
         let start = line.find('{').unwrap_or(line.len());
         let (head, rest) = line.split_at(start);
         // What stands in place of a number is no JSON.
-        let number = |rest: String, word: &str| rest.replace(word, " 0");
+        let number = |rest: String, word: &&str| rest.replace(*word, " 0");
         let rest = [" TIMESTAMP", " SIZE", " LEN", " OFFSET"].iter().fold(rest.to_string(), number);
         let line = match serde_json::from_str::<Value>(&rest) {
             Ok(mut object) => {
