@@ -9,7 +9,7 @@ mod take;
 
 use make::{Maker, QCOW2, RAW};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 use testkit::{Images, Qmp, Vm, dice};
 
@@ -49,6 +49,8 @@ struct Walk {
     make: Maker,
     log: Vec<String>,
     asked: u64,
+    /// Names that descriptors may have been given.
+    fds: BTreeSet<String>,
     /// Whether requests may be under way that nobody waited for.
     restless: bool,
 }
@@ -101,23 +103,28 @@ impl Walk {
         }
         let vm = Vm::start_at(dir.as_ref(), &args).unwrap();
         let second = Qmp::connect(format!("{dir}/second").as_ref(), ANSWER).unwrap();
-        Walk { seed, vm, second, make, log: Vec::new(), asked: 0, restless: false }
+        Walk { seed, vm, second, make, log: Vec::new(), asked: 0, fds: BTreeSet::new(), restless: false }
     }
 
     /// Has the process open what it keeps open from the first use on.
     fn warm_up(&mut self) {
         let file = format!("{}/r0.raw", self.make.dir);
-        let node = json!({"driver": "file", "filename": file, "node-name": "warm", "aio": "io_uring"});
-        self.ask("blockdev-add", node).unwrap();
-        let read = json!({"command-line": "qemu-io warm \"read 0 4k\""});
-        self.ask("human-monitor-command", read.clone()).unwrap();
-        self.settle(&read);
+        // Where tmpfs knows no O_DIRECT, nothing can open with `native`.
+        for (name, aio, direct) in [("native", "native", true), ("warm", "io_uring", false)] {
+            let node = json!({"driver": "file", "filename": file, "node-name": name, "aio": aio,
+                "cache": {"direct": direct}});
+            if self.ask("blockdev-add", node).is_ok() {
+                let read = json!({"command-line": format!("qemu-io {name} \"read 0 4k\"")});
+                self.ask("human-monitor-command", read.clone()).unwrap();
+                self.settle(&read);
+            }
+        }
         self.ask("blockdev-add", json!({"driver": "null-co", "node-name": "sink", "size": 4 << 20})).unwrap();
         let copy = json!({"job-id": "warm", "device": "warm", "target": "sink", "sync": "full"});
         self.ask("blockdev-backup", copy).unwrap();
         self.vm.qmp.event("BLOCK_JOB_COMPLETED", ANSWER).unwrap();
-        for node in ["warm", "sink"] {
-            self.ask("blockdev-del", json!({ "node-name": node })).unwrap();
+        for node in ["native", "warm", "sink"] {
+            let _ = self.ask("blockdev-del", json!({ "node-name": node }));
         }
         self.log.clear();
     }
@@ -127,6 +134,9 @@ impl Walk {
         self.asked += 1;
         let message = json!({"execute": command, "arguments": arguments, "id": self.asked}).to_string();
         self.log.push(format!("{}{message}", if second { "2: " } else { "" }));
+        if let ("getfd", Some(name)) = (command, arguments["fdname"].as_str()) {
+            self.fds.insert(name.into());
+        }
         let takes_fd = ["getfd", "add-fd"].contains(&command);
         if takes_fd && !second && !self.make.dice.once_in(5) {
             let path = format!("{}/r0.raw", self.make.dir);
@@ -182,22 +192,23 @@ impl Walk {
             return None;
         }
         let mut state = BTreeMap::new();
-        for node in list(self.query("query-named-block-nodes", json!({"flat": true}))) {
-            state.insert(format!("node {}", node["node-name"]), steady(node));
+        let graph = self.query("x-debug-query-block-graph", json!({}));
+        let edges = edges(&graph);
+        let nodes = list(self.query("query-named-block-nodes", json!({"flat": true})));
+        let stores = stores(&nodes, &edges);
+        for mut node in nodes {
+            let name = text(&node["node-name"]);
+            if stores.contains(&name) {
+                written(&mut node);
+            }
+            state.insert(format!("node {name}"), steady(node));
         }
         for drive in list(self.query("query-block", json!({}))) {
             state.insert(format!("drive {} {}", drive["device"], drive["qdev"]), steady(drive));
         }
         state.insert("exports".into(), self.query("query-block-exports", json!({})));
-        let graph = self.query("x-debug-query-block-graph", json!({}));
-        let named = |id: &Value| {
-            let found = graph["nodes"].as_array().into_iter().flatten().find(|node| node["id"] == *id);
-            found.map_or(String::new(), |node| node["name"].to_string())
-        };
-        for edge in graph["edges"].as_array().into_iter().flatten() {
-            let ends = (named(&edge["parent"]), named(&edge["child"]));
-            let rights = json!([edge["perm"], edge["shared-perm"]]);
-            state.insert(format!("edge {} {} {}", ends.0, edge["name"], ends.1), rights);
+        for (parent, role, child, rights) in edges {
+            state.insert(format!("edge {parent} {role} {child}"), rights);
         }
         Some(state)
     }
@@ -276,6 +287,52 @@ fn list(value: Value) -> Vec<Value> {
     match value {
         Value::Array(list) => list,
         other => panic!("{other} is no list"),
+    }
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_string()
+}
+
+/// Parent, role, child, and what is allowed.
+fn edges(graph: &Value) -> Vec<(String, String, String, Value)> {
+    let named = |id: &Value| {
+        let found = graph["nodes"].as_array().into_iter().flatten().find(|node| node["id"] == *id);
+        found.map_or(String::new(), |node| text(&node["name"]))
+    };
+    let edge = |edge: &Value| {
+        let rights = json!([edge["perm"], edge["shared-perm"]]);
+        (named(&edge["parent"]), text(&edge["name"]), named(&edge["child"]), rights)
+    };
+    graph["edges"].as_array().into_iter().flatten().map(edge).collect()
+}
+
+/// Nodes that hold an image file of format qcow2, where a snapshot that was taken back leaves
+/// free clusters.
+fn stores(nodes: &[Value], edges: &[(String, String, String, Value)]) -> BTreeSet<String> {
+    let images = nodes.iter().filter(|node| node["drv"] == "qcow2");
+    let images: BTreeSet<String> = images.map(|node| text(&node["node-name"])).collect();
+    let mut stores = BTreeSet::new();
+    loop {
+        let count = stores.len();
+        for (parent, role, child, _) in edges {
+            if stores.contains(parent) || role == "file" && images.contains(parent) {
+                stores.insert(child.clone());
+            }
+        }
+        if stores.len() == count {
+            return stores;
+        }
+    }
+}
+
+/// Without what changes with each write.
+fn written(node: &mut Value) {
+    if let Some(image) = node["image"].as_object_mut() {
+        image.remove("virtual-size");
+    }
+    for bitmap in node["dirty-bitmaps"].as_array_mut().into_iter().flatten() {
+        bitmap["count"].take();
     }
 }
 

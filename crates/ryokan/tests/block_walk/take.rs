@@ -1,6 +1,6 @@
 //! Takes away all that a case made, by name.
 
-use super::{ANSWER, Walk, list};
+use super::{ANSWER, Walk, list, text};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -26,10 +26,6 @@ fn beyond(list: &[String], other: &[String]) -> Vec<String> {
         None => true,
     });
     missing.cloned().collect()
-}
-
-fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_default().to_string()
 }
 
 impl Walk {
@@ -107,10 +103,11 @@ impl Walk {
         // A descriptor that came with no command waits for the next one.
         let (path, id) = (format!("{}/r0.raw", self.make.dir), self.asked + 1);
         self.asked = id;
-        let message = json!({"execute": "getfd", "arguments": {"fdname": "fd0"}, "id": id});
+        let message = json!({"execute": "getfd", "arguments": {"fdname": "last"}, "id": id});
         self.vm.qmp.send_fd(&format!("{message}\n"), std::fs::File::open(path).unwrap()).unwrap();
+        self.fds.insert("last".into());
         let _ = self.answer(false, id);
-        for name in ["fd0", "fd1"] {
+        for name in std::mem::take(&mut self.fds) {
             let _ = self.ask("closefd", json!({"fdname": name}));
         }
     }
