@@ -41,6 +41,9 @@ pub(super) struct Queue {
     backlog: VecDeque<usize>,
     /// In the kernel's hands.
     flying: usize,
+    /// No more than this, so that the kernel has room to tell of all their ends: of those it
+    /// keeps back it does not tell again.
+    most: usize,
     /// The kernel took nothing though nothing is in its hands: to be tried again soon.
     pub stuck: bool,
 }
@@ -51,22 +54,25 @@ impl Queue {
         let ring = IoUring::new(ENTRIES)?;
         // SAFETY: the descriptor is the ring's, which is open.
         let fd = unsafe { rustix::fd::BorrowedFd::borrow_raw(ring.as_raw_fd()) }.try_clone_to_owned()?;
-        Ok((Queue::over(Way::Uring(Box::new(ring))), fd))
+        let most = ring.params().cq_entries() as usize;
+        Ok((Queue::over(Way::Uring(Box::new(ring)), most), fd))
     }
 
     /// The same over Linux' older interface (io_submit).
     pub fn native() -> io::Result<(Queue, OwnedFd)> {
         let (native, fd) = Native::new(ENTRIES)?;
-        Ok((Queue::over(Way::Native(native)), fd))
+        // Its ring refuses what it has no room for.
+        Ok((Queue::over(Way::Native(native), usize::MAX), fd))
     }
 
-    fn over(way: Way) -> Queue {
+    fn over(way: Way, most: usize) -> Queue {
         Queue {
             way,
             calls: Vec::new(),
             unused: Vec::new(),
             backlog: VecDeque::new(),
             flying: 0,
+            most,
             stuck: false,
         }
     }
@@ -96,7 +102,9 @@ impl Queue {
     }
 
     fn submit(&mut self, ended: &mut Vec<(Done, Outcome)>) {
-        while let Some(&token) = self.backlog.front() {
+        while self.flying < self.most
+            && let Some(&token) = self.backlog.front()
+        {
             let Some((call, _)) = &mut self.calls[token] else {
                 self.backlog.pop_front();
                 continue;

@@ -50,6 +50,29 @@ fn more_requests_than_entries_all_end() {
 }
 
 #[test]
+fn requests_that_all_end_at_once_are_all_told_of() {
+    const COUNT: u64 = 1000;
+    let (reader, writer) = rustix::pipe::pipe().unwrap();
+    let pipe: Held = Arc::new(reader);
+    runtime().block_on(async move {
+        let read = || {
+            let pipe = pipe.clone();
+            async move {
+                let engine = here(Aio::IoUring).unwrap();
+                engine.run(pipe, Operation::Read, 0, engine.buffer(1)).await.unwrap().1
+            }
+        };
+        let tasks: Vec<_> = (0..COUNT).map(|_| tokio::spawn(read())).collect();
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        assert_eq!(rustix::io::write(&writer, &[1; COUNT as usize]).unwrap(), COUNT as usize);
+        for task in tasks {
+            let count = tokio::time::timeout(std::time::Duration::from_secs(20), task).await;
+            assert_eq!(count.expect("a request that ended is told of").unwrap(), 1);
+        }
+    });
+}
+
+#[test]
 fn errors_of_the_kernel_come_back() {
     let (reader, _writer) = rustix::pipe::pipe().unwrap();
     let pipe: Held = Arc::new(reader);
