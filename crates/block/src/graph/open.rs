@@ -155,6 +155,10 @@ impl Graph {
                 .map_err(|_| fail!("Driver '{}' can only be used for read-only devices", driver.name))?;
         }
         let layer = (driver.open)(open).await?;
+        if layer.size() > LARGEST {
+            let why = errno(libc::EFBIG);
+            return Err(Failure::os("Could not refresh total sector count", &why));
+        }
         if !driver.backing {
             match open.options.take("backing") {
                 None | Some(Value::Null) => {}

@@ -87,6 +87,19 @@ fn an_image_in_use_is_refused_by_qemu_img_and_the_reverse() {
 }
 
 #[test]
+fn a_node_is_no_larger_than_its_size_can_be_rounded() {
+    let graph = graph();
+    let null = |size: u64| json!({"driver": "null-co", "node-name": "n", "size": size});
+    for size in [u64::MAX, i64::MAX as u64, LARGEST + 1] {
+        let why = add(&graph, null(size)).err().expect("refused");
+        assert_eq!(why.text, "Could not refresh total sector count: File too large");
+        assert!(graph.nodes().is_empty());
+    }
+    let node = add(&graph, null(LARGEST)).unwrap();
+    assert_eq!(node.size(), LARGEST);
+}
+
+#[test]
 fn names_and_options_are_checked() {
     let graph = graph();
     let null = |name: &str| json!({"node-name": name, "driver": "null-co"});
