@@ -29,6 +29,11 @@ impl Qcow2 {
             }
             return self.shrink(size, old).await;
         }
+        if header.version < 3 && self.backing().is_some_and(|below| size > old && below.size() > old) {
+            // Its tables cannot say that what lies below there is not to be seen.
+            let why = errno(libc::ENOTSUP);
+            return Err(Failure::os("Failed to zero out new clusters", &why));
+        }
         let entries = header.l1_entries_for(size);
         if entries * 8 > MAX_L1_BYTES {
             bail!("The image size is too large for file format 'qcow2' (try using a larger cluster size)");
@@ -55,7 +60,7 @@ impl Qcow2 {
                 let edge = vec![0; (from.min(size) - old) as usize];
                 self.write_guest(old, &edge).await?;
             }
-            if size > from {
+            if size > from && header.version >= 3 {
                 self.zero_guest(from, size - from, true).await?;
             }
         }
@@ -85,7 +90,7 @@ impl Qcow2 {
             self.discard_guest(first, stop - first, true).await?;
         }
         let inside = size.next_multiple_of(self.geometry.cluster_size()).min(old) - size;
-        if inside > 0 && self.meta.lock().geometry.version >= 3 {
+        if inside > 0 {
             // What lies behind the end in the last cluster must not come back on growing.
             let allocated = self.with(|meta| meta.lookup(size, inside)).await?;
             if allocated.kind != Kind::Unallocated {

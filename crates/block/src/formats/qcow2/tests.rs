@@ -303,22 +303,49 @@ fn sizes_change_both_ways() {
     let dir = tempfile::tempdir().unwrap();
     let (image, raw) = paths(&dir);
     let graph = graph();
-    make(&graph, &image, json!({"size": 1 << 20, "cluster_size": "512"}));
-    let pin = open(&graph, &image);
-    let node = pin.clone();
-    let model = graph.block_on(async move {
-        let mut rng = Rng(21);
-        let mut model = vec![0; 1 << 20];
-        for size in [3usize << 20, 1 << 19, (40 << 20) + 512, 4096, 1 << 20] {
+    for options in [json!({"cluster_size": "512"}), json!({"compat": "0.10"}), json!({"extended_l2": "on"})] {
+        let mut options = Options::json(options);
+        options.set("size", 1 << 20);
+        make(&graph, &image, options.0.into());
+        let pin = open(&graph, &image);
+        let node = pin.clone();
+        let model = graph.block_on(async move {
+            let mut rng = Rng(21);
+            let mut model = vec![0; 1 << 20];
+            for size in [3usize << 20, (1 << 19) + 512, (40 << 20) + 512, 4096, 1 << 20] {
+                churn(&node, &mut model, &mut rng, 40).await;
+                node.truncate(size as u64, Truncate::default()).await.unwrap();
+                model.resize(size, 0);
+            }
             churn(&node, &mut model, &mut rng, 40).await;
-            node.truncate(size as u64, Truncate::default()).await.unwrap();
-            model.resize(size, 0);
-        }
-        churn(&node, &mut model, &mut rng, 40).await;
-        model
-    });
-    close(&graph, pin);
-    judge(&image, &model, &raw);
+            model
+        });
+        close(&graph, pin);
+        judge(&image, &model, &raw);
+        std::fs::remove_file(&image).unwrap();
+    }
+}
+
+#[test]
+fn a_version_2_image_grows_where_nothing_below_comes_to_light() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, below) = paths(&dir);
+    for (len, why) in [(1 << 20, ""), (3 << 20, "Failed to zero out new clusters: Operation not supported")] {
+        std::fs::write(&below, vec![7; len]).unwrap();
+        let (image, below) = (image.to_str().unwrap(), below.to_str().unwrap());
+        let options = ["-o", "compat=0.10", "-b", below, "-F", "raw", image, "1M"];
+        tool("qemu-img", &[&["create", "-q", "-f", "qcow2"], &options[..]].concat());
+        let graph = graph();
+        let pin = open(&graph, image.as_ref());
+        let node = pin.clone();
+        let (result, size) = graph.block_on(async move {
+            let result = node.truncate(2 << 20, Truncate { zero: true, ..Truncate::default() }).await;
+            (result, node.size())
+        });
+        assert_eq!(result.err().map_or(String::new(), |why| why.text), why);
+        assert_eq!(size, if why.is_empty() { 2 << 20 } else { 1 << 20 });
+        close(&graph, pin);
+    }
 }
 
 #[test]
