@@ -50,8 +50,8 @@ impl Client {
         self.stream.write_all(bytes)
     }
 
-    /// Cookie and error of the next reply, which brings no data; `None` when the server has
-    /// ended the connection.
+    /// Cookie and error of the next reply, without its data; `None` when the server has ended
+    /// the connection.
     pub fn reply(&mut self) -> Option<(u64, u32)> {
         let mut head = [0; 16];
         let read = self.stream.read_exact(&mut head).and_then(|()| match head[..4] {
@@ -68,5 +68,11 @@ impl Client {
             }
             Err(error) => panic!("reading a reply: {error}"),
         }
+    }
+
+    /// The data of a reply that was just taken; `None` when the server has ended the connection.
+    pub fn data(&mut self, len: u32) -> Option<Vec<u8>> {
+        let mut data = vec![0; len as usize];
+        self.stream.read_exact(&mut data).ok().map(|()| data)
     }
 }

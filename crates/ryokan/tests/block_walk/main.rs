@@ -2,8 +2,10 @@
 //! soon, one that is refused changes nothing, and in the end all can be taken away again.
 //! `RYOKAN_WALK=seed:count` runs more.
 
+mod disk;
 mod kill;
 mod make;
+mod model;
 mod table;
 mod take;
 

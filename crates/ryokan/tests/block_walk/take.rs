@@ -1,7 +1,7 @@
 //! Takes away all that a case made, by name.
 
 use super::{ANSWER, Walk, list, text};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::time::Instant;
 
 /// What the process has open.
