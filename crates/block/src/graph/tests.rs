@@ -91,7 +91,7 @@ fn a_node_is_no_larger_than_its_size_can_be_rounded() {
     let graph = graph();
     let null = |size: u64| json!({"driver": "null-co", "node-name": "n", "size": size});
     for size in [u64::MAX, i64::MAX as u64, LARGEST + 1] {
-        let why = add(&graph, null(size)).err().expect("refused");
+        let Err(why) = add(&graph, null(size)) else { panic!("{size} is refused") };
         assert_eq!(why.text, "Could not refresh total sector count: File too large");
         assert!(graph.nodes().is_empty());
     }
