@@ -146,7 +146,8 @@ fn resets_at_any_moment_are_survived() {
     assert!(linux.vm.console().len() > console);
 }
 
-/// At its shell. On a machine with nothing else to do it is below 2 %.
+/// At its shell. On a machine with nothing else to do it is below 2 %, on some clouds 10; a loop that
+/// waits would take all.
 fn costs_next_to_nothing(args: &[&str]) {
     let linux = Linux::boot(CLOUD, &[&["-m", "256"], args].concat()).unwrap();
     std::thread::sleep(Duration::from_secs(2));
@@ -154,7 +155,7 @@ fn costs_next_to_nothing(args: &[&str]) {
     std::thread::sleep(Duration::from_secs(if std::env::var_os("RYOKAN_SOAK").is_some() { 60 } else { 10 }));
     let share = (linux.vm.cpu_seconds() - cpu) / begin.elapsed().as_secs_f64();
     println!("{args:?}: {:.2} % of a CPU", share * 100.0);
-    assert!(share < 0.05, "{:.1} % of a CPU", share * 100.0);
+    assert!(share < 0.25, "{:.1} % of a CPU", share * 100.0);
     linux.power_off().unwrap();
 }
 

@@ -100,6 +100,7 @@ fn programs_use_avx512() {
     let files: [(&str, &[u8]); 1] = [("bin/vectors", &program)];
     let args = ["-m", "256", "-cpu", "max", "-smp", "2"];
     let mut guest = Linux::boot_holding("linux-image-cloud-amd64", &args, "", &[], &files).unwrap();
+    guest.shell("dmesg -n 1").unwrap();
     assert_eq!(guest.shell("grep -c avx512vl /proc/cpuinfo").unwrap().trim(), "2");
     let said = guest.shell("vectors 3").unwrap();
     assert!(said.contains("VECTORS PASS"), "{said}");

@@ -126,5 +126,7 @@ pub fn complains(line: &str) -> bool {
         "ACPI BIOS Error",
         "nobody cared",
     ];
-    SIGNS.iter().any(|sign| line.contains(sign))
+    // Linux gives up a clock whose reading took long: the host had something else to do.
+    let is_hosts = line.contains("read-back delay");
+    !is_hosts && SIGNS.iter().any(|sign| line.contains(sign))
 }
