@@ -123,7 +123,7 @@ mod tests {
         writers.join(&[0x10_0000]);
         let mut forgot = 0;
         for page in 1..=40u64 {
-            let alive = |_, linear: u64| linear % 0x4000 == 0 || linear == page << 12;
+            let alive = |_, linear: u64| linear.is_multiple_of(0x4000) || linear == page << 12;
             writers.note((HOST, 0x10_0000, page << 12), alive, || forgot += 1);
         }
         let kept = sorted(writers.take(HOST));
