@@ -54,6 +54,11 @@ impl Near {
         if self.always { known.or(Some(&[])) } else { known }
     }
 
+    /// Blocks that run often, and accesses in them that get no slot any more.
+    pub fn counts(&self) -> (usize, usize) {
+        (self.far.len(), self.far.values().map(Vec::len).sum())
+    }
+
     /// Whether all slots have been dealt out.
     fn is_full(&self) -> bool {
         self.next >= NEAR_SLOTS

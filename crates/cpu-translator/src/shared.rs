@@ -119,6 +119,7 @@ impl Shared {
              direct jump count   {}\n\
              TB flush count      {}\n\
              unwatched pages     {}\n\
+             TB that remember    {} ({} accesses given up)\n\
              address translation {} tables\n{}",
             cache.area.used,
             cache.area.size,
@@ -130,6 +131,8 @@ impl Shared {
             s.links,
             s.flushes,
             self.unwatched_pages(),
+            cache.near.counts().0,
+            cache.near.counts().1,
             self.form.name(),
             counts.concat()
         )

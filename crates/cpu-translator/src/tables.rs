@@ -116,6 +116,12 @@ impl Form {
         }
     }
 
+    /// Whether there is an entry in the place of `page`, other than `value`.
+    fn differs(self, gs: usize, page: u64, write: bool, value: u64) -> bool {
+        let entry = self.entry(gs, page, write).load(Ordering::Relaxed);
+        entry != 0 && entry != value
+    }
+
     /// Whether the write entry of `linear` (a page) leads to `host`.
     pub fn writes(self, gs: usize, linear: u64, host: usize) -> bool {
         self.entry(gs, linear, true).load(Ordering::SeqCst) == entry_value(linear, host)
@@ -286,6 +292,10 @@ impl Tables {
         let page = linear & !0xfff;
         let value = entry_value(page, host);
         let space = &mut self.spaces[view as usize];
+        // The guest has changed its tables and need not have said so.
+        if [false, true].iter().any(|&write| space.form.differs(space.gs, page, write, value)) {
+            self.gone.note(page, 4096);
+        }
         space.form.set(space.gs, page, false, value);
         if writable {
             space.form.set(space.gs, page, true, value);

@@ -1,6 +1,7 @@
 //! Bare guests in memory, on the translator with everything translated at once.
 
 mod loops;
+mod near;
 mod returns;
 mod strides;
 mod strings;
