@@ -240,7 +240,9 @@ async fn block_resize(call: Call, command: BlockResize) -> Result<()> {
     let at = graph(&call);
     let node = at.lookup(command.device.as_deref(), command.node_name.as_deref())?;
     let Ok(size) = u64::try_from(command.size) else { bail!("Parameter 'size' expects a >0 size") };
-    if node.check_busy().is_err() {
+    // What a filter passes on changes, too.
+    let mut resized = std::iter::successors(Some(node.clone()), |node| node.filtered());
+    if resized.any(|node| node.check_busy().is_err()) {
         bail!("Device '{}' is in use", command.device.or(command.node_name).unwrap_or_default());
     }
     there(&call, async move { at.resize(&node, size).await }).await

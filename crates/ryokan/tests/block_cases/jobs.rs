@@ -189,6 +189,10 @@ fn steering() {
     }
     let asked = json!({"device": "r", "job-id": "j", "target": "t", "sync": "none"});
     b.run("blockdev-backup", asked);
+    // Its first change is not to be taken for one of a refused command.
+    while b.run("query-jobs", json!({}))[0]["total-progress"] == 0 {
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
     let cannot =
         |verb: &str, state: &str| format!("Job 'j' in state '{state}' cannot accept command verb '{verb}'");
     for verb in ["finalize", "dismiss"] {
@@ -209,6 +213,10 @@ fn steering() {
     let rooted = "Need a root block node";
     let busy = "Node 'r' is busy: block device is in use by block job: backup";
     refuses(b, "block_resize", json!({"size": 4096}), &[(json!({"device": "r"}), "Device 'r' is in use")]);
+    b.run("blockdev-add", json!({"driver": "copy-on-read", "node-name": "over-r", "file": "r"}));
+    let through = (json!({"node-name": "over-r"}), "Device 'over-r' is in use");
+    refuses(b, "block_resize", json!({"size": 4096}), &[through]);
+    b.run("blockdev-del", json!({"node-name": "over-r"}));
     refuses(
         b,
         "eject",
