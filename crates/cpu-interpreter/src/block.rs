@@ -60,7 +60,7 @@ pub const COLD: u32 = u32::MAX;
 
 type Key = (u64, u64, u32);
 
-const JUMP_SLOTS: usize = 1 << 12;
+const JUMP_SLOTS: usize = 4096;
 const MAX_OPS: usize = 1 << 18;
 
 #[derive(Default)]

@@ -1,7 +1,7 @@
 //! Which blocks run often, so that their look-ups begin with a remembered page, and which of
 //! their instructions should not (see [`crate::translate`]).
 
-use crate::cache::{Cache, Key, Kind, Mixed, NONE};
+use crate::cache::{Cache, Key, Kind, Mixed, NONE, Site};
 use crate::layout::{FAR_LIMIT, NEAR, NEAR_SIZE, NEAR_SLOTS, State};
 use crate::tables::Tables;
 use cpu_interpreter::Mixer;
@@ -85,8 +85,7 @@ impl Cache {
         let mut found = vec![id];
         let mut at = 0;
         while at < found.len() && found.len() < AROUND {
-            let Some(block) = self.blocks.get(found[at] as usize) else { break };
-            for site in &self.sites[block.sites.start as usize..block.sites.end as usize] {
+            for site in self.sites_of(found[at]) {
                 if matches!(site.kind, Kind::Link { .. }) && site.next != NONE && !found.contains(&site.next)
                 {
                     found.push(site.next);
@@ -123,11 +122,13 @@ impl Cache {
         true
     }
 
+    fn sites_of(&self, id: u32) -> &[Site] {
+        let sites = &self.blocks[id as usize].sites;
+        &self.sites[sites.start as usize..sites.end as usize]
+    }
+
     fn looks_up(&self, id: u32) -> bool {
-        let sites = self.blocks[id as usize].sites.clone();
-        self.sites[sites.start as usize..sites.end as usize]
-            .iter()
-            .any(|site| matches!(site.kind, Kind::Access { .. }))
+        self.sites_of(id).iter().any(|site| matches!(site.kind, Kind::Access { .. }))
     }
 
     /// The instruction at `rip` of block `id` gets no slot any more.

@@ -94,6 +94,7 @@ impl Shared {
     pub fn report(&self) -> String {
         let cache = self.cache();
         let s = cache.statistics;
+        let (remember, given_up) = cache.near.counts();
         let counts: Vec<String> = locked(&self.peers)
             .iter()
             .enumerate()
@@ -131,8 +132,8 @@ impl Shared {
             s.links,
             s.flushes,
             self.unwatched_pages(),
-            cache.near.counts().0,
-            cache.near.counts().1,
+            remember,
+            given_up,
             self.form.name(),
             counts.concat()
         )

@@ -307,38 +307,34 @@ impl Tables {
         self.fills += 1;
     }
 
-    /// Two bytes at `linear`, if their page is known.
-    pub fn peek(&self, view: View, linear: u64) -> Option<u16> {
+    /// The host address of `linear`, if its page is known.
+    fn host_address(&self, view: View, linear: u64) -> Option<u64> {
         let (form, gs) = (self.spaces[view as usize].form, self.gs(view));
         let page = linear & !0xfff;
+        let canonical = (linear << 16) as i64 >> 16 == linear as i64;
         let tagged =
             form == Form::Flat || form.tag(gs, page, false).load(Ordering::Acquire) == page.wrapping_neg();
         let entry = form.entry(gs, page, false).load(Ordering::Acquire);
-        let canonical = (linear << 16) as i64 >> 16 == linear as i64;
-        if !tagged || entry == 0 || !canonical || linear & 0xfff == 0xfff {
+        (canonical && tagged && entry != 0).then(|| linear.wrapping_add(entry - 1))
+    }
+
+    /// Two bytes at `linear`, if their page is known.
+    pub fn peek(&self, view: View, linear: u64) -> Option<u16> {
+        if linear & 0xfff == 0xfff {
             return None;
         }
+        let at = self.host_address(view, linear)? as *const [u8; 2];
         // SAFETY: an entry leads to a page of guest RAM, which lives as long as the machine;
         // both bytes are in it. Other vCPUs may be writing there: the read is volatile.
-        let bytes = unsafe { std::ptr::read_volatile(linear.wrapping_add(entry - 1) as *const [u8; 2]) };
-        Some(u16::from_le_bytes(bytes))
+        Some(u16::from_le_bytes(unsafe { std::ptr::read_volatile(at) }))
     }
 
     /// Words at `linear`, if they are aligned, within one page, and that page is known.
     pub fn peek_words<const N: usize>(&self, view: View, linear: u64) -> Option<[u64; N]> {
-        let (form, gs) = (self.spaces[view as usize].form, self.gs(view));
-        let page = linear & !0xfff;
-        let canonical = (linear << 16) as i64 >> 16 == linear as i64;
-        if !canonical || linear & 7 != 0 || (linear & 0xfff) as usize > 4096 - 8 * N {
+        if linear & 7 != 0 || (linear & 0xfff) as usize > 4096 - 8 * N {
             return None;
         }
-        let tagged =
-            form == Form::Flat || form.tag(gs, page, false).load(Ordering::Acquire) == page.wrapping_neg();
-        let entry = form.entry(gs, page, false).load(Ordering::Acquire);
-        if !tagged || entry == 0 {
-            return None;
-        }
-        let at = linear.wrapping_add(entry - 1) as *mut u64;
+        let at = self.host_address(view, linear)? as *mut u64;
         // SAFETY: an entry leads to a page of guest RAM, which lives as long as the machine; the
         // words are aligned and in it. Others may be writing there: the accesses are atomic.
         Some(std::array::from_fn(|n| unsafe { AtomicU64::from_ptr(at.add(n)) }.load(Ordering::Acquire)))

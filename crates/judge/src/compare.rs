@@ -31,6 +31,10 @@ pub fn compare(case: &Case, silicon: &Outcome, engine: &Outcome) -> Vec<Differen
     if open.all {
         return list;
     }
+    if open.fault {
+        check("rip", silicon.registers.rip, engine.registers.rip);
+        return list;
+    }
     let through = silicon.vector == BREAKPOINT || silicon.registers.rip != case.registers.rip;
     check("vector", silicon.vector, engine.vector);
     if silicon.vector != engine.vector {

@@ -5,7 +5,6 @@ use crate::case::{Case, Outcome};
 use iced_x86::{Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
 const PAGE_FAULT: u64 = 14;
-const X87_FAULT: u64 = 16;
 const SIMD_FAULT: u64 = 19;
 /// FSW.ES.
 const SUMMARY: u16 = 1 << 7;
@@ -13,8 +12,10 @@ const SUMMARY: u16 = 1 << 7;
 /// What is not compared of a case that was cut short.
 #[derive(Default)]
 pub struct Liberties {
-    /// Nothing but RIP: another fault may be told of, or the same in another way.
+    /// Anything: the silicon went on where the engine faulted.
     pub all: bool,
+    /// Anything but RIP: another fault of the instruction may be told of.
+    pub fault: bool,
     /// The offset in the page that CR2 tells of.
     pub offset: bool,
     /// Of an instruction with several stores or one of many bytes, the first may have been made.
@@ -38,7 +39,8 @@ impl Liberties {
             return Liberties::default();
         }
         Liberties {
-            all: is_pending(&i, silicon) || may_swap(&i, silicon, engine),
+            all: is_pending(&i, silicon),
+            fault: may_swap(&i, silicon, engine),
             offset: i.has_op_mask(),
             memory: is_x87_store(&i) || i.is_call_near_indirect(),
             vectors: gather(&i),
@@ -63,16 +65,14 @@ fn is_pending(i: &Instruction, silicon: &Outcome) -> bool {
 /// CMPS touches its operands in either order, and so on.
 fn may_swap(i: &Instruction, silicon: &Outcome, engine: &Outcome) -> bool {
     use Mnemonic::*;
+    let faults = matches!(silicon.vector, 12..=14);
     match i.mnemonic() {
-        Cmpsb | Cmpsw | Cmpsd | Cmpsq => i.is_string_instruction() && matches!(silicon.vector, 12..=14),
+        Cmpsb | Cmpsw | Cmpsd | Cmpsq => i.is_string_instruction() && faults,
         // The target comes first in the manuals' operation, the push on AMD's silicon.
-        Call => i.is_call_near_indirect() && silicon.vector != engine.vector,
+        Call => i.is_call_near_indirect() && faults && silicon.vector != engine.vector,
         Vcvtps2ph => silicon.vector == SIMD_FAULT && engine.vector == PAGE_FAULT,
         // An operand that ends beyond the segment and begins on a bad page.
-        _ if i.is_string_instruction() => {
-            matches!(silicon.vector, 12..=14) && silicon.vector != engine.vector
-        }
-        _ => is_x87_store(i) && silicon.vector == X87_FAULT,
+        _ => i.is_string_instruction() && faults && silicon.vector != engine.vector,
     }
 }
 

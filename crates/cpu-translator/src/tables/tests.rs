@@ -205,36 +205,40 @@ fn an_address_space_comes_back_as_it_was_left() {
     }
 }
 
+/// Two pages that lead to page 1 of memory are set aside; then it is the same page of memory at many
+/// other addresses, none for long.
+fn with_forgotten_writers(form: Form) -> Rig {
+    let mut rig = Rig::new(form);
+    rig.fill(7, 1, false, View::User);
+    rig.fill(8, 1, false, View::User);
+    rig.switch(1, true);
+    for page in 100..200 {
+        rig.fill(page, 1, false, View::User);
+        rig.tables.flush_page(linear(page));
+    }
+    rig
+}
+
+impl Rig {
+    fn watch_page_1(&self) {
+        self.ram.set_watch(4096, Watch::CODE);
+        self.shared.armed(self.ram, 4096);
+    }
+}
+
 #[test]
 fn what_was_set_aside_is_not_written_through_once_it_is_forgotten_who_writes() {
     for form in [Form::Flat, Form::Hashed] {
-        let mut rig = Rig::new(form);
-        rig.fill(7, 1, false, View::User);
-        rig.fill(8, 1, false, View::User);
-        rig.switch(1, true);
-        // The same page of memory at many other addresses, none for long.
-        for page in 100..200 {
-            rig.fill(page, 1, false, View::User);
-            rig.tables.flush_page(linear(page));
-        }
-        rig.ram.set_watch(4096, Watch::CODE);
-        rig.shared.armed(rig.ram, 4096);
+        let mut rig = with_forgotten_writers(form);
+        rig.watch_page_1();
         rig.switch(0, true);
         for page in [7, 8] {
             assert!(rig.held(page, View::User)[1] == 0, "{form:?}: page {page} may be written");
         }
         // Without a watch: no entry that nobody would find.
-        let mut rig = Rig::new(form);
-        rig.fill(7, 1, false, View::User);
-        rig.fill(8, 1, false, View::User);
-        rig.switch(1, true);
-        for page in 100..200 {
-            rig.fill(page, 1, false, View::User);
-            rig.tables.flush_page(linear(page));
-        }
+        let mut rig = with_forgotten_writers(form);
         rig.switch(0, true);
-        rig.ram.set_watch(4096, Watch::CODE);
-        rig.shared.armed(rig.ram, 4096);
+        rig.watch_page_1();
         for page in [7, 8] {
             assert!(rig.held(page, View::User)[1] == 0, "{form:?}: page {page} may still be written");
         }

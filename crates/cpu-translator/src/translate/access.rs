@@ -4,7 +4,7 @@
 use super::groups::is_scratch;
 use super::near::Ways;
 use super::{Builder, Cold, From, Source};
-use crate::asm::{Address, Label, RCX, T0, T1};
+use crate::asm::{Address, Label, T0, T1};
 use crate::cache::Kind;
 use crate::layout::*;
 use crate::tables::Form;
@@ -122,7 +122,8 @@ impl Builder {
                 let free = self.keeps_flags();
                 let retry = self.here();
                 let slot = if free { None } else { self.near_slot(i, place, table) };
-                let linear = match self.plain_base(i, place) {
+                let base = self.plain_base(i, place);
+                let linear = match base {
                     Some((register, disp)) if slot.is_some() => {
                         Linear { register, disp: disp - member.offset }
                     }
@@ -133,7 +134,7 @@ impl Builder {
                 };
                 let site = self.lead(member.group, (linear, slot), (span, write, table), retry, free);
                 // T0 is the start of the span: an address that takes code is not made again.
-                let at = if self.is_plain_base(i, place) {
+                let at = if base.is_some() {
                     self.member_address(source, i, place)
                 } else {
                     Address { base: Some(T0), index: Some(T1), scale: 0, disp: member.offset - 1 }
@@ -207,7 +208,7 @@ impl Builder {
         }
     }
 
-    /// Looks up the whole span of a group, from T0.
+    /// Looks up the whole span of a group, from `linear`.
     fn lead(
         &mut self,
         group: u16,
@@ -230,14 +231,7 @@ impl Builder {
                 self.near(linear, slot, (span, 1), table, ways);
             }
             None => {
-                if matches!(span, 2 | 4 | 8) {
-                    let (label, back) = (self.code.label(), self.code.label());
-                    self.low_bits(T0, span, label, free);
-                    self.code.bind(back);
-                    self.cold.push(Cold::Unaligned { label, back, linear, slow: other, size: span, free });
-                } else {
-                    self.crossing(linear, span, other, free);
-                }
+                self.within_page(linear, span, other, free);
                 self.index(linear, table, miss, free);
             }
         }
@@ -275,15 +269,6 @@ impl Builder {
             let slot = self.slot_of(group.write);
             self.lead(early.group, (MADE, slot), what, retry, false);
         }
-    }
-
-    /// Whether the address is one register, as it is, plus a constant.
-    fn is_plain_base(&self, i: &Instruction, place: Where) -> bool {
-        self.word == 8
-            && (place != Where::Operand
-                || i.memory_index() == Register::None
-                    && !is_scratch(i.memory_base())
-                    && !matches!(i.memory_segment(), Register::FS | Register::GS))
     }
 
     /// The address of a group's member, with the look-up in T1.
@@ -358,25 +343,31 @@ impl Builder {
             self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
             return site;
         }
-        if align > 1 || matches!(size, 2 | 4 | 8) {
-            let register = linear.register;
-            if align > 1 {
-                self.low_bits(register, align, slow, free);
-            } else {
-                let label = self.code.label();
-                let back = self.code.label();
-                self.low_bits(register, size, label, free);
-                self.code.bind(back);
-                self.cold.push(Cold::Unaligned { label, back, linear, slow, size, free });
-            }
-        } else if size > 1 {
-            self.crossing(linear, size, slow, free);
+        if align > 1 {
+            self.low_bits(linear.register, align, slow, free);
+        } else {
+            self.within_page(linear, size, slow, free);
         }
         self.index(linear, write, miss, free);
         let here = self.here();
         self.site_mut(site).once = here;
         self.cold.push(Cold::Miss { label: miss, site, restore, from: From::Linear(linear) });
         site
+    }
+
+    /// Goes to `slow` if `size` bytes from `linear` (without a constant to add) cross a page; quick for
+    /// what is aligned.
+    fn within_page(&mut self, linear: Linear, size: u32, slow: Label, free: bool) {
+        match size {
+            1 => {}
+            2 | 4 | 8 => {
+                let (label, back) = (self.code.label(), self.code.label());
+                self.low_bits(linear.register, size, label, free);
+                self.code.bind(back);
+                self.cold.push(Cold::Unaligned { label, back, linear, slow, size, free });
+            }
+            _ => self.crossing(linear, size, slow, free),
+        }
     }
 
     /// Goes to `other` unless `register` is a multiple of `align`.
@@ -426,12 +417,7 @@ impl Builder {
     fn entry(&mut self, write: bool, miss: Label, free: bool) {
         self.code.load_entry(T1, if write { WRITE_TABLE } else { READ_TABLE });
         if free {
-            self.code.xchg(RCX, T1);
-            self.code.jrcxz(2);
-            self.code.raw(&[0xeb, 3 + 5]);
-            self.code.xchg(RCX, T1);
-            self.code.jmp(miss);
-            self.code.xchg(RCX, T1);
+            self.none_test(T1, miss);
         } else {
             self.code.test8(T1, 1);
             self.code.jcc(4, miss);

@@ -67,6 +67,16 @@ impl Builder {
         self.code.xchg(RCX, reg);
     }
 
+    /// Goes to `other` if `reg` is zero; flags stay.
+    pub(super) fn none_test(&mut self, reg: u8, other: Label) {
+        self.code.xchg(RCX, reg);
+        self.code.jrcxz(2);
+        self.code.raw(&[0xeb, 3 + 5]);
+        self.code.xchg(RCX, reg);
+        self.code.jmp(other);
+        self.code.xchg(RCX, reg);
+    }
+
     /// Translates the present step.
     pub(super) fn step(&mut self, source: &Source) {
         let i = self.steps[self.k].i;

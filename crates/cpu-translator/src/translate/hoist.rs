@@ -369,12 +369,7 @@ impl Builder {
         if hoist.live {
             self.code.load(T1, LIMIT);
             self.code.lea_sum(T1, register, T1, 0);
-            self.code.xchg(RCX, T1);
-            self.code.jrcxz(2);
-            self.code.raw(&[0xeb, 3 + 5]);
-            self.code.xchg(RCX, T1);
-            self.code.jmp(out);
-            self.code.xchg(RCX, T1);
+            self.none_test(T1, out);
         } else {
             self.code.op_gs(0x3b, register, LIMIT);
             self.code.jcc(4, out);

@@ -221,7 +221,8 @@ impl Builder {
         self.word = (source.bits() / 8) as u8;
         self.counted = source.key & key::COUNTED != 0;
         let (first, last) = self.trace(source)?;
-        let far = cache.near.far(&(source.host | (source.rip & 0xfff) as usize, source.rip, source.key));
+        let key = (source.host | (source.rip & 0xfff) as usize, source.rip, source.key);
+        let far = cache.near.far(&key);
         self.next_slot = far.map(|_| cache.near.next);
         self.far.clear();
         self.far.extend_from_slice(far.unwrap_or_default());
@@ -248,7 +249,7 @@ impl Builder {
             cache.near.next = next;
         }
         let block = Block {
-            key: (source.host | (source.rip & 0xfff) as usize, source.rip, source.key),
+            key,
             indirect: self.base,
             poll: self.base + poll,
             body: self.base + body,
