@@ -316,9 +316,8 @@ fn quitting_does_not_wait_for_a_throttled_disk() {
     bench.run("quit", Value::Null);
     let asked = std::time::Instant::now();
     assert!(bench.vm.wait(SOON).is_ok_and(|status| status.success()), "{}", bench.vm.errors());
-    // A piece takes minutes at the limit. Mostly it is given up at once; on some machines the five
-    // seconds pass that are waited for what does not come.
-    assert!(asked.elapsed().as_secs() < 9, "{:?}", asked.elapsed());
+    // A piece takes minutes at the limit.
+    assert!(asked.elapsed().as_secs() < 4, "{:?}", asked.elapsed());
 }
 
 #[test]

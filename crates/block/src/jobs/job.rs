@@ -379,6 +379,10 @@ impl Job {
             if self.state.lock().held == 0 {
                 break;
             }
+            self.change(|state| match state.held > 0 && !state.ends_at_once() {
+                true => state.at_pause_point(),
+                false => state.status,
+            });
             woken.await;
         }
     }

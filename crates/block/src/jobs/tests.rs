@@ -406,3 +406,28 @@ fn a_job_is_told_of_as_paused_and_running_in_turn() {
     assert_eq!(seen.last().unwrap().as_str(), "ready");
     bench.end();
 }
+
+#[test]
+fn cancelling_all_does_not_wait_for_a_job_that_has_not_begun() {
+    let mut bench = Bench::new();
+    let at = bench.graph.clone();
+    let took = bench.graph.block_on(async move {
+        let null = |name: &str| json!({"driver": "null-co", "size": 1 << 20, "node-name": name});
+        let source = at.add(Options::json(null("s"))).await.unwrap();
+        let target = at.add(Options::json(null("t"))).await.unwrap();
+        // It stands at its first piece when all are cancelled.
+        let job = at.jobs.mirror(&at, MirrorSpec::new(Setup::new(Kind::Mirror, "m"), source, target)).await;
+        let job = job.unwrap();
+        job.hold();
+        let asked = std::time::Instant::now();
+        let later = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            job.release();
+        };
+        tokio::join!(at.jobs.cancel_all(), later);
+        asked.elapsed()
+    });
+    assert!(took < STANDSTILL, "{took:?}");
+    let told = ["created", "running", "paused", "running", "aborting", "Cancelled None", "concluded", "null"];
+    assert_eq!(bench.events(), told);
+}
