@@ -211,6 +211,26 @@ impl Code {
         self.lea_address(wide, reg, &Address { base: Some(base), index: None, scale: 0, disp });
     }
 
+    /// `len` bytes that do nothing, in as few instructions as can be (SDM volume 2, NOP).
+    pub fn nops(&mut self, mut len: usize) {
+        const FORMS: [&[u8]; 9] = [
+            &[0x90],
+            &[0x66, 0x90],
+            &[0x0f, 0x1f, 0],
+            &[0x0f, 0x1f, 0x40, 0],
+            &[0x0f, 0x1f, 0x44, 0, 0],
+            &[0x66, 0x0f, 0x1f, 0x44, 0, 0],
+            &[0x0f, 0x1f, 0x80, 0, 0, 0, 0],
+            &[0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+            &[0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0],
+        ];
+        while len != 0 {
+            let form = FORMS[len.min(FORMS.len()) - 1];
+            self.raw(form);
+            len -= form.len();
+        }
+    }
+
     /// JECXZ over the next `over` bytes.
     pub fn jecxz(&mut self, over: u8) {
         self.raw(&[0x67, 0xe3, over]);

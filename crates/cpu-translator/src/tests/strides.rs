@@ -116,6 +116,38 @@ fn aligned_vectors_and_far_strides_mix() {
     }
 }
 
+/// l: mov rax,[rsi]; movaps xmm0,[rsi+8]; movaps [rdi+24],xmm0; mov [rdi+16],rax; add rsi,0x210;
+///    add rdi,0x210; dec rcx; jnz l; hlt
+const ALIGNED: [u8; 35] = [
+    0x48, 0x8b, 0x06, 0x0f, 0x28, 0x46, 8, 0x0f, 0x29, 0x47, 24, 0x48, 0x89, 0x47, 16, 0x48, 0x81, 0xc6,
+    0x10, 2, 0, 0, 0x48, 0x81, 0xc7, 0x10, 2, 0, 0, 0x48, 0xff, 0xc9, 0x75, 0xde, 0xf4,
+];
+
+#[test]
+fn accesses_of_a_group_are_aligned_in_the_middle_of_it() {
+    for (rsi, rdi) in [(A + 8, B + 8), (A + 0xfe8, B + 0xfd8), (A + 0xff8, B + 0xfe8)] {
+        for rcx in [1, 7, 50] {
+            same(&Loop { code: &ALIGNED, rsi, rdi, rcx, flags: 0 });
+        }
+    }
+}
+
+#[test]
+fn what_is_not_aligned_in_a_group_faults_at_its_own_access() {
+    for (rsi, rdi) in [(A + 9, B + 8), (A + 8, B + 9), (A + 8, B + 16), (A + 0xff9, B + 0xff8)] {
+        let state = start(&Loop { code: &ALIGNED, rsi, rdi, rcx: 20, flags: 0 });
+        let ends = [Guest::with(&state, &ALIGNED), Guest::interpreted(&state, &ALIGNED)].map(|mut guest| {
+            fill(&guest);
+            // Without a handler the machine shuts down at the fault.
+            let exit = guest.vcpu.run();
+            let end = guest.vcpu.save();
+            (format!("{exit:?}"), end.gpr, end.rip, ends_as(&guest))
+        });
+        assert!(ends[0] == ends[1], "{rsi:x} {rdi:x}: {:x?} {:x?}", ends[0].1, ends[1].1);
+        assert_eq!(ends[0].2, CODE + if rsi & 7 != 0 { 3 } else { 7 }, "{rsi:x} {rdi:x}");
+    }
+}
+
 #[test]
 fn both_registers_that_the_host_has_not_beside_memory() {
     // l: mulx r10,r11,[rsi]; mov rax,[rsi+8]; xor rax,r10; mov [rdi],rax; add [rdi+8],r11

@@ -118,7 +118,7 @@ impl Builder {
         if let Some(member) = self.steps[self.k].member {
             let group = &self.groups[usize::from(member.group)];
             if member.leader && !group.early {
-                let (span, table) = (group.span, group.write);
+                let (span, align, table) = (group.span, group.align, group.write);
                 let free = self.keeps_flags();
                 let retry = self.here();
                 let slot = if free { None } else { self.near_slot(i, place, table) };
@@ -132,7 +132,8 @@ impl Builder {
                         MADE
                     }
                 };
-                let site = self.lead(member.group, (linear, slot), (span, write, table), retry, free);
+                let what = (span, align, write, table);
+                let site = self.lead(member.group, (linear, slot), what, retry, free);
                 // T0 is the start of the span: an address that takes code is not made again.
                 let at = if base.is_some() {
                     self.member_address(source, i, place)
@@ -213,7 +214,7 @@ impl Builder {
         &mut self,
         group: u16,
         (linear, slot): (Linear, Option<i32>),
-        (span, write, table): (u32, bool, bool),
+        (span, align, write, table): (u32, u32, bool, bool),
         retry: u32,
         free: bool,
     ) -> u32 {
@@ -228,10 +229,15 @@ impl Builder {
         match slot {
             Some(slot) => {
                 let ways = Ways { miss, slow: other, site, restore, alone: false };
-                self.near(linear, slot, (span, 1), table, ways);
+                self.near(linear, slot, (span, align), table, ways);
             }
             None => {
-                self.within_page(linear, span, other, free);
+                if align > 1 {
+                    self.low_bits(linear.register, align, other, free);
+                }
+                if span > align {
+                    self.within_page(linear, span, other, free);
+                }
                 self.index(linear, table, miss, free);
             }
         }
@@ -265,7 +271,7 @@ impl Builder {
             }
             let group = &self.groups[usize::from(early.group)];
             // Not a write yet: the page must be writable without its dirty flag being set now.
-            let what = (group.span, false, group.write);
+            let what = (group.span, group.align, false, group.write);
             let slot = self.slot_of(group.write);
             self.lead(early.group, (MADE, slot), what, retry, false);
         }
@@ -395,7 +401,7 @@ impl Builder {
             self.slot_index(from, write);
             return self.entry(write, miss, free);
         }
-        if free {
+        if free || self.pext {
             self.code.pext(T1, from, MASK_INDEX);
         } else {
             self.code.page_index(T1, from);

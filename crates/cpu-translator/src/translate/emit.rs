@@ -19,12 +19,15 @@ impl Builder {
         // Whoever comes here by mistake may need the flags.
         self.code.constant(T1, source.rip.wrapping_neg());
         self.code.lea_sum(T1, T0, T1, 0);
-        self.zero_test(T1, other);
+        self.code.mov(T0, RCX);
+        self.code.mov(RCX, T1);
+        self.rcx_test(other);
         if live {
             let away = self.code.label();
             let back = self.code.label();
-            self.code.load32(T1, FLAGS_AWAY);
-            self.zero_test(T1, away);
+            self.code.mov(T0, RCX);
+            self.code.load32(RCX, FLAGS_AWAY);
+            self.rcx_test(away);
             self.code.bind(back);
             self.cold.push(Cold::Flags { label: away, back });
         }
@@ -41,21 +44,32 @@ impl Builder {
         if source.checked {
             self.check_bytes(source);
         }
-        self.cold.push(Cold::Away { label: other });
+        self.cold.push(Cold::Away { label: other, rip: source.rip });
         self.cold.push(Cold::Leave { label: pending, site, reason: reason::POLL, restore: false });
         (poll, body)
     }
 
-    /// Goes to `pending` if something is asked of the vCPU; `live`: flags stay.
+    /// Goes to `pending` if something is asked of the vCPU; `live`: flags stay. T0 changes.
     pub(super) fn poll(&mut self, live: bool, pending: Label) {
         self.code.load(T1, LINK);
         if live {
-            self.code.load32_at(T1, T1, 0);
-            self.zero_test(T1, pending);
+            self.code.mov(T0, RCX);
+            self.code.load32_at(RCX, T1, 0);
+            self.rcx_test(pending);
         } else {
             self.code.cmp32_at(T1, 0);
             self.code.jcc(5, pending);
         }
+    }
+
+    /// Goes to `other` unless RCX, whose own value is in T0, is zero; flags stay. RCX has its value
+    /// then. Less work than [`Builder::zero_test`], whose XCHGs are three micro-operations each.
+    pub(super) fn rcx_test(&mut self, other: Label) {
+        let label = self.code.label();
+        self.code.jrcxz(5);
+        self.code.jmp(label);
+        self.code.mov(RCX, T0);
+        self.cold.push(Cold::Back { label, other });
     }
 
     /// Goes to `other` unless `reg` is zero; flags stay.
@@ -394,8 +408,16 @@ impl Builder {
                     self.code.store_imm32(SITE, site);
                     self.jump_out(cache, cache.stubs.exits[reason as usize]);
                 }
-                Cold::Away { label } => {
+                Cold::Back { label, other } => {
                     self.code.bind(label);
+                    self.code.mov(RCX, T0);
+                    self.code.jmp(other);
+                }
+                Cold::Away { label, rip } => {
+                    // T1 is how far the target is from here.
+                    self.code.bind(label);
+                    self.code.constant(T0, rip);
+                    self.code.lea_sum(T0, T0, T1, 0);
                     self.jump_out(cache, cache.stubs.exits[reason::INDIRECT as usize]);
                 }
                 Cold::Flags { label, back } => {

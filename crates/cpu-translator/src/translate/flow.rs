@@ -121,11 +121,12 @@ impl Builder {
         self.cold.push(Cold::Link { label, site, live, counted });
     }
 
-    /// Padding, so that the four bytes after the next `opcode` ones can be replaced at once.
+    /// Padding, so that the four bytes after the next `opcode` ones can be replaced at once: prefixes
+    /// without a meaning, which keep a branch and the comparison before it one micro-operation.
     fn align_patch(&mut self, opcode: u32) {
-        while (self.here() + opcode) & 7 > 4 {
-            self.code.raw(&[0x90]);
-        }
+        const ES: u8 = 0x26;
+        let pads = pads(self.here() + opcode);
+        self.code.raw(&[ES; 3][..pads]);
     }
 
     fn branch(&mut self, source: &Source, i: &Instruction) {
@@ -310,26 +311,23 @@ impl Builder {
         if patch == 0 {
             let away = self.code.label();
             if live {
-                // T1 = id of the present page - id of the linked one, without flags.
+                // RCX = id of the present page - id of the linked one, without flags.
                 self.code.bind(label);
                 if counted {
                     self.give_back(behind);
                 }
-                self.code.load32(T1, CODE_MAP + 4 * map_slot(target) as i32);
-                while (self.here() + 3) & 7 > 4 {
-                    self.code.raw(&[0x90]);
-                }
+                self.code.mov(T0, RCX);
+                self.code.load32(RCX, CODE_MAP + 4 * map_slot(target) as i32);
+                self.code.nops(pads(self.here() + 3));
                 id = self.here() + 3;
-                self.code.raw(&[0x4d, 0x8d, 0x9b, 1, 0, 0, 0]); // lea r11, [r11 + 1]
-                self.zero_test(T1, away);
+                self.code.raw(&[0x48, 0x8d, 0x89, 1, 0, 0, 0]); // lea rcx, [rcx + 1]
+                self.rcx_test(away);
             } else {
                 self.code.bind(label);
                 if counted {
                     self.give_back(behind);
                 }
-                while (self.here() + 9) & 7 > 4 {
-                    self.code.raw(&[0x90]);
-                }
+                self.code.nops(pads(self.here() + 9));
                 self.code.cmp32_gs(CODE_MAP + 4 * map_slot(target) as i32, -1);
                 id = self.here() - 4;
                 self.code.jcc(5, away);
@@ -348,5 +346,13 @@ impl Builder {
         at.kind = Kind::Link { target, patch, id, negated: live, polls };
         self.code.store_imm32(SITE, site);
         self.jump_out(cache, cache.stubs.exits[reason::LINK as usize]);
+    }
+}
+
+/// How far four bytes at offset `at` must move to lie in eight aligned ones.
+fn pads(at: u32) -> usize {
+    match at & 7 {
+        0..=4 => 0,
+        past => 8 - past as usize,
     }
 }

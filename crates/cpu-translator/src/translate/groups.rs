@@ -30,6 +30,10 @@ pub struct Group {
     pub kept: bool,
     /// The look-up is made before the first access; see [`Early`].
     pub early: bool,
+    /// Bytes of which the span's start must be a multiple: as some members demand it.
+    pub align: u32,
+    /// Offset of one of those.
+    anchor: i64,
     min: i64,
     max: i64,
     members: u32,
@@ -70,7 +74,19 @@ impl Access {
 impl Group {
     /// Whose look-up is made before a loop.
     pub fn hoisted(write: bool) -> Group {
-        Group { span: 0, write, kept: true, early: false, min: 0, max: 0, members: 0, last: 0 }
+        let (span, min, max, members, last) = Default::default();
+        Group { span, write, kept: true, early: false, align: 1, anchor: 0, min, max, members, last }
+    }
+
+    /// Whether an access at `offset`, which must be a multiple of `align`, can be if those here are.
+    fn suits(&self, offset: i64, align: u32) -> bool {
+        (offset - self.anchor) % i64::from(align.min(self.align)) == 0
+    }
+
+    /// Begins the span where the alignment is seen.
+    fn settle(&mut self) {
+        self.min -= (self.min - self.anchor).rem_euclid(self.align.into());
+        self.span = (self.max - self.min) as u32;
     }
 }
 
@@ -148,8 +164,8 @@ impl Builder {
                 open.clear();
                 continue;
             }
-            if let Some(access) = self.groupable(&i, class) {
-                self.join(&mut open, &values, k, &access);
+            if let Some((access, align)) = self.access_of(&i, class) {
+                self.join(&mut open, &values, k, &access, align);
                 history[k].access = Some(access);
             }
             self.follow(&mut values, &i, class);
@@ -158,7 +174,7 @@ impl Builder {
     }
 
     /// Adds step `k` to the group of its base, or begins one.
-    fn join(&mut self, open: &mut Vec<(Base, u16)>, values: &Values, k: usize, access: &Access) {
+    fn join(&mut self, open: &mut Vec<(Base, u16)>, values: &Values, k: usize, access: &Access, align: u32) {
         let value = |r: Register| {
             if r == Register::None { Value { id: 0, offset: 0 } } else { values.get(r) }
         };
@@ -171,8 +187,11 @@ impl Builder {
             let number = open[at].1;
             let group = &mut self.groups[usize::from(number)];
             let (min, max) = (group.min.min(offset), group.max.max(end));
-            if max - min <= SPAN {
+            if max - min <= SPAN && group.suits(offset, align) {
                 (group.min, group.max) = (min, max);
+                if align > group.align {
+                    (group.align, group.anchor) = (align, offset);
+                }
                 group.write |= access.write;
                 group.members += 1;
                 group.last = k;
@@ -187,6 +206,8 @@ impl Builder {
             write: access.write,
             kept: false,
             early: false,
+            align,
+            anchor: offset,
             min: offset,
             max: end,
             members: 1,
@@ -199,10 +220,10 @@ impl Builder {
     /// Drops groups of one (unless their look-up is better made earlier), and says which
     /// results must be kept in the state page.
     fn settle_groups(&mut self, history: &[Moment]) {
+        self.groups.iter_mut().for_each(Group::settle);
         for k in 0..self.steps.len() {
             let Some(member) = self.steps[k].member else { continue };
-            let group = &mut self.groups[usize::from(member.group)];
-            group.span = (group.max - group.min) as u32;
+            let group = &self.groups[usize::from(member.group)];
             let offset = (i64::from(member.offset) - group.min) as i32;
             let (alone, number) = (group.members < 2, usize::from(member.group));
             let mut from = k;
@@ -289,11 +310,6 @@ impl Builder {
             _ => None,
         };
         Some(Early { step, group, at, segment })
-    }
-
-    /// The access of a step, if a group can take it.
-    fn groupable(&mut self, i: &Instruction, class: Class) -> Option<Access> {
-        self.access_of(i, class).filter(|&(_, align)| align <= 1).map(|(access, _)| access)
     }
 
     /// The access of a step, as far as it has a form that is known, and its alignment.

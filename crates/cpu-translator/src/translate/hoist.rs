@@ -11,7 +11,7 @@
 //! The look-ups are good as long as those of groups are (see [`super::groups`]): the block
 //! goes on after a way out only if nothing was revoked.
 
-use super::groups::{Access, Member, Values, mentions_scratch, uses_memory};
+use super::groups::{Access, Group, Member, Values, mentions_scratch, uses_memory};
 use super::{Builder, Class, Cold, Source, access, class};
 use crate::asm::*;
 use crate::cache::{Kind, Stage};
@@ -212,9 +212,10 @@ impl Builder {
             self.code.save_flags();
         }
         self.look_ahead(&hoist, fail);
+        let done = self.way_out(live, out);
         self.align_loop();
         self.code.bind(places.top);
-        self.rounds_left(&hoist, out);
+        self.rounds_left(&hoist, out, done);
         if self.counted {
             self.count_down(site);
         }
@@ -244,17 +245,8 @@ impl Builder {
 
     /// Padding up to a line of the processor's caches.
     fn align_loop(&mut self) {
-        const LONG: [u8; 9] = [0x66, 0x0f, 0x1f, 0x84, 0, 0, 0, 0, 0];
-        let mut left = self.here().wrapping_neg() as usize % 64;
-        while left != 0 {
-            if left >= LONG.len() {
-                self.code.raw(&LONG);
-                left -= LONG.len();
-            } else {
-                self.code.raw(&[0x90]);
-                left -= 1;
-            }
-        }
+        let left = self.here().wrapping_neg() as usize % 64;
+        self.code.nops(left);
     }
 
     fn poll_loop(&mut self, live: bool, site: u32) {
@@ -270,7 +262,9 @@ impl Builder {
             self.code.load32(T1, TURNS);
             self.code.lea(T1, T1, -1);
             self.code.store32(TURNS, T1);
-            self.zero_test(T1, places.inner);
+            self.code.mov(T0, RCX);
+            self.code.mov(RCX, T1);
+            self.rcx_test(places.inner);
         } else {
             self.code.decrement32_gs(TURNS);
             self.code.jcc(5, places.inner);
@@ -363,13 +357,31 @@ impl Builder {
         self.code.lea_address(true, T0, &address);
     }
 
-    /// At the top of the second body: goes to `out` if the rounds are done.
-    fn rounds_left(&mut self, hoist: &Hoist, out: Label) {
+    /// Before the second body, in JRCXZ's reach of its top (that is on the next line): to `out`, with RCX
+    /// as T0 has it.
+    fn way_out(&mut self, live: bool, out: Label) -> u32 {
+        if !live {
+            return 0;
+        }
+        let over = self.code.label();
+        self.code.jmp(over);
+        let done = self.here();
+        self.code.mov(RCX, T0);
+        self.code.jmp(out);
+        self.code.bind(over);
+        done
+    }
+
+    /// At the top of the second body: goes to `out` if the rounds are done, by way of `done` if flags
+    /// must stay.
+    fn rounds_left(&mut self, hoist: &Hoist, out: Label, done: u32) {
         let register = hoist.counter.0;
         if hoist.live {
             self.code.load(T1, LIMIT);
-            self.code.lea_sum(T1, register, T1, 0);
-            self.none_test(T1, out);
+            self.code.mov(T0, RCX);
+            self.code.lea_sum(RCX, register, T1, 0);
+            self.code.jrcxz(done.wrapping_sub(self.here() + 2) as u8);
+            self.code.mov(RCX, T0);
         } else {
             self.code.op_gs(0x3b, register, LIMIT);
             self.code.jcc(4, out);
@@ -377,10 +389,7 @@ impl Builder {
     }
 
     fn rounds(&mut self, source: &Source, hoist: &Hoist) {
-        self.groups = hoist.plans.iter().map(|plan| super::groups::Group::hoisted(plan.write)).collect();
-        for (step, member) in self.steps.iter_mut().zip(&hoist.members) {
-            step.member = *member;
-        }
+        self.regroup(hoist);
         self.flags = super::FlagsAt::Host;
         self.hoisted = true;
         for k in 0..self.steps.len() {
@@ -388,6 +397,31 @@ impl Builder {
             self.step(source);
         }
         self.hoisted = false;
+    }
+}
+
+impl Builder {
+    /// The second body's groups: the hoisted ones, and behind them the first body's that have nothing
+    /// to do with those.
+    fn regroup(&mut self, hoist: &Hoist) {
+        let hoisted = hoist.plans.len();
+        let mut others = std::mem::take(&mut self.groups);
+        let mut apart: Vec<bool> =
+            (0..others.len()).map(|n| !others[n].early && hoisted + n < SHARED).collect();
+        for (step, member) in self.steps.iter().zip(&hoist.members) {
+            if let (Some(_), Some(mine)) = (member, step.member) {
+                apart[usize::from(mine.group)] = false;
+            }
+        }
+        for (step, member) in self.steps.iter_mut().zip(&hoist.members) {
+            let kept = step.member.filter(|mine| apart[usize::from(mine.group)]);
+            let kept = kept.map(|mine| Member { group: mine.group + hoisted as u16, ..mine });
+            step.member = member.or(kept);
+        }
+        self.groups.extend(hoist.plans.iter().map(|plan| Group::hoisted(plan.write)));
+        // Hoisted look-ups come into the scratch register between.
+        others.iter_mut().for_each(|group| group.kept = true);
+        self.groups.append(&mut others);
     }
 }
 

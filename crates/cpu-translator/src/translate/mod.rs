@@ -119,7 +119,9 @@ enum Cold {
     /// An access that left the page of its slot.
     Far { label: Label, back: Label, linear: Linear, slot: i32, size: u32, write: bool, ways: near::Ways },
     /// An indirect branch that came to the wrong block.
-    Away { label: Label },
+    Away { label: Label, rip: u64 },
+    /// RCX is in T0.
+    Back { label: Label, other: Label },
     /// An indirect branch left the flags in the state page.
     Flags { label: Label, back: Label },
     /// A way out to another block.
@@ -165,6 +167,9 @@ pub struct Builder {
     /// [`key::COUNTED`].
     counted: bool,
     form: Form,
+    /// The index of a page is made by PEXT: one micro-operation less than BEXTR's way on Intel's
+    /// processors, slower on AMD's.
+    pext: bool,
     /// The block is a loop with a second body, or one that may get it; where that is; it is being
     /// emitted.
     hoist: Option<hoist::Hoist>,
@@ -200,6 +205,7 @@ impl Builder {
             avx512_ready: false,
             counted: false,
             form,
+            pext: cpu_host::host_identity().vendor == "GenuineIntel",
             hoist: None,
             warming: false,
             places: None,
