@@ -7,12 +7,17 @@ use rustix::mm::{MapFlags, ProtFlags, mmap};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const GUARD: usize = 1 << 16;
+/// Share of the area for code that is run often.
+const HOT: (usize, usize) = (7, 16);
 
 pub struct Area {
     write: usize,
     pub execute: usize,
     pub size: usize,
-    pub used: usize,
+    /// Where code that is seldom run begins.
+    cold: usize,
+    /// Ends of both parts.
+    ends: [usize; 2],
     /// What a flush goes back to.
     fixed: usize,
 }
@@ -40,40 +45,49 @@ impl Area {
         };
         let write = map(ProtFlags::READ | ProtFlags::WRITE).map_err(os)?;
         let execute = map(ProtFlags::READ | ProtFlags::EXEC).map_err(os)?;
-        Ok(Area { write, execute, size, used: 0, fixed: 0 })
+        let cold = size / HOT.1 * HOT.0;
+        Ok(Area { write, execute, size, cold, ends: [0, cold], fixed: 0 })
     }
 
-    /// Bytes that are left.
+    /// Bytes that are left in each part, at least.
     pub fn room(&self) -> usize {
-        self.size - self.used
+        (self.cold - self.ends[0]).min(self.size - self.ends[1])
     }
 
-    /// Where the next code will lie, for execution.
-    pub fn next(&self) -> usize {
-        self.execute + self.used
+    pub fn used(&self) -> usize {
+        self.ends[0] + self.ends[1] - self.cold
     }
 
-    /// Copies `code` in; returns its address for execution.
-    pub fn add(&mut self, code: &[u8]) -> Option<usize> {
+    /// Offsets where the next code will lie: what is run often, and what is not.
+    pub fn next(&self) -> [usize; 2] {
+        self.ends
+    }
+
+    /// Copies `code` in, whose bytes from `cold` on are seldom run; returns its address for execution.
+    pub fn add(&mut self, code: &[u8], cold: usize) -> Option<usize> {
         if code.len() > self.room() {
             return None;
         }
-        let start = self.used;
-        // SAFETY: start.. lies within the writable mapping and nothing executes there yet.
-        unsafe {
-            std::ptr::copy_nonoverlapping(code.as_ptr(), (self.write + start) as *mut u8, code.len());
+        let start = self.ends[0];
+        for (part, code) in [&code[..cold], &code[cold..]].into_iter().enumerate() {
+            let at = self.ends[part];
+            // SAFETY: the bytes from `at` lie within the writable mapping, in this part, and nothing
+            // executes there yet.
+            unsafe {
+                std::ptr::copy_nonoverlapping(code.as_ptr(), (self.write + at) as *mut u8, code.len());
+            }
+            self.ends[part] = (at + code.len()).next_multiple_of(16).min([self.cold, self.size][part]);
         }
-        self.used = (start + code.len()).next_multiple_of(16).min(self.size);
         Some(self.execute + start)
     }
 
-    /// What was added so far survives every [`Area::clear`].
+    /// What was added so far survives every [`Area::clear`]; nothing of it is seldom run.
     pub fn keep(&mut self) {
-        self.fixed = self.used;
+        self.fixed = self.ends[0];
     }
 
     pub fn clear(&mut self) {
-        self.used = self.fixed;
+        self.ends = [self.fixed, self.cold];
     }
 
     /// Replaces four bytes of code at once; they must not cross a multiple of eight.

@@ -19,8 +19,12 @@ const UNBOUND: u32 = u32::MAX;
 
 pub struct Code {
     pub bytes: Vec<u8>,
+    /// Distance from where the bytes stand in `bytes` to their place behind the code's start: those
+    /// from [`Code::apart`] on lie elsewhere.
+    gap: u32,
     labels: Vec<u32>,
-    fixups: Vec<(u32, Label)>,
+    /// Index in `bytes` and place.
+    fixups: Vec<(usize, u32, Label)>,
     encoder: Encoder,
 }
 
@@ -28,6 +32,7 @@ impl Code {
     pub fn new() -> Code {
         Code {
             bytes: Vec::with_capacity(4096),
+            gap: 0,
             labels: Vec::new(),
             fixups: Vec::new(),
             encoder: Encoder::new(64),
@@ -36,12 +41,19 @@ impl Code {
 
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.gap = 0;
         self.labels.clear();
         self.fixups.clear();
     }
 
+    /// The present place, from the code's start.
     pub fn at(&self) -> u32 {
-        self.bytes.len() as u32
+        self.bytes.len() as u32 + self.gap
+    }
+
+    /// What comes now lies `place` behind the code's start, which is farther than the bytes so far.
+    pub fn apart(&mut self, place: u32) {
+        self.gap = place - self.bytes.len() as u32;
     }
 
     pub fn label(&mut self) -> Label {
@@ -50,15 +62,14 @@ impl Code {
     }
 
     pub fn bind(&mut self, label: Label) {
-        self.labels[label.0] = self.bytes.len() as u32;
+        self.labels[label.0] = self.at();
     }
 
     /// Fills in all jumps to labels. Every label that is used must be bound.
     pub fn finish(&mut self) {
-        for &(at, label) in &self.fixups {
+        for &(from, at, label) in &self.fixups {
             let target = self.labels[label.0];
             debug_assert_ne!(target, UNBOUND);
-            let from = at as usize;
             let rel = target.wrapping_sub(at + 4);
             self.bytes[from..from + 4].copy_from_slice(&rel.to_le_bytes());
         }
@@ -89,13 +100,12 @@ impl Code {
 
     pub fn jmp(&mut self, label: Label) {
         self.raw(&[0xe9]);
-        self.fixups.push((self.at(), label));
-        self.imm32(0);
+        self.rel32(label);
     }
 
     /// The rel32 of a jump whose opcode was emitted by other means.
     pub fn rel32(&mut self, label: Label) {
-        self.fixups.push((self.at(), label));
+        self.fixups.push((self.bytes.len(), self.at(), label));
         self.imm32(0);
     }
 
@@ -109,8 +119,7 @@ impl Code {
     /// `cc` as in the opcode (4: equal, 5: not equal, 7: above, 8: sign).
     pub fn jcc(&mut self, cc: u8, label: Label) {
         self.raw(&[0x0f, 0x80 | cc]);
-        self.fixups.push((self.at(), label));
-        self.imm32(0);
+        self.rel32(label);
     }
 
     /// `jmp rel32` to a host address given relative to the block's start.

@@ -94,6 +94,8 @@ pub struct Block {
     /// Where its own branch back to its start goes; 0: as any other.
     pub turn: u32,
     pub end: u32,
+    /// Its code that is seldom run.
+    pub cold: std::ops::Range<u32>,
     /// First and last guest byte, from the start of the page of `key.0`; the last may lie in
     /// the next page.
     pub span: (u16, u16),
@@ -120,6 +122,7 @@ impl Block {
             body: 0,
             turn: 0,
             end: 0,
+            cold: 0..0,
             span: (0, 0),
             second: 0,
             instructions: 0,
@@ -300,15 +303,17 @@ impl Cache {
         }
         if let Some(map) = &mut self.perf_map {
             use std::io::Write;
-            let (at, len) = (self.area.execute + block.indirect as usize, block.end - block.indirect);
-            // A full disk must not end the guest.
-            let _ = writeln!(map, "{at:x} {len:x} guest:{:#x}", block.key.1).and_then(|()| map.flush());
+            for part in [block.indirect..block.end, block.cold.clone()] {
+                let (at, len) = (self.area.execute + part.start as usize, part.len());
+                // A full disk must not end the guest.
+                let _ = writeln!(map, "{at:x} {len:x} guest:{:#x}", block.key.1).and_then(|()| map.flush());
+            }
         }
         self.map.insert(block.key, id);
         self.order.push((block.indirect, id));
         self.statistics.translated += 1;
         self.statistics.instructions += u64::from(block.instructions);
-        self.statistics.host_bytes += u64::from(block.end - block.indirect);
+        self.statistics.host_bytes += u64::from(block.end - block.indirect) + block.cold.len() as u64;
         self.blocks.push(block);
         id
     }
@@ -468,7 +473,7 @@ impl Cache {
         self.pages.get(&(host & !0xfff)).map_or(0, |page| page.granules)
     }
 
-    /// The block whose code holds the host address.
+    /// The block whose code, that which is often run, holds the host address.
     pub fn block_at(&self, host: usize) -> Option<u32> {
         if !self.area.contains(host) {
             return None;

@@ -122,7 +122,7 @@ impl Shared {
              unwatched pages     {}\n\
              TB that remember    {} ({} accesses given up)\n\
              address translation {} tables\n{}",
-            cache.area.used,
+            cache.area.used(),
             cache.area.size,
             s.translated - s.invalidated,
             s.invalidated,

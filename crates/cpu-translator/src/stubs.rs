@@ -27,11 +27,11 @@ impl Stubs {
         enter(&mut code);
         code.finish();
         let full = || fail!("no room for the entry code");
-        stubs.enter = area.add(&code.bytes).ok_or_else(full)?;
+        stubs.enter = area.add(&code.bytes, code.bytes.len()).ok_or_else(full)?;
         code.clear();
         leave(&mut code);
         code.finish();
-        let common = area.add(&code.bytes).ok_or_else(full)?;
+        let common = area.add(&code.bytes, code.bytes.len()).ok_or_else(full)?;
         for (reason, exit) in stubs.exits.iter_mut().enumerate() {
             code.clear();
             if reason == self::reason::INDIRECT as usize {
@@ -50,9 +50,9 @@ impl Stubs {
                 code.bind(here);
             }
             code.store_imm32(REASON, reason as u32);
-            code.jmp_relative(common as i64 - area.next() as i64);
+            code.jmp_relative((common - area.execute) as i64 - area.next()[0] as i64);
             code.finish();
-            *exit = area.add(&code.bytes).ok_or_else(full)?;
+            *exit = area.add(&code.bytes, code.bytes.len()).ok_or_else(full)?;
         }
         area.keep();
         Ok(stubs)

@@ -4,7 +4,7 @@
 use super::groups::is_scratch;
 use super::near::Ways;
 use super::{Builder, Cold, From, Source};
-use crate::asm::{Address, Label, T0, T1};
+use crate::asm::{Address, Label, RSP, T0, T1};
 use crate::cache::Kind;
 use crate::layout::*;
 use crate::tables::Form;
@@ -262,18 +262,25 @@ impl Builder {
             }
             self.spare_flags();
             let retry = self.here();
-            match early.segment {
-                Some(segment) => {
-                    self.code.load(T0, SEG_BASE + 8 * i32::from(segment));
-                    self.code.lea_word(self.word == 8, T0, T0, early.at.disp);
-                }
-                None => self.code.lea_address(self.word == 8, T0, &early.at),
-            }
             let group = &self.groups[usize::from(early.group)];
             // Not a write yet: the page must be writable without its dirty flag being set now.
             let what = (group.span, group.align, false, group.write);
-            let slot = self.slot_of(group.write);
-            self.lead(early.group, (MADE, slot), what, retry, false);
+            let stack = early.at.base == Some(RSP) && early.at.index.is_none();
+            let slot = self.slot_of(stack, group.write);
+            let mut linear = MADE;
+            match (early.segment, early.at) {
+                (Some(segment), at) => {
+                    self.code.load(T0, SEG_BASE + 8 * i32::from(segment));
+                    self.code.lea_word(self.word == 8, T0, T0, at.disp);
+                }
+                (None, Address { base: Some(register), index: None, disp, .. })
+                    if slot.is_some() && self.word == 8 =>
+                {
+                    linear = Linear { register, disp };
+                }
+                (None, at) => self.code.lea_address(self.word == 8, T0, &at),
+            }
+            self.lead(early.group, (linear, slot), what, retry, false);
         }
     }
 

@@ -17,8 +17,13 @@ impl Builder {
         let live = source.checked || self.steps[0].live_before != 0;
         let other = self.code.label();
         // Whoever comes here by mistake may need the flags.
-        self.code.constant(T1, source.rip.wrapping_neg());
-        self.code.lea_sum(T1, T0, T1, 0);
+        match i32::try_from(source.rip.wrapping_neg() as i64) {
+            Ok(back) => self.code.lea(T1, T0, back),
+            Err(_) => {
+                self.code.constant(T1, source.rip.wrapping_neg());
+                self.code.lea_sum(T1, T0, T1, 0);
+            }
+        }
         self.code.mov(T0, RCX);
         self.code.mov(RCX, T1);
         self.rcx_test(other);

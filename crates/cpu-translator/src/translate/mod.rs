@@ -244,9 +244,12 @@ impl Builder {
             self.step(source);
         }
         let turn = self.second_body(source);
+        let hot = self.code.bytes.len();
+        let cold = cache.area.next()[1] as u32;
+        self.code.apart(cold - self.base);
         self.finish_cold(cache);
         self.code.finish();
-        let at = cache.area.add(&self.code.bytes)?;
+        let at = cache.area.add(&self.code.bytes, hot)?;
         let ahead = source.ahead.get();
         debug_assert_eq!(at, cache.host(self.base));
         let sites = self.first_site..self.first_site + self.sites.len() as u32;
@@ -260,7 +263,8 @@ impl Builder {
             poll: self.base + poll,
             body: self.base + body,
             turn: if turn == 0 { 0 } else { self.base + turn },
-            end: self.base + self.code.at(),
+            end: self.base + hot as u32,
+            cold: cold..self.here(),
             span: (first.min(ahead.0), last.max(ahead.1)),
             second: source.second.map_or(0, |(host, _)| if last > 4095 { host } else { 0 }),
             instructions: self.steps.len() as u16,
@@ -285,7 +289,7 @@ impl Builder {
         self.early.clear();
         self.t1 = None;
         (self.hoist, self.warming, self.places) = (None, false, None);
-        self.base = (cache.area.next() - cache.area.execute) as u32;
+        self.base = cache.area.next()[0] as u32;
         self.first_site = cache.sites.len() as u32;
         self.block = cache.blocks.len() as u32;
     }

@@ -34,18 +34,18 @@ pub struct Ways {
 impl Builder {
     /// The slot for the look-up of `i`, if it shall have one.
     pub(super) fn near_slot(&mut self, i: &Instruction, place: Where, write: bool) -> Option<i32> {
-        let base = match place {
+        let stack = match place {
             Where::At(base, _) => base == RSP,
             Where::Operand => i.memory_base() == Register::RSP,
         };
-        if base && self.word == 8 && !self.is_far() {
-            return Some(slot_at(STACK, write));
-        }
-        self.slot_of(write)
+        self.slot_of(stack, write)
     }
 
-    /// Likewise for an access that is not to the stack.
-    pub(super) fn slot_of(&mut self, write: bool) -> Option<i32> {
+    /// Likewise; `stack`: its address is RSP plus a constant.
+    pub(super) fn slot_of(&mut self, stack: bool, write: bool) -> Option<i32> {
+        if stack && self.word == 8 && !self.is_far() {
+            return Some(slot_at(STACK, write));
+        }
         let next = self.next_slot.filter(|&next| next < NEAR_SLOTS)?;
         if self.is_far() {
             return None;
