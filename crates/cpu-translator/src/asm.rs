@@ -494,10 +494,25 @@ impl Code {
         self.load(RAX, crate::layout::RAX_SAVED);
     }
 
+    /// Likewise where T0 is free: RAX waits there.
+    pub fn save_flags_by_t0(&mut self) {
+        self.mov(T0, RAX);
+        self.raw(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+        self.store32(crate::layout::SAVED_FLAGS, RAX);
+        self.mov(RAX, T0);
+    }
+
     /// Loads the flags from `slot`; leaves RAX changed.
     pub fn flags_from(&mut self, slot: i32) {
         self.load32(RAX, slot);
         self.raw(&[0x04, 0x7f, 0x9e]); // add al, 0x7f; sahf
+    }
+
+    /// [`Code::restore_flags`] where T0 is free.
+    pub fn restore_flags_by_t0(&mut self) {
+        self.mov(T0, RAX);
+        self.flags_from(crate::layout::SAVED_FLAGS);
+        self.mov(RAX, T0);
     }
 
     pub fn restore_flags(&mut self) {

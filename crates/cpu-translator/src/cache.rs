@@ -14,6 +14,23 @@ use std::time::{Duration, Instant};
 /// (host address of the first byte, RIP, mode key)
 pub type Key = (usize, u64, u32);
 
+/// Where the flags are when a link is gone through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkFlags {
+    /// Nobody asks for them.
+    Dead,
+    /// In the host's.
+    Live,
+    /// In the state page: they may be asked for, or not.
+    Away,
+}
+
+impl LinkFlags {
+    pub fn live(live: bool) -> LinkFlags {
+        if live { LinkFlags::Live } else { LinkFlags::Dead }
+    }
+}
+
 /// What a way out of a block stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -31,7 +48,7 @@ pub enum Kind {
     ///
     /// `patch` is the rel32 of the jump; `id` (if the target lies in another page) the word
     /// that is compared with the page's id, or its negative. `polls`: a loop may be closed here.
-    Link { target: u64, patch: u32, id: u32, negated: bool, polls: bool },
+    Link { target: u64, patch: u32, id: u32, flags: LinkFlags, polls: bool },
     /// The head of a block.
     Head,
     /// A loop has run for many rounds: it is to be translated anew.
@@ -96,6 +113,9 @@ pub struct Block {
     pub end: u32,
     /// Its code that is seldom run.
     pub cold: std::ops::Range<u32>,
+    /// Entries that load the flags from the state page first, with a poll and without; 0: the block
+    /// needs none.
+    pub restoring: [u32; 2],
     /// First and last guest byte, from the start of the page of `key.0`; the last may lie in
     /// the next page.
     pub span: (u16, u16),
@@ -123,6 +143,7 @@ impl Block {
             turn: 0,
             end: 0,
             cold: 0..0,
+            restoring: [0; 2],
             span: (0, 0),
             second: 0,
             instructions: 0,
@@ -323,28 +344,32 @@ impl Cache {
     pub fn link(&mut self, site: u32, block: u32) {
         let at = &mut self.sites[site as usize];
         let (target, patch, id, polls) = match at.kind {
-            Kind::Link { target, patch, id, negated, polls } => {
-                (target, patch, (id != 0).then_some((id, negated)), polls)
+            Kind::Link { target, patch, id, flags, polls } => {
+                (target, patch, (id != 0).then_some((id, flags)), polls)
             }
             // It begins below what the block may have reached before.
             Kind::Plain { patch } => (0, patch, None, true),
             _ => return,
         };
+        let away = matches!(id, Some((_, LinkFlags::Away)));
         if at.next != NONE {
             return;
         }
         let target_block = &mut self.blocks[block as usize];
+        let restoring = target_block.restoring[usize::from(!polls)];
         let entry = match (at.block == block && target_block.turn != 0, polls) {
             (true, _) => target_block.turn,
+            _ if away && restoring != 0 => restoring,
             (_, true) => target_block.poll,
             _ => target_block.body,
         };
         at.next = block;
         target_block.incoming.push(site);
         self.area.patch(self.area.execute + patch as usize, entry.wrapping_sub(patch + 4));
-        if let Some((id, negated)) = id {
+        if let Some((id, flags)) = id {
             let host = self.blocks[block as usize].key.0;
             let pair = self.pair(target, host);
+            let negated = flags == LinkFlags::Live;
             self.area
                 .patch(self.area.execute + id as usize, if negated { pair.wrapping_neg() } else { pair });
         }
@@ -364,14 +389,15 @@ impl Cache {
     fn unlink(&mut self, site: u32) {
         let at = &mut self.sites[site as usize];
         let (patch, id) = match at.kind {
-            Kind::Link { patch, id, negated, .. } => (patch, (id != 0).then_some((id, negated))),
+            Kind::Link { patch, id, flags, .. } => (patch, (id != 0).then_some((id, flags))),
             Kind::Plain { patch } => (patch, None),
             _ => return,
         };
         at.next = NONE;
         let stub = at.stub;
-        if let Some((id, negated)) = id {
-            self.area.patch(self.area.execute + id as usize, if negated { 1 } else { u32::MAX });
+        if let Some((id, flags)) = id {
+            let none = if flags == LinkFlags::Live { 1 } else { u32::MAX };
+            self.area.patch(self.area.execute + id as usize, none);
         }
         self.area.patch(self.area.execute + patch as usize, stub.wrapping_sub(patch + 4));
     }

@@ -1,5 +1,6 @@
 //! Bare guests in memory, on the translator with everything translated at once.
 
+mod links;
 mod loops;
 mod near;
 mod returns;

@@ -119,7 +119,7 @@ impl Builder {
             let group = &self.groups[usize::from(member.group)];
             if member.leader && !group.early {
                 let (span, align, table) = (group.span, group.align, group.write);
-                let free = self.keeps_flags();
+                let free = self.keeps_flags(source);
                 let retry = self.here();
                 let slot = if free { None } else { self.near_slot(i, place, table) };
                 let base = self.plain_base(i, place);
@@ -150,7 +150,7 @@ impl Builder {
                 return Reached { at: self.member_address(source, i, place), site: None, resumes: true };
             }
         }
-        let free = self.keeps_flags();
+        let free = self.keeps_flags(source);
         self.t1 = None;
         let retry = self.here();
         if place == Where::Operand
@@ -260,7 +260,7 @@ impl Builder {
             if early.step != self.k {
                 continue;
             }
-            self.spare_flags();
+            self.spare_flags_by_t0();
             let retry = self.here();
             let group = &self.groups[usize::from(early.group)];
             // Not a write yet: the page must be writable without its dirty flag being set now.

@@ -36,11 +36,17 @@ impl Builder {
             self.code.bind(back);
             self.cold.push(Cold::Flags { label: away, back });
         }
+        let to = [self.code.label(), self.code.label()];
         let poll = self.code.at();
+        self.code.bind(to[0]);
         let site = self.site(Kind::Head);
         let pending = self.code.label();
         self.poll(live, pending);
         let body = self.code.at();
+        self.code.bind(to[1]);
+        if live {
+            self.cold.push(Cold::Entries { to });
+        }
         self.begin_rounds();
         if self.counted {
             self.count_down(site);
@@ -111,9 +117,7 @@ impl Builder {
             _ => return self.control(source, &i),
         }
         if self.runs_out() {
-            let live = self.steps[self.k].live_after != 0;
-            self.want_flags(live);
-            self.link(source, i.next_ip(), live);
+            self.link_after(source, i.next_ip());
         }
     }
 
@@ -454,8 +458,13 @@ impl Builder {
                 Cold::Plain { label, site, restore, counted } => {
                     self.cold_plain(cache, (label, site), restore, counted);
                 }
-                Cold::Link { label, site, live, counted } => {
-                    self.cold_link(cache, (label, site), live, counted);
+                Cold::Link { label, site, counted } => self.cold_link(cache, (label, site), counted),
+                Cold::Entries { to } => {
+                    for (n, label) in to.into_iter().enumerate() {
+                        self.restoring[n] = self.here();
+                        self.code.restore_flags_by_t0();
+                        self.code.jmp(label);
+                    }
                 }
             }
         }

@@ -118,29 +118,50 @@ impl Builder {
         self.flags = FlagsAt::Host;
     }
 
-    /// Before a look-up that changes the host's flags.
+    /// Likewise at the end of a block, where T0 is free.
+    pub(super) fn want_flags_behind(&mut self, live: bool) {
+        if live && self.flags == FlagsAt::Saved {
+            self.code.restore_flags_by_t0();
+        }
+        self.flags = FlagsAt::Host;
+    }
+
+    /// Before what changes the host's flags.
     pub(super) fn spare_flags(&mut self) {
+        if self.must_save() {
+            self.code.save_flags();
+        }
+    }
+
+    /// Likewise before a look-up: T0 is free.
+    pub(super) fn spare_flags_by_t0(&mut self) {
+        if self.must_save() {
+            self.code.save_flags_by_t0();
+        }
+    }
+
+    /// Whether the flags have to be saved before they change; taken as done.
+    fn must_save(&mut self) -> bool {
         if self.steps[self.k].live_before == 0 {
             self.flags = FlagsAt::Host;
-        } else if self.flags == FlagsAt::Host {
-            self.code.save_flags();
-            self.flags = FlagsAt::Saved;
+            return false;
         }
+        std::mem::replace(&mut self.flags, FlagsAt::Saved) == FlagsAt::Host
     }
 
     /// Before a look-up: whether it has to leave the host's flags alone. Otherwise they may
     /// change (they are dead or saved).
-    pub(super) fn keeps_flags(&mut self) -> bool {
-        if self.steps[self.k].live_before != 0 && self.flags == FlagsAt::Host && self.wanted_ahead() {
+    pub(super) fn keeps_flags(&mut self, source: &Source) -> bool {
+        if self.steps[self.k].live_before != 0 && self.flags == FlagsAt::Host && self.wanted_ahead(source) {
             return true;
         }
-        self.spare_flags();
+        self.spare_flags_by_t0();
         false
     }
 
     /// Whether the flags before the present step are wanted in the host's again within the
-    /// block.
-    fn wanted_ahead(&self) -> bool {
+    /// block, or by the next one of this page.
+    fn wanted_ahead(&self, source: &Source) -> bool {
         let mut live = self.steps[self.k].live_before;
         for step in &self.steps[self.k..] {
             let leaves = matches!(step.class, Class::Interpret | Class::InterpretEnd | Class::Enter);
@@ -158,7 +179,11 @@ impl Builder {
                 return true;
             }
         }
-        true
+        let next = self.steps.last().map(|last| match last.class {
+            Class::Call | Class::Jump => last.i.near_branch_target(),
+            _ => last.i.next_ip(),
+        });
+        next.is_none_or(|next| source.offset(next).is_some())
     }
 
     /// Whether a way out at a look-up has to bring saved flags back.

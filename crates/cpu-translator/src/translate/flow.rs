@@ -3,7 +3,7 @@
 use super::access::{Where, slot};
 use super::{Builder, Class, Cold, FlagsAt, Source, flags};
 use crate::asm::*;
-use crate::cache::{Cache, Kind};
+use crate::cache::{Cache, Kind, LinkFlags};
 use crate::layout::*;
 use crate::tables::map_slot;
 use iced_x86::{Instruction, OpKind};
@@ -13,9 +13,7 @@ impl Builder {
         match self.steps[self.k].class {
             // Within the trace the next step is the target.
             Class::Jump if self.k + 1 == self.steps.len() => {
-                let live = self.steps[self.k].live_after != 0;
-                self.want_flags(live);
-                self.link(source, i.near_branch_target(), live);
+                self.link_after(source, i.near_branch_target());
             }
             Class::Branch => self.branch(source, i),
             Class::Loop | Class::CountZero => self.count(source, i),
@@ -29,10 +27,21 @@ impl Builder {
             _ => {}
         }
         if self.runs_out() {
-            let live = self.steps[self.k].live_after != 0;
-            self.want_flags(live);
-            self.link(source, i.next_ip(), live);
+            self.link_after(source, i.next_ip());
         }
+    }
+
+    /// Goes to `target` when the present instruction, the block's last, is done.
+    pub(super) fn link_after(&mut self, source: &Source, target: u64) {
+        let live = self.steps[self.k].live_after != 0;
+        let away = self.flags == FlagsAt::Saved && live && source.offset(target).is_none();
+        if away {
+            // It is not known whether they are wanted there: they stay where they are.
+            self.flags = FlagsAt::Host;
+        } else {
+            self.want_flags_behind(live);
+        }
+        self.link(source, target, if away { LinkFlags::Away } else { LinkFlags::live(live) });
     }
 
     /// At the head of a block whose instruction reaches into the next page: leaves unless that
@@ -98,14 +107,14 @@ impl Builder {
     }
 
     /// Jumps to `target` for good.
-    pub(super) fn link(&mut self, source: &Source, target: u64, live: bool) {
+    pub(super) fn link(&mut self, source: &Source, target: u64, flags: LinkFlags) {
         self.align_patch(1);
         self.code.raw(&[0xe9]);
-        self.linked(source, target, live);
+        self.linked(source, target, flags);
     }
 
     /// The rel32 of a jump to `target`, whose opcode has just been emitted.
-    fn linked(&mut self, source: &Source, target: u64, live: bool) {
+    fn linked(&mut self, source: &Source, target: u64, flags: LinkFlags) {
         if self.is_way_round(source, target) {
             return;
         }
@@ -115,10 +124,10 @@ impl Builder {
         // A trace may have gone back by a jump: every loop has a way out to somewhere not beyond all
         // that its block has reached.
         let polls = self.steps[..=self.k].iter().any(|step| target <= step.i.ip());
-        let site = self.site(Kind::Link { target, patch, id: 0, negated: false, polls });
+        let site = self.site(Kind::Link { target, patch, id: 0, flags, polls });
         let label = self.code.label();
         self.code.rel32(label);
-        self.cold.push(Cold::Link { label, site, live, counted });
+        self.cold.push(Cold::Link { label, site, counted });
     }
 
     /// Padding, so that the four bytes after the next `opcode` ones can be replaced at once: prefixes
@@ -132,7 +141,7 @@ impl Builder {
     fn branch(&mut self, source: &Source, i: &Instruction) {
         let step = &self.steps[self.k];
         self.want_flags(step.live_before != 0);
-        let live = flags::live_at(source, i.near_branch_target()) != 0;
+        let live = LinkFlags::live(flags::live_at(source, i.near_branch_target()) != 0);
         let cc = i.condition_code() as u8 - 1;
         self.align_patch(2);
         self.code.raw(&[0x0f, 0x80 | cc]);
@@ -140,7 +149,7 @@ impl Builder {
     }
 
     fn count(&mut self, source: &Source, i: &Instruction) {
-        let live = flags::live_at(source, i.near_branch_target()) != 0;
+        let live = LinkFlags::live(flags::live_at(source, i.near_branch_target()) != 0);
         self.want_flags(self.steps[self.k].live_after != 0);
         let skip = self.code.label();
         if self.steps[self.k].class == Class::Loop {
@@ -197,9 +206,7 @@ impl Builder {
 
     fn call(&mut self, source: &Source, i: &Instruction) {
         self.push_return(source, i);
-        let live = self.steps[self.k].live_after != 0;
-        self.want_flags(live);
-        self.link(source, i.near_branch_target(), live);
+        self.link_after(source, i.near_branch_target());
     }
 
     fn call_indirect(&mut self, source: &Source, i: &Instruction) {
@@ -299,53 +306,52 @@ impl Builder {
     }
 
     /// The way out of a link: at first to the run loop.
-    pub(super) fn cold_link(
-        &mut self,
-        cache: &Cache,
-        (label, site): (Label, u32),
-        live: bool,
-        counted: bool,
-    ) {
-        let Kind::Link { target, mut patch, mut id, polls, .. } = self.site_mut(site).kind else { return };
+    pub(super) fn cold_link(&mut self, cache: &Cache, (label, site): (Label, u32), counted: bool) {
+        let Kind::Link { target, mut patch, mut id, flags, polls } = self.site_mut(site).kind else { return };
         let behind = self.site_mut(site).left - 1;
+        self.code.bind(label);
         if patch == 0 {
             let away = self.code.label();
-            if live {
-                // RCX = id of the present page - id of the linked one, without flags.
-                self.code.bind(label);
-                if counted {
-                    self.give_back(behind);
-                }
-                self.code.mov(T0, RCX);
-                self.code.load32(RCX, CODE_MAP + 4 * map_slot(target) as i32);
-                self.code.nops(pads(self.here() + 3));
-                id = self.here() + 3;
-                self.code.raw(&[0x48, 0x8d, 0x89, 1, 0, 0, 0]); // lea rcx, [rcx + 1]
-                self.rcx_test(away);
-            } else {
-                self.code.bind(label);
-                if counted {
-                    self.give_back(behind);
-                }
-                self.code.nops(pads(self.here() + 9));
-                self.code.cmp32_gs(CODE_MAP + 4 * map_slot(target) as i32, -1);
-                id = self.here() - 4;
-                self.code.jcc(5, away);
+            if counted {
+                self.give_back(behind);
             }
+            id = self.check_page(target, flags, away);
             self.align_patch(1);
             self.code.raw(&[0xe9]);
             patch = self.here();
             self.code.rel32(away);
             self.code.bind(away);
-        } else {
-            self.code.bind(label);
         }
         let here = self.here();
         let at = self.site_mut(site);
         at.stub = here;
-        at.kind = Kind::Link { target, patch, id, negated: live, polls };
+        at.kind = Kind::Link { target, patch, id, flags, polls };
+        if flags == LinkFlags::Away {
+            self.code.restore_flags_by_t0();
+        }
         self.code.store_imm32(SITE, site);
         self.jump_out(cache, cache.stubs.exits[reason::LINK as usize]);
+    }
+
+    /// Goes to `away` unless the page of `target` is the one whose id, a constant at the area offset
+    /// that is returned, will be patched in.
+    fn check_page(&mut self, target: u64, flags: LinkFlags, away: Label) -> u32 {
+        let slot = CODE_MAP + 4 * map_slot(target) as i32;
+        if flags == LinkFlags::Live {
+            // RCX = id of the present page - id of the linked one, without flags.
+            self.code.mov(T0, RCX);
+            self.code.load32(RCX, slot);
+            self.code.nops(pads(self.here() + 3));
+            let id = self.here() + 3;
+            self.code.raw(&[0x48, 0x8d, 0x89, 1, 0, 0, 0]); // lea rcx, [rcx + 1]
+            self.rcx_test(away);
+            return id;
+        }
+        self.code.nops(pads(self.here() + 9));
+        self.code.cmp32_gs(slot, -1);
+        let id = self.here() - 4;
+        self.code.jcc(5, away);
+        id
     }
 }
 

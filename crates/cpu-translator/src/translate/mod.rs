@@ -125,7 +125,9 @@ enum Cold {
     /// An indirect branch left the flags in the state page.
     Flags { label: Label, back: Label },
     /// A way out to another block.
-    Link { label: Label, site: u32, live: bool, counted: bool },
+    Link { label: Label, site: u32, counted: bool },
+    /// For links that leave the flags in the state page: to the entries with a poll and without.
+    Entries { to: [Label; 2] },
     /// The page of an address has no entry; it is not in T0 yet.
     Miss { label: Label, site: u32, restore: bool, from: From },
     /// On in the variant without groups.
@@ -158,6 +160,8 @@ pub struct Builder {
     base: u32,
     first_site: u32,
     block: u32,
+    /// [`Block::restoring`].
+    restoring: [u32; 2],
     /// Index of the present step.
     k: usize,
     /// The x87 state was found in the host's registers.
@@ -200,6 +204,7 @@ impl Builder {
             base: 0,
             first_site: 0,
             block: 0,
+            restoring: [0; 2],
             k: 0,
             x87_ready: false,
             avx512_ready: false,
@@ -265,6 +270,7 @@ impl Builder {
             turn: if turn == 0 { 0 } else { self.base + turn },
             end: self.base + hot as u32,
             cold: cold..self.here(),
+            restoring: self.restoring,
             span: (first.min(ahead.0), last.max(ahead.1)),
             second: source.second.map_or(0, |(host, _)| if last > 4095 { host } else { 0 }),
             instructions: self.steps.len() as u16,
@@ -290,6 +296,7 @@ impl Builder {
         self.t1 = None;
         (self.hoist, self.warming, self.places) = (None, false, None);
         self.base = cache.area.next()[0] as u32;
+        self.restoring = [0; 2];
         self.first_site = cache.sites.len() as u32;
         self.block = cache.blocks.len() as u32;
     }
