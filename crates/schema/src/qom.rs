@@ -157,6 +157,8 @@ impl qapi::Object for ObjectKind {
 /// The types of objects that users can make, with their properties.
 #[derive(Describe, Debug, Clone)]
 #[qapi(tag = "qom-type", tag_name = "ObjectType")]
+// Few are made, and none is kept.
+#[allow(clippy::large_enum_variant)]
 pub enum ObjectOptions {
     /// TLS peers that a file lists
     AuthzListFile(AuthzListFileProperties),

@@ -8,13 +8,14 @@ use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-/// The release binary; `RYOKAN` names another one (also QEMU, for comparison).
+/// The development build, which is made with the tests; `RYOKAN` names another one (also QEMU, for
+/// comparison).
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("RYOKAN") {
         return path.into();
     }
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
-    target.join("release/ryokan")
+    target.join("debug/ryokan")
 }
 
 #[derive(Default)]

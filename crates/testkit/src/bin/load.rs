@@ -1,5 +1,5 @@
 //! `load NAME [SECONDS] [ARGUMENTS...]`: runs a guest load (see `testkit::loads`) on the
-//! binary that `RYOKAN` names (default: the release build), with further arguments such as
+//! binary that `RYOKAN` names (default: the development build), with further arguments such as
 //! `-accel translator -smp 2`. `load list` names the loads.
 
 use std::process::ExitCode;
