@@ -4,6 +4,7 @@ mod links;
 mod loops;
 mod near;
 mod returns;
+mod stack;
 mod strides;
 mod strings;
 mod system;

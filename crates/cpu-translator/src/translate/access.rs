@@ -293,7 +293,7 @@ impl Builder {
             return sum(T0, 0);
         }
         match place {
-            Where::At(base, disp) => sum(base, disp),
+            Where::At(base, disp) => sum(base, disp + if base == RSP { self.owed } else { 0 }),
             Where::Operand => {
                 let disp = i.memory_displacement64() as i32;
                 let base = i.memory_base();

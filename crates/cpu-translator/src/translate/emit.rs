@@ -1,4 +1,4 @@
-//! Heads, plain instructions, stack instructions, and the code behind a block.
+//! Heads, plain instructions, and the code behind a block.
 
 use super::access::{MADE, Reached, Where, slot};
 use super::class::alignment;
@@ -117,6 +117,7 @@ impl Builder {
             _ => return self.control(source, &i),
         }
         if self.runs_out() {
+            self.pay_stack();
             self.link_after(source, i.next_ip());
         }
     }
@@ -189,7 +190,7 @@ impl Builder {
         self.may_fault(site);
     }
 
-    fn is_vector_arithmetic(&self, i: &Instruction) -> bool {
+    pub(super) fn is_vector_arithmetic(&self, i: &Instruction) -> bool {
         // MXCSR with unmasked exceptions: any vector instruction may raise one.
         (0..i.op_count()).map(|n| i.op_register(n)).any(|r| r.is_vector_register() || r.is_mm())
     }
@@ -321,82 +322,6 @@ impl Builder {
             self.address(source, i);
         }
         self.x87_pointers(source, i, true);
-        self.accessed(&reached);
-    }
-
-    // ---- the stack ----
-
-    fn push(&mut self, source: &Source, i: &Instruction) {
-        let (word, wide) = (u32::from(self.word), self.word == 8);
-        if i.op0_kind() == OpKind::Memory {
-            let retry = self.here();
-            let first = self.reach(source, i, Where::Operand, (word, 1, false));
-            self.accesses(&first);
-            self.code.op_at(wide, 0x8b, T0, &first.at);
-            self.code.store(SPARE, T0);
-            let second = self.reach(source, i, Where::At(RSP, -(word as i32)), (word, 1, true));
-            if let Some(site) = second.site {
-                // A retry begins with the first access: its value may be stale.
-                self.site_mut(site).retry = retry;
-            }
-            let at = self.free_t1(&second);
-            self.code.load(T1, SPARE);
-            self.accesses(&second);
-            self.code.op_at(wide, 0x89, T1, &at);
-            self.code.lea_word(wide, RSP, RSP, -(word as i32));
-            self.accessed(&second);
-            return self.accessed(&first);
-        }
-        let reached = self.reach(source, i, Where::At(RSP, -(word as i32)), (word, 1, true));
-        if i.op0_kind() == OpKind::Register {
-            let n = i.op0_register().full_register().number() as u8;
-            if n == T0 || n == T1 {
-                let at = self.free_t1(&reached);
-                self.code.load(T1, slot(n));
-                self.accesses(&reached);
-                self.code.op_at(wide, 0x89, T1, &at);
-            } else {
-                self.accesses(&reached);
-                self.code.op_at(wide, 0x89, n, &reached.at);
-            }
-        } else {
-            let value = match i.op0_kind() {
-                OpKind::Immediate8to64 => i.immediate8to64() as i32,
-                OpKind::Immediate8to32 => i.immediate8to32(),
-                OpKind::Immediate32 => i.immediate32() as i32,
-                _ => i.immediate32to64() as i32,
-            };
-            self.accesses(&reached);
-            self.code.store_imm_at(wide, value, &reached.at);
-        }
-        self.code.lea_word(wide, RSP, RSP, -(word as i32));
-        self.accessed(&reached);
-    }
-
-    fn pop(&mut self, source: &Source, i: &Instruction) {
-        let (word, wide) = (u32::from(self.word), self.word == 8);
-        let n = i.op0_register().full_register().number() as u8;
-        let reached = self.reach(source, i, Where::At(RSP, 0), (word, 1, false));
-        self.accesses(&reached);
-        if n == T0 || n == T1 {
-            self.code.op_at(wide, 0x8b, T0, &reached.at);
-            self.code.store(slot(n), T0);
-        } else {
-            self.code.op_at(wide, 0x8b, n, &reached.at);
-        }
-        if n != RSP {
-            self.code.lea_word(wide, RSP, RSP, word as i32);
-        }
-        self.accessed(&reached);
-    }
-
-    fn leave(&mut self, source: &Source, i: &Instruction) {
-        let (word, wide) = (u32::from(self.word), self.word == 8);
-        let reached = self.reach(source, i, Where::At(RBP, 0), (word, 1, false));
-        self.accesses(&reached);
-        self.code.op_at(wide, 0x8b, T0, &reached.at);
-        self.code.lea_word(wide, RSP, RBP, word as i32);
-        self.code.mov(RBP, T0);
         self.accessed(&reached);
     }
 

@@ -200,7 +200,7 @@ impl Builder {
             self.accesses(&reached);
             self.code.store_at(T0, 0, T1);
         }
-        self.code.lea_word(wide, RSP, RSP, -word);
+        self.move_stack(-word);
         reached.site
     }
 
@@ -261,7 +261,7 @@ impl Builder {
         self.accesses(&reached);
         self.code.op_at(wide, 0x8b, T0, &reached.at);
         let more = if i.op_count() > 0 { i32::from(i.immediate16()) } else { 0 };
-        self.code.lea_word(wide, RSP, RSP, word + more);
+        self.move_stack(word + more);
         self.indirect(word + more);
     }
 

@@ -394,6 +394,7 @@ impl Builder {
         self.hoisted = true;
         for k in 0..self.steps.len() {
             self.k = k;
+            self.settle_stack();
             self.step(source);
         }
         self.hoisted = false;

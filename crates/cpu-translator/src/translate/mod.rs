@@ -19,6 +19,7 @@ mod flow;
 mod groups;
 mod hoist;
 mod near;
+mod stack;
 mod system;
 mod trace;
 mod x87;
@@ -162,6 +163,8 @@ pub struct Builder {
     block: u32,
     /// [`Block::restoring`].
     restoring: [u32; 2],
+    /// What RSP has yet to be moved by (see [`stack`]).
+    owed: i32,
     /// Index of the present step.
     k: usize,
     /// The x87 state was found in the host's registers.
@@ -205,6 +208,7 @@ impl Builder {
             first_site: 0,
             block: 0,
             restoring: [0; 2],
+            owed: 0,
             k: 0,
             x87_ready: false,
             avx512_ready: false,
@@ -245,6 +249,7 @@ impl Builder {
         let (poll, body) = self.head(source);
         for k in 0..self.steps.len() {
             self.k = k;
+            self.settle_stack();
             self.lead_early();
             self.step(source);
         }
