@@ -112,14 +112,18 @@ impl Cache {
     /// The long lists have their room at once: it costs nothing until it is used, and they need
     /// not move while they grow.
     pub fn new() -> Self {
-        Cache {
+        let cache = Cache {
             ops: Vec::with_capacity(MAX_OPS + MAX_OPS / 64),
             insns: Vec::with_capacity(MAX_OPS + MAX_OPS / 64),
             heads: Vec::with_capacity(MAX_OPS / 2),
             bytes: Vec::with_capacity(4 * MAX_OPS),
             jumps: vec![Cell::new(0); JUMP_SLOTS],
             ..Cache::default()
-        }
+        };
+        memory::prefer_large_pages(&cache.ops);
+        memory::prefer_large_pages(&cache.insns);
+        memory::prefer_large_pages(&cache.heads);
+        cache
     }
 
     pub fn is_full(&self) -> bool {

@@ -3,10 +3,13 @@
 
 use base::{Failure, Result};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
-use rustix::mm::{MapFlags, ProtFlags, mmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const GUARD: usize = 1 << 16;
+const PAGE: usize = 4096;
+/// Bytes of each part for which there is memory before they are used.
+const AHEAD: usize = 256 << 10;
 /// Share of the area for code that is run often.
 const HOT: (usize, usize) = (7, 16);
 
@@ -16,8 +19,9 @@ pub struct Area {
     pub size: usize,
     /// Where code that is seldom run begins.
     cold: usize,
-    /// Ends of both parts.
+    /// Ends of both parts, and up to where there is memory for them.
     ends: [usize; 2],
+    filled: [usize; 2],
     /// What a flush goes back to.
     fixed: usize,
 }
@@ -46,7 +50,7 @@ impl Area {
         let write = map(ProtFlags::READ | ProtFlags::WRITE).map_err(os)?;
         let execute = map(ProtFlags::READ | ProtFlags::EXEC).map_err(os)?;
         let cold = size / HOT.1 * HOT.0;
-        Ok(Area { write, execute, size, cold, ends: [0, cold], fixed: 0 })
+        Ok(Area { write, execute, size, cold, ends: [0, cold], filled: [0, cold], fixed: 0 })
     }
 
     /// Bytes that are left in each part, at least.
@@ -71,6 +75,7 @@ impl Area {
         let start = self.ends[0];
         for (part, code) in [&code[..cold], &code[cold..]].into_iter().enumerate() {
             let at = self.ends[part];
+            self.fill(part, at + code.len());
             // SAFETY: the bytes from `at` lie within the writable mapping, in this part, and nothing
             // executes there yet.
             unsafe {
@@ -79,6 +84,18 @@ impl Area {
             self.ends[part] = (at + code.len()).next_multiple_of(16).min([self.cold, self.size][part]);
         }
         Some(self.execute + start)
+    }
+
+    /// Takes memory for `part` up to `end` and some more at once: page by page it takes longer.
+    fn fill(&mut self, part: usize, end: usize) {
+        let from = self.filled[part] & !(PAGE - 1);
+        if end > self.filled[part] {
+            let to = (end + AHEAD).min([self.cold, self.size][part]);
+            // SAFETY: a part of the writable mapping, whose contents are kept. If there is none to be
+            // had, the first write to it tells.
+            let _ = unsafe { madvise((self.write + from) as *mut _, to - from, Advice::LinuxPopulateWrite) };
+            self.filled[part] = to;
+        }
     }
 
     /// What was added so far survives every [`Area::clear`]; nothing of it is seldom run.

@@ -234,7 +234,7 @@ pub struct Cache {
 impl Cache {
     pub fn new(mut area: Area) -> base::Result<Cache> {
         let stubs = Stubs::make(&mut area)?;
-        Ok(Cache {
+        let cache = Cache {
             area,
             stubs,
             // The room costs nothing until it is used, and they need not move while they grow.
@@ -250,7 +250,10 @@ impl Cache {
             statistics: Statistics::default(),
             always_watch: false,
             perf_map: None,
-        })
+        };
+        memory::prefer_large_pages(&cache.blocks);
+        memory::prefer_large_pages(&cache.sites);
+        Ok(cache)
     }
 
     /// From now on the names of blocks go where `perf` looks for those of generated code.

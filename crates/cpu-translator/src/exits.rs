@@ -22,11 +22,18 @@ pub struct Known {
 }
 
 /// Ways out by their number; void when the cache is flushed.
-#[derive(Default)]
 pub struct Exits {
     /// Place in `known` plus one, by number.
     places: Vec<u32>,
     known: Vec<Known>,
+}
+
+impl Default for Exits {
+    fn default() -> Exits {
+        let exits = Exits { places: Vec::new(), known: Vec::with_capacity(1 << 16) };
+        memory::prefer_large_pages(&exits.known);
+        exits
+    }
 }
 
 impl Exits {

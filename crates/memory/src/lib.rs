@@ -10,12 +10,14 @@
 mod dma;
 mod page;
 mod ram;
+mod room;
 mod space;
 mod view;
 
 pub use dma::Dma;
 pub use page::{HostPage, Scalar};
 pub use ram::{CodeObserver, RamBlock, UNWATCHED, VERSION, Watch};
+pub use room::prefer_large_pages;
 pub use space::{AddressSpace, Edit, MappingId, SpaceKind};
 pub use view::{FlatRange, FlatView, Target};
 
