@@ -163,8 +163,15 @@ impl Hub {
         tags.get(at.map_or(0, |at| (at + 1) % tags.len())).copied()
     }
 
+    /// How much the front end with the input can take. Before it is told that the back end is open
+    /// it would not know whose input that is.
     pub fn can_receive(&self) -> usize {
-        self.focused().map_or(0, |f| f.can_receive())
+        let front = {
+            let slots = self.slots.lock();
+            let slot = slots.list.iter().find(|s| Some(s.tag) == slots.focus);
+            slot.filter(|s| s.told_open || !slots.open).and_then(Slot::front)
+        };
+        front.map_or(0, |f| f.can_receive())
     }
 
     pub fn receive(&self, bytes: &[u8], fds: Vec<OwnedFd>) {

@@ -41,6 +41,8 @@ struct Front {
     got: Mutex<Vec<u8>>,
     fds: Mutex<Vec<OwnedFd>>,
     events: Mutex<Vec<Event>>,
+    /// How many bytes had come when the back end was said to be open.
+    early: AtomicUsize,
     writable: AtomicUsize,
 }
 
@@ -51,6 +53,7 @@ impl Front {
             got: Mutex::default(),
             fds: Mutex::default(),
             events: Mutex::default(),
+            early: AtomicUsize::new(0),
             writable: AtomicUsize::new(0),
         })
     }
@@ -70,6 +73,9 @@ impl FrontEnd for Front {
         self.fds.lock().extend(fds);
     }
     fn event(&self, event: Event) {
+        if event == Event::Opened {
+            self.early.store(self.got.lock().len(), Ordering::SeqCst);
+        }
         self.events.lock().push(event);
     }
     fn writable(&self) {
@@ -329,6 +335,9 @@ fn files_logs_and_descriptor_sets() {
         port.connect(&front);
         assert_eq!(port.write(b" new"), 4);
         until(|| front.text() == "from file").await;
+        until(|| front.events.lock().len() == 2).await;
+        assert_eq!(*front.events.lock(), [Event::Opened, Event::Closed]);
+        assert_eq!(front.early.load(Ordering::SeqCst), 0, "input of nobody");
         assert_eq!(std::fs::read_to_string(path("out")).unwrap(), "old new");
         assert_eq!(std::fs::read_to_string(path("log")).unwrap(), " new");
 

@@ -1,6 +1,7 @@
 //! What the command line asks of the process and of the board, seen from outside.
 
 use serde_json::{Value, json};
+use std::io::{Seek, Write};
 use std::process::Command;
 use testkit::Vm;
 use testkit::bench::SOON;
@@ -470,4 +471,42 @@ fn a_format_that_was_guessed_to_be_raw_is_warned_of() {
         let said = vm.errors();
         assert_eq!(said.matches(&warning(&file)).count(), usize::from(warned), "{more}: {said}");
     }
+}
+
+#[test]
+fn monitors_read_a_file_to_its_end() {
+    let mut file = tempfile::tempfile().unwrap();
+    let mut run = |options: &[&str], text: &str| {
+        file.set_len(0).unwrap();
+        file.rewind().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file.rewind().unwrap();
+        let mut limited = Command::new("timeout");
+        limited.arg(SOON.as_secs().to_string()).arg(binary());
+        limited.args(["-M", "none", "-nodefaults", "-display", "none"]).args(options);
+        let ended = limited.stdin(file.try_clone().unwrap()).output().unwrap();
+        let said = String::from_utf8(ended.stdout).unwrap();
+        assert!(ended.status.success(), "{options:?}: {} {said}", ended.status);
+        said
+    };
+    let mut requests = String::from("{\"execute\": \"qmp_capabilities\"}\n");
+    // More than a monitor holds at once.
+    for id in 0..3000 {
+        requests += &format!("{{\"execute\": \"query-status\", \"id\": {id}}}\n");
+    }
+    requests += "{\"execute\": \"quit\", \"id\": \"quit\"}\n";
+    let multiplexed = ["-chardev", "stdio,id=c,mux=on", "-mon", "c,mode=control"];
+    for options in [&["-qmp", "stdio"][..], &multiplexed] {
+        let said = run(options, &requests);
+        let replies: Vec<Value> = said.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert!(replies[0]["QMP"].is_object(), "{}", replies[0]);
+        assert_eq!(replies[1], json!({"return": {}}));
+        let ids: Vec<_> = replies[2..].iter().filter_map(|reply| reply["id"].as_u64()).collect();
+        assert_eq!(ids, (0..3000).collect::<Vec<_>>());
+        assert_eq!(replies[3002], json!({"return": {}, "id": "quit"}));
+        assert_eq!(replies[3003]["event"], "SHUTDOWN");
+        assert_eq!(replies.len(), 3004);
+    }
+    let said = run(&["-monitor", "stdio"], "info status\nquit\n");
+    assert!(said.contains("VM status: "), "{said}");
 }
