@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 pub(super) trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Duplex for T {}
@@ -112,17 +112,20 @@ impl Session {
             let session = self.clone();
             self.export.setup.backend.thread().handle().spawn(async move {
                 // A client that no longer reads ends its session by itself.
-                let _ = session.answer(request, data).await;
-                drop(slot);
+                let _ = session.answer(request, data, slot).await;
             });
         }
     }
 
-    async fn answer(&self, request: Request, data: Lent) -> io::Result<()> {
-        match self.perform(&request, data).await {
-            Ok(chunks) => self.send(&request, chunks).await,
-            Err(error) => self.send_error(&request, to_wire(errno_of(&error))).await,
+    async fn answer(&self, request: Request, data: Lent, slot: OwnedSemaphorePermit) -> io::Result<()> {
+        let mut parts = match self.perform(&request, data).await {
+            Ok(chunks) => self.reply(&request, chunks),
+            Err(error) => vec![self.refusal(&request, to_wire(errno_of(&error)))],
+        };
+        if let Some(last) = parts.last_mut() {
+            last.slot = Some(slot);
         }
+        self.put(parts).await
     }
 
     /// Kind and body of each chunk of the reply; for data, the body is only that.
@@ -201,13 +204,13 @@ impl Session {
         Ok(Vec::new())
     }
 
-    async fn send(&self, request: &Request, mut chunks: Vec<(u16, Lent)>) -> io::Result<()> {
+    fn reply(&self, request: &Request, mut chunks: Vec<(u16, Lent)>) -> Vec<Part> {
         if !self.agreed.structured {
             let mut head = SIMPLE_MAGIC.to_be_bytes().to_vec();
             head.extend(0u32.to_be_bytes());
             head.extend(request.cookie.to_be_bytes());
             let data = chunks.pop().map_or_else(Lent::default, |(_, data)| data);
-            return self.put(vec![Part { head, body: data }]).await;
+            return vec![Part { head, body: data, slot: None }];
         }
         if chunks.is_empty() {
             chunks.push((CHUNK_NONE, Lent::default()));
@@ -222,9 +225,9 @@ impl Session {
             head.extend(request.cookie.to_be_bytes());
             head.extend(((place.len() + body.len()) as u32).to_be_bytes());
             head.extend(place);
-            Part { head, body }
+            Part { head, body, slot: None }
         };
-        self.put(chunks.into_iter().enumerate().map(part).collect()).await
+        chunks.into_iter().enumerate().map(part).collect()
     }
 
     async fn put(&self, parts: Vec<Part>) -> io::Result<()> {
@@ -240,7 +243,7 @@ impl Session {
         }
     }
 
-    async fn send_error(&self, request: &Request, error: u32) -> io::Result<()> {
+    fn refusal(&self, request: &Request, error: u32) -> Part {
         let mut out = Vec::new();
         if self.agreed.structured {
             out.extend(STRUCTURED_MAGIC.to_be_bytes());
@@ -255,7 +258,7 @@ impl Session {
             out.extend(error.to_be_bytes());
             out.extend(request.cookie.to_be_bytes());
         }
-        self.put(vec![Part { head: out, body: Lent::default() }]).await
+        Part { head: out, ..Part::default() }
     }
 }
 

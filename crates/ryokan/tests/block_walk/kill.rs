@@ -221,7 +221,8 @@ impl Scene {
                 self.run("block-dirty-bitmap-add", arguments);
             }
             4 => drop(self.run("block-dirty-bitmap-remove", bitmap)),
-            5 => self.resize(),
+            // Where the disk is must be known: a filter that it has left can be resized, too.
+            5 if self.other.is_none() => self.resize(),
             6 | 7 if self.job.is_none() => self.reopen(),
             _ if self.job.is_none() => self.begin_job(),
             _ => {}

@@ -208,7 +208,10 @@ impl Walk {
         for drive in list(self.query("query-block", json!({}))) {
             state.insert(format!("drive {} {}", drive["device"], drive["qdev"]), steady(drive));
         }
-        state.insert("exports".into(), self.query("query-block-exports", json!({})));
+        let mut exports = list(self.query("query-block-exports", json!({})));
+        // Those go by themselves.
+        exports.retain(|export| export["shutting-down"] == false);
+        state.insert("exports".into(), exports.into());
         for (parent, role, child, rights) in edges {
             state.insert(format!("edge {parent} {role} {child}"), rights);
         }
