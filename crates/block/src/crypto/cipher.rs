@@ -1,25 +1,34 @@
-//! Ciphers with blocks of 16 bytes in the modes that disks are encrypted with.
+//! Ciphers with blocks of 16 bytes, and CAST5 with 8, in the modes that disks are encrypted with.
 
 use super::{Hash, SECTOR};
 use aes::Block;
 use aes::cipher::{BlockCipherDecrypt, BlockCipherEncrypt, KeyInit};
 use base::{Result, bail, fail};
 
-/// Bytes of a block, whatever the algorithm.
+/// Bytes of a block; two blocks of CAST5 are taken as one.
 const BLOCK: usize = 16;
+
+/// A block of CAST5.
+type Half = cast5::cipher::Block<cast5::Cast5>;
 
 /// What encrypts a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Algorithm {
     Aes,
+    /// RFC 2144, with keys of 128 bits.
+    Cast5,
     Serpent,
     Twofish,
 }
 
 impl Algorithm {
     /// What headers call them.
-    const NAMES: [(&str, Algorithm); 3] =
-        [("aes", Algorithm::Aes), ("serpent", Algorithm::Serpent), ("twofish", Algorithm::Twofish)];
+    const NAMES: [(&str, Algorithm); 4] = [
+        ("aes", Algorithm::Aes),
+        ("cast5", Algorithm::Cast5),
+        ("serpent", Algorithm::Serpent),
+        ("twofish", Algorithm::Twofish),
+    ];
 
     pub fn as_str(self) -> &'static str {
         Algorithm::NAMES.iter().find(|(_, one)| *one == self).map_or("", |(name, _)| name)
@@ -29,6 +38,7 @@ impl Algorithm {
     fn title(self) -> &'static str {
         match self {
             Algorithm::Aes => "AES",
+            Algorithm::Cast5 => "CAST5",
             Algorithm::Serpent => "Serpent",
             Algorithm::Twofish => "Twofish",
         }
@@ -45,6 +55,9 @@ impl Algorithm {
 pub enum Mode {
     Ecb,
     Cbc,
+    /// The initialisation vector is a number that the blocks count on from, its first byte the
+    /// highest.
+    Ctr,
     /// IEEE 1619.
     Xts,
 }
@@ -96,6 +109,7 @@ impl Spec {
         match self.mode {
             Mode::Ecb => "ecb",
             Mode::Cbc => "cbc",
+            Mode::Ctr => "ctr",
             Mode::Xts => "xts",
         }
     }
@@ -106,6 +120,7 @@ impl Spec {
         let mode = match mode {
             "ecb" => Mode::Ecb,
             "cbc" => Mode::Cbc,
+            "ctr" => Mode::Ctr,
             "xts" => Mode::Xts,
             other => bail!("Cipher mode '{other}' is not supported"),
         };
@@ -130,7 +145,9 @@ impl Spec {
     }
 
     pub fn check(&self) -> Result<()> {
-        if ![16, 24, 32].contains(&self.key) {
+        let narrow = self.algorithm == Algorithm::Cast5;
+        let lengths: &[usize] = if narrow { &[16] } else { &[16, 24, 32] };
+        if !lengths.contains(&self.key) {
             bail!(
                 "Cipher {}-{} with a key of {} bytes is not supported",
                 self.algorithm.as_str(),
@@ -141,7 +158,12 @@ impl Spec {
         if self.mode != Mode::Ecb && self.iv.is_none() {
             bail!("Cipher mode '{}' needs an IV generator", self.mode_name());
         }
+        if narrow && self.mode == Mode::Xts {
+            bail!("Cipher mode 'xts' is for blocks of 16 bytes, which '{}' does not have", self.name());
+        }
         match self.iv {
+            // No hash that there is here makes a key for it.
+            Some(Iv::Essiv(_)) if narrow => bail!("Cipher {} not supported with essiv", self.name()),
             Some(Iv::Essiv(hash)) if hash != Hash::Sha256 => {
                 let bytes = hash.digest(&[]).len();
                 bail!("No {} cipher with key size {bytes} available", self.algorithm.title())
@@ -156,6 +178,7 @@ enum Keyed {
     Aes128(Box<aes::Aes128>),
     Aes192(Box<aes::Aes192>),
     Aes256(Box<aes::Aes256>),
+    Cast5(Box<cast5::Cast5>),
     Serpent(Box<serpent::Serpent>),
     Twofish(Box<twofish::Twofish>),
 }
@@ -167,6 +190,7 @@ impl Keyed {
             (Algorithm::Aes, 16) => Keyed::Aes128(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
             (Algorithm::Aes, 24) => Keyed::Aes192(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
             (Algorithm::Aes, _) => Keyed::Aes256(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
+            (Algorithm::Cast5, _) => Keyed::Cast5(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
             (Algorithm::Serpent, _) => Keyed::Serpent(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
             (Algorithm::Twofish, _) => Keyed::Twofish(Box::new(KeyInit::new_from_slice(key).map_err(wrong)?)),
         })
@@ -177,6 +201,7 @@ impl Keyed {
             Keyed::Aes128(keyed) => keyed.encrypt_blocks(blocks),
             Keyed::Aes192(keyed) => keyed.encrypt_blocks(blocks),
             Keyed::Aes256(keyed) => keyed.encrypt_blocks(blocks),
+            Keyed::Cast5(keyed) => keyed.encrypt_blocks(halves(blocks)),
             Keyed::Serpent(keyed) => keyed.encrypt_blocks(blocks),
             Keyed::Twofish(keyed) => keyed.encrypt_blocks(blocks),
         }
@@ -187,6 +212,7 @@ impl Keyed {
             Keyed::Aes128(keyed) => keyed.decrypt_blocks(blocks),
             Keyed::Aes192(keyed) => keyed.decrypt_blocks(blocks),
             Keyed::Aes256(keyed) => keyed.decrypt_blocks(blocks),
+            Keyed::Cast5(keyed) => keyed.decrypt_blocks(halves(blocks)),
             Keyed::Serpent(keyed) => keyed.decrypt_blocks(blocks),
             Keyed::Twofish(keyed) => keyed.decrypt_blocks(blocks),
         }
@@ -232,9 +258,17 @@ impl Cipher {
 
     /// Encrypts whole sectors, of which `sector` is the first.
     pub fn encrypt(&self, sector: u64, data: &mut [u8]) {
-        self.each(sector, data, |vector, blocks| match self.mode {
-            Mode::Ecb => self.data.encrypt(blocks),
-            Mode::Cbc => {
+        self.each(sector, data, |vector, blocks| match (self.mode, &self.data) {
+            (Mode::Ecb, _) => self.data.encrypt(blocks),
+            (Mode::Cbc, Keyed::Cast5(keyed)) => {
+                let mut chain = vector as u64;
+                for half in halves(blocks) {
+                    *half = (chain ^ low(half)).to_le_bytes().into();
+                    keyed.encrypt_block(half);
+                    chain = low(half);
+                }
+            }
+            (Mode::Cbc, _) => {
                 let mut chain = vector;
                 for block in blocks {
                     mask(block, chain);
@@ -242,21 +276,32 @@ impl Cipher {
                     chain = number(block);
                 }
             }
-            Mode::Xts => self.tweaked(vector, blocks, |blocks| self.data.encrypt(blocks)),
+            (Mode::Ctr, _) => self.counted(vector, blocks),
+            (Mode::Xts, _) => self.tweaked(vector, blocks, |blocks| self.data.encrypt(blocks)),
         });
     }
 
     pub fn decrypt(&self, sector: u64, data: &mut [u8]) {
-        self.each(sector, data, |vector, blocks| match self.mode {
-            Mode::Ecb => self.data.decrypt(blocks),
-            Mode::Cbc => {
+        self.each(sector, data, |vector, blocks| match (self.mode, &self.data) {
+            (Mode::Ecb, _) => self.data.decrypt(blocks),
+            (Mode::Cbc, Keyed::Cast5(keyed)) => {
+                let mut chain = vector as u64;
+                for half in halves(blocks) {
+                    let kept = low(half);
+                    keyed.decrypt_block(half);
+                    *half = (chain ^ low(half)).to_le_bytes().into();
+                    chain = kept;
+                }
+            }
+            (Mode::Cbc, _) => {
                 let mut chain = [0; SECTOR as usize / BLOCK];
                 chain.iter_mut().zip(&*blocks).for_each(|(kept, block)| *kept = number(block));
                 self.data.decrypt(blocks);
                 let before = std::iter::once(&vector).chain(&chain);
                 blocks.iter_mut().zip(before).for_each(|(block, before)| mask(block, *before));
             }
-            Mode::Xts => self.tweaked(vector, blocks, |blocks| self.data.decrypt(blocks)),
+            (Mode::Ctr, _) => self.counted(vector, blocks),
+            (Mode::Xts, _) => self.tweaked(vector, blocks, |blocks| self.data.decrypt(blocks)),
         });
     }
 
@@ -265,6 +310,25 @@ impl Cipher {
         for (sector, piece) in (first..).zip(data.chunks_exact_mut(SECTOR as usize)) {
             work(self.vector(sector), Block::slice_as_chunks_mut(piece).0);
         }
+    }
+
+    /// CTR, which is its own reverse.
+    fn counted(&self, vector: u128, blocks: &mut [Block]) {
+        let mut stream = [0; SECTOR as usize];
+        if let Keyed::Cast5(_) = self.data {
+            let first = (vector as u64).swap_bytes();
+            for (number, half) in (0..).zip(stream.chunks_exact_mut(BLOCK / 2)) {
+                half.copy_from_slice(&first.wrapping_add(number).to_be_bytes());
+            }
+        } else {
+            let first = vector.swap_bytes();
+            for (number, block) in (0..).zip(stream.chunks_exact_mut(BLOCK)) {
+                block.copy_from_slice(&first.wrapping_add(number).to_be_bytes());
+            }
+        }
+        let stream = Block::slice_as_chunks_mut(&mut stream).0;
+        self.data.encrypt(stream);
+        blocks.iter_mut().zip(stream).for_each(|(block, with)| mask(block, number(with)));
     }
 
     /// XTS around the encryption or decryption of all blocks of a sector.
@@ -279,6 +343,14 @@ impl Cipher {
         work(blocks);
         blocks.iter_mut().zip(tweaks).for_each(|(block, tweak)| mask(block, tweak));
     }
+}
+
+fn halves(blocks: &mut [Block]) -> &mut [Half] {
+    Half::slice_as_chunks_mut(Block::slice_as_flattened_mut(blocks)).0
+}
+
+fn low(half: &Half) -> u64 {
+    u64::from_le_bytes((*half).into())
 }
 
 fn one(keyed: &Keyed, number: u128) -> u128 {

@@ -31,10 +31,11 @@ pub struct Recipe {
 const ALL_HASHES: [&str; 7] = ["md5", "sha1", "sha224", "sha256", "sha384", "sha512", "ripemd160"];
 
 /// What options call the ciphers, with the bytes of a key.
-const CIPHERS: [(&str, (Algorithm, usize)); 9] = [
+const CIPHERS: [(&str, (Algorithm, usize)); 10] = [
     ("aes-128", (Algorithm::Aes, 16)),
     ("aes-192", (Algorithm::Aes, 24)),
     ("aes-256", (Algorithm::Aes, 32)),
+    ("cast5-128", (Algorithm::Cast5, 16)),
     ("serpent-128", (Algorithm::Serpent, 16)),
     ("serpent-192", (Algorithm::Serpent, 24)),
     ("serpent-256", (Algorithm::Serpent, 32)),
@@ -47,7 +48,7 @@ impl Recipe {
     /// Takes the options of creation (`cipher-alg` ... `iter-time`).
     pub fn take(options: &mut Options) -> Result<Recipe> {
         let (algorithm, key) = options.take_word("cipher-alg", &CIPHERS)?.unwrap_or((Algorithm::Aes, 32));
-        let modes = [("xts", Mode::Xts), ("cbc", Mode::Cbc), ("ecb", Mode::Ecb)];
+        let modes = [("xts", Mode::Xts), ("cbc", Mode::Cbc), ("ctr", Mode::Ctr), ("ecb", Mode::Ecb)];
         let mode = options.take_word("cipher-mode", &modes)?.unwrap_or(Mode::Xts);
         let ivgens = [("plain", 0), ("plain64", 1), ("essiv", 2)];
         let ivgen = options.take_word("ivgen-alg", &ivgens)?;

@@ -2,12 +2,13 @@
 //! with unflushed writes lost. (qcow2 has scenes of its own.)
 
 use super::qcow2::crash::recorder::{LOGS, Log, Op, apply};
-use super::qcow2::tests::{Rng, tool};
+use super::qcow2::tests::tool;
 use crate::driver::Snapshot;
 use crate::graph::{Settings, tests::graph};
 use crate::options::Options;
 use crate::types::*;
 use serde_json::json;
+use testkit::Dice;
 
 /// What the guest may rely on at a point of the log.
 struct Promise {
@@ -46,18 +47,18 @@ fn record(seed: u64, format: &'static str, mut options: serde_json::Value, path:
     let at = graph.clone();
     let run = graph.block_on(async move {
         let pin = at.open(Options::json(tree), Settings::default()).await.unwrap();
-        let mut rng = Rng(seed);
+        let mut dice = Dice::new(seed);
         let mut disk = below;
         let mut run = Run { start, log: Vec::new(), promises: Vec::new(), touched: Vec::new() };
         for _ in 0..120 {
-            let offset = rng.below(SIZE);
-            let longest = if rng.below(3) == 0 { 200_000 } else { 5000 };
-            let len = (1 + rng.below(longest)).min(SIZE - offset);
+            let offset = dice.below(SIZE);
+            let longest = if dice.below(3) == 0 { 200_000 } else { 5000 };
+            let len = (1 + dice.below(longest)).min(SIZE - offset);
             let range = offset as usize..(offset + len) as usize;
             let position = log.lock().len();
-            match rng.below(12) {
+            match dice.below(12) {
                 0..=5 => {
-                    let data = vec![rng.next() as u8 | 1; len as usize];
+                    let data = vec![dice.roll() as u8 | 1; len as usize];
                     run.touched.push((position, offset, len));
                     pin.write(offset, &data, WriteFlags::empty()).await.unwrap();
                     disk[range].copy_from_slice(&data);
@@ -72,12 +73,12 @@ fn record(seed: u64, format: &'static str, mut options: serde_json::Value, path:
                     pin.discard(offset, len).await.unwrap();
                     pin.read(offset, &mut disk[range]).await.unwrap();
                 }
-                8 if rng.below(3) == 0 => {
+                8 if dice.below(3) == 0 => {
                     let Some(facet) = pin.layer().snapshots() else { continue };
                     let name = format!("s{position}");
                     facet.create(Snapshot { name, ..Snapshot::default() }).await.unwrap();
                 }
-                9 if rng.below(3) == 0 => {
+                9 if dice.below(3) == 0 => {
                     let Some(facet) = pin.layer().snapshots() else { continue };
                     if let Some(one) = facet.list().first() {
                         facet.delete(&one.id).await.unwrap();
@@ -143,11 +144,11 @@ fn crash(format: &'static str, kinds: &[serde_json::Value]) {
         }
         let _ = std::fs::remove_file(&path);
         let run = record(17 + index as u64, format, options, &path);
-        let mut rng = Rng(99 + index as u64);
+        let mut dice = Dice::new(99 + index as u64);
         for _ in 0..rounds {
-            let position = rng.below(run.log.len() as u64 + 1) as usize;
-            let lossy = rng.below(3) > 0;
-            let image = cut(&run, position, || !lossy || rng.below(2) == 0);
+            let position = dice.below(run.log.len() as u64 + 1) as usize;
+            let lossy = dice.below(3) > 0;
+            let image = cut(&run, position, || !lossy || dice.below(2) == 0);
             judge(&run, format, position, &image, &path);
         }
     }

@@ -1,12 +1,13 @@
 //! Every writable format both ways against qemu-img and qemu-io.
 
-use super::qcow2::tests::{Rng, churn, tool};
+use super::qcow2::tests::{churn, tool};
 use crate::graph::{Graph, Pin, Settings, tests::graph};
 use crate::options::Options;
 use crate::types::*;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
+use testkit::Dice;
 
 /// A way to make an image: options by the names of command line tools.
 struct Case {
@@ -125,12 +126,12 @@ fn judge(case: &Case, image: &Path, model: &[u8], raw: &Path) {
 }
 
 /// Random writes by qemu-io, and what the disk is then.
-fn their_writes(case: &Case, image: &Path, model: &mut [u8], rng: &mut Rng) {
+fn their_writes(case: &Case, image: &Path, model: &mut [u8], dice: &mut Dice) {
     let mut commands = vec!["-f".to_string(), case.format.to_string()];
     for _ in 0..40 {
-        let offset = rng.below(SIZE as u64 / 512) * 512;
-        let len = ((1 + rng.below(100)) * 512).min(SIZE as u64 - offset);
-        let byte = 1 + rng.below(250) as u8;
+        let offset = dice.below(SIZE as u64 / 512) * 512;
+        let len = ((1 + dice.below(100)) * 512).min(SIZE as u64 - offset);
+        let byte = 1 + dice.below(250) as u8;
         commands.extend(["-c".to_string(), format!("write -P {byte} {offset} {len}")]);
         model[offset as usize..(offset + len) as usize].fill(byte);
     }
@@ -144,7 +145,7 @@ fn both_ways(case: &Case, seed: u64) {
     let (image, raw, base) =
         (dir.path().join("a.img"), dir.path().join("a.raw"), dir.path().join("base.raw"));
     let graph = graph();
-    let mut rng = Rng(seed);
+    let mut dice = Dice::new(seed);
     for made_by_us in [true, false] {
         eprintln!("{} {:?} made by us: {made_by_us}", case.format, case.options);
         let mut model = vec![0u8; SIZE];
@@ -163,14 +164,14 @@ fn both_ways(case: &Case, seed: u64) {
         assert!(content(&graph, &image, case.format) == model, "a new image");
         for _ in 0..2 {
             let pin = open(&graph, &image, case.format, false);
-            let (node, mut state, seed) = (pin.clone(), model, rng.next());
+            let (node, mut state, seed) = (pin.clone(), model, dice.roll());
             model = graph.block_on(async move {
-                churn(&node, &mut state, &mut Rng(seed), 150).await;
+                churn(&node, &mut state, &mut Dice::new(seed), 150).await;
                 state
             });
             close(&graph, pin);
             judge(case, &image, &model, &raw);
-            their_writes(case, &image, &mut model, &mut rng);
+            their_writes(case, &image, &mut model, &mut dice);
             assert!(content(&graph, &image, case.format) == model, "after writes by qemu-io");
         }
         judge(case, &image, &model, &raw);

@@ -165,27 +165,38 @@ mod tests {
         assert_eq!(after(&[1000]), 0);
     }
 
-    /// How often a thread of ours went to sleep, as the system counts it.
+    /// A field of what the system says of a thread of ours.
+    fn status(thread: &crate::IoThread, field: &str) -> String {
+        let all = std::fs::read_to_string(format!("/proc/self/task/{}/status", thread.thread_id())).unwrap();
+        let value = all.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+        value.unwrap().trim().to_string()
+    }
+
+    /// How often it went to sleep.
     fn sleeps(thread: &crate::IoThread) -> u64 {
-        let status =
-            std::fs::read_to_string(format!("/proc/self/task/{}/status", thread.thread_id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:")).unwrap();
-        line.trim().parse().unwrap()
+        status(thread, "voluntary_ctxt_switches").parse().unwrap()
     }
 
     #[test]
     fn a_thread_that_looks_for_work_sleeps_less() {
-        let count = |most: u64| {
+        let count = |most: u64, pause: fn(&crate::IoThread)| {
             let thread = crate::IoThread::start("test");
             thread.set_polling(Limits { most, ..Limits::NONE });
             let before = sleeps(&thread);
-            for _ in 0..1000 {
+            for _ in 0..300 {
                 thread.run(async {});
+                pause(&thread);
             }
             sleeps(&thread) - before
         };
-        let (polling, sleeping) = (count(10_000_000_000), count(0));
-        // A busy machine wakes it less often than it was asked.
+        // A busy machine lets it go to sleep late.
+        let sleeping = count(0, |thread| {
+            while !status(thread, "State").starts_with('S') {
+                std::thread::yield_now();
+            }
+        });
+        // It takes some twenty sleeps to learn to look for so long.
+        let polling = count(10_000_000_000, |_| std::thread::sleep(Duration::from_micros(100)));
         assert!(polling * 3 < sleeping, "{polling} times with polling, {sleeping} without");
     }
 }

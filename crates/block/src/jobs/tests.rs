@@ -199,9 +199,9 @@ fn a_mirror_under_load_switches_over_without_loss() {
     let (guest, ended) = (drive.clone(), stop.clone());
     let writer = std::thread::spawn(move || {
         let mut model = expected();
-        let mut rng = crate::formats::qcow2::tests::Rng(7);
+        let mut dice = testkit::Dice::new(7);
         while !ended.load(std::sync::atomic::Ordering::Acquire) {
-            let (at, byte) = (rng.below(SIZE - 4096), rng.next() as u8);
+            let (at, byte) = (dice.below(SIZE - 4096), dice.roll() as u8);
             guest.write_blocking(at, vec![byte; 4096]).unwrap();
             model[at as usize..at as usize + 4096].fill(byte);
             std::thread::sleep(Duration::from_micros(300));

@@ -1,7 +1,7 @@
 use super::super::built;
-use super::super::qcow2::tests::Rng;
 use super::*;
 use std::time::{Duration, Instant};
+use testkit::Dice;
 
 /// Disk size of the images that are mutated: metadata are most of them.
 const DISK: usize = 192 << 10;
@@ -63,19 +63,19 @@ fn interesting(image: &[u8]) -> Vec<usize> {
 }
 
 /// Changes a few bytes; returns what they were.
-fn mutate(image: &mut [u8], places: &[usize], rng: &mut Rng) -> Vec<(usize, u8)> {
+fn mutate(image: &mut [u8], places: &[usize], dice: &mut Dice) -> Vec<(usize, u8)> {
     let mut undo = Vec::new();
-    for _ in 0..1 + rng.below(4) {
-        let at = match rng.below(8) {
-            0 => rng.below(image.len() as u64) as usize,
-            1..=4 => rng.below(600.min(image.len() as u64)) as usize,
-            _ => places[rng.below(places.len() as u64) as usize],
+    for _ in 0..1 + dice.below(4) {
+        let at = match dice.below(8) {
+            0 => dice.below(image.len() as u64) as usize,
+            1..=4 => dice.below(600.min(image.len() as u64)) as usize,
+            _ => places[dice.below(places.len() as u64) as usize],
         };
-        let width = [1, 1, 2, 4, 8][rng.below(5) as usize];
-        let fill = [rng.next() as u8, 0, 0xff, 0x7f, 0x80][rng.below(5) as usize];
+        let width = [1, 1, 2, 4, 8][dice.below(5) as usize];
+        let fill = [dice.roll() as u8, 0, 0xff, 0x7f, 0x80][dice.below(5) as usize];
         for at in at..(at + width).min(image.len()) {
             undo.push((at, image[at]));
-            image[at] = if rng.below(3) == 0 { rng.next() as u8 } else { fill };
+            image[at] = if dice.below(3) == 0 { dice.roll() as u8 } else { fill };
         }
     }
     undo
@@ -100,13 +100,13 @@ fn attack(graph: &Arc<Graph>, number: u64, format: &'static str, rounds: u32) ->
     }
     let places = interesting(&valid);
     let file = put_file(number, valid.clone());
-    let mut rng = Rng(0x5eed + number);
+    let mut dice = Dice::new(0x5eed + number);
     let (mut opened, start) = (0, Instant::now());
     let at = graph.clone();
     assert!(graph.block_on(async move { exercise(&at, format, number, false).await }), "{format} is valid");
     for round in 0..rounds {
         let write = round % 16 == 0;
-        let undo = mutate(&mut file.lock(), &places, &mut rng);
+        let undo = mutate(&mut file.lock(), &places, &mut dice);
         let mut sealed = Vec::new();
         if format == "vhdx" {
             let mut bytes = file.lock();

@@ -6,22 +6,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-
-/// A small generator of numbers that look random (xorshift64*).
-pub(crate) struct Rng(pub u64);
-
-impl Rng {
-    pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    pub fn below(&mut self, limit: u64) -> u64 {
-        self.next() % limit.max(1)
-    }
-}
+use testkit::Dice;
 
 pub(crate) fn tool(program: &str, args: &[&str]) -> String {
     let out = Command::new(program).args(args).output().expect("the qemu tools are installed");
@@ -64,21 +49,22 @@ fn judge(image: &Path, model: &[u8], raw: &Path) {
 }
 
 /// Random requests, checked against a plain array.
-pub(crate) async fn churn(node: &crate::Node, model: &mut [u8], rng: &mut Rng, rounds: usize) {
+pub(crate) async fn churn(node: &crate::Node, model: &mut [u8], dice: &mut Dice, rounds: usize) {
     let size = model.len() as u64;
     for _ in 0..rounds {
-        let offset = rng.below(size);
-        let longest = if rng.below(4) == 0 { 300_000 } else { 6000 };
-        let len = (1 + rng.below(longest)).min(size - offset);
+        let offset = dice.below(size);
+        let longest = if dice.below(4) == 0 { 300_000 } else { 6000 };
+        let len = (1 + dice.below(longest)).min(size - offset);
         let range = offset as usize..(offset + len) as usize;
-        match rng.below(10) {
+        match dice.below(10) {
             0..=4 => {
-                let data: Vec<u8> = (0..len).map(|at| (rng.0 >> (at % 7)) as u8 | 1).collect();
+                let bits = dice.roll();
+                let data: Vec<u8> = (0..len).map(|at| (bits >> (at % 7)) as u8 | 1).collect();
                 node.write(offset, &data, WriteFlags::empty()).await.unwrap();
                 model[range].copy_from_slice(&data);
             }
             5 => {
-                let flags = if rng.below(2) == 0 { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
+                let flags = if dice.below(2) == 0 { ZeroFlags::MAY_UNMAP } else { ZeroFlags::empty() };
                 node.write_zeroes(offset, len, flags).await.unwrap();
                 model[range].fill(0);
             }
@@ -132,10 +118,10 @@ fn random_requests_leave_what_qemu_img_reads() {
         for pass in 0..2 {
             let pin = open(&graph, &image);
             let node = pin.clone();
-            let mut rng = Rng(1 + round as u64 * 77 + pass);
+            let mut dice = Dice::new(1 + round as u64 * 77 + pass);
             let mut state = model.clone();
             model = graph.block_on(async move {
-                churn(&node, &mut state, &mut rng, 250).await;
+                churn(&node, &mut state, &mut dice, 250).await;
                 state
             });
             close(&graph, pin);
@@ -187,9 +173,9 @@ fn images_of_qemu_img_are_read_with_backing_and_compression() {
     let dir = tempfile::tempdir().unwrap();
     let (image, raw) = paths(&dir);
     let base = dir.path().join("base.qcow2");
-    let mut rng = Rng(5);
+    let mut dice = Dice::new(5);
     let model: Vec<u8> =
-        (0..4 << 20).map(|at: u64| if at % 65536 < 30000 { (rng.next() % 5) as u8 } else { 0 }).collect();
+        (0..4 << 20).map(|at: u64| if at % 65536 < 30000 { (dice.roll() % 5) as u8 } else { 0 }).collect();
     std::fs::write(&raw, &model).unwrap();
     let text = |path: &Path| path.to_str().unwrap().to_string();
     for kind in ["zlib", "zstd"] {
@@ -210,7 +196,7 @@ fn images_of_qemu_img_are_read_with_backing_and_compression() {
             let mut data = vec![1; 5 << 20];
             node.read(0, &mut data).await.unwrap();
             assert!(data == state);
-            churn(&node, &mut state, &mut Rng(9), 150).await;
+            churn(&node, &mut state, &mut Dice::new(9), 150).await;
             state
         });
         close(&graph, pin);
@@ -229,14 +215,14 @@ fn compressed_clusters_of_ours_are_read_by_qemu_img() {
         let pin = open(&graph, &image);
         let node = pin.clone();
         let model = graph.block_on(async move {
-            let mut rng = Rng(3);
+            let mut dice = Dice::new(3);
             let mut model: Vec<u8> = (0..(3 << 20) + 512)
-                .map(|at: u64| if at.is_multiple_of(3) { (rng.next() % 9) as u8 } else { 7 })
+                .map(|at: u64| if at.is_multiple_of(3) { (dice.roll() % 9) as u8 } else { 7 })
                 .collect();
             for (at, piece) in model.chunks(65536).enumerate() {
                 node.write(at as u64 * 65536, piece, WriteFlags::COMPRESSED).await.unwrap();
             }
-            churn(&node, &mut model, &mut rng, 100).await;
+            churn(&node, &mut model, &mut dice, 100).await;
             model
         });
         close(&graph, pin);
@@ -256,9 +242,9 @@ fn snapshots_are_kept_and_reverted() {
         let pin = open(&graph, &image);
         let node = pin.clone();
         let (first, last) = graph.block_on(async move {
-            let mut rng = Rng(11);
+            let mut dice = Dice::new(11);
             let mut model = vec![0; 2 << 20];
-            churn(&node, &mut model, &mut rng, 100).await;
+            churn(&node, &mut model, &mut dice, 100).await;
             let facet = node.layer().snapshots().unwrap();
             let named = |name: &str| Snapshot {
                 name: name.into(),
@@ -268,16 +254,16 @@ fn snapshots_are_kept_and_reverted() {
             };
             facet.create(named("one")).await.unwrap();
             let first = model.clone();
-            churn(&node, &mut model, &mut rng, 100).await;
+            churn(&node, &mut model, &mut dice, 100).await;
             facet.create(named("two")).await.unwrap();
-            churn(&node, &mut model, &mut rng, 60).await;
+            churn(&node, &mut model, &mut dice, 60).await;
             facet.write_vmstate(0, &[5; 100_000]).await.unwrap();
             let mut state = vec![0; 100_000];
             facet.read_vmstate(0, &mut state).await.unwrap();
             assert_eq!(state, [5; 100_000]);
             assert_eq!(facet.list().len(), 2);
             facet.delete("2").await.unwrap();
-            churn(&node, &mut model, &mut rng, 60).await;
+            churn(&node, &mut model, &mut dice, 60).await;
             (first, model)
         });
         close(&graph, pin);
@@ -310,14 +296,14 @@ fn sizes_change_both_ways() {
         let pin = open(&graph, &image);
         let node = pin.clone();
         let model = graph.block_on(async move {
-            let mut rng = Rng(21);
+            let mut dice = Dice::new(21);
             let mut model = vec![0; 1 << 20];
             for size in [3usize << 20, (1 << 19) + 512, (40 << 20) + 512, 4096, 1 << 20] {
-                churn(&node, &mut model, &mut rng, 40).await;
+                churn(&node, &mut model, &mut dice, 40).await;
                 node.truncate(size as u64, Truncate::default()).await.unwrap();
                 model.resize(size, 0);
             }
-            churn(&node, &mut model, &mut rng, 40).await;
+            churn(&node, &mut model, &mut dice, 40).await;
             model
         });
         close(&graph, pin);
@@ -394,7 +380,7 @@ fn an_external_data_file_is_used() {
     let node = pin.clone();
     let model = graph.block_on(async move {
         let mut model = vec![0; 2 << 20];
-        churn(&node, &mut model, &mut Rng(8), 80).await;
+        churn(&node, &mut model, &mut Dice::new(8), 80).await;
         let mut at = 0;
         while at < 2 << 20 {
             let status = node.block_status(at, u64::MAX).await.unwrap();
@@ -476,7 +462,7 @@ fn leaks_and_wrong_counts_are_found_and_repaired() {
     let node = pin.clone();
     let model = graph.block_on(async move {
         let mut model = vec![0; 4 << 20];
-        churn(&node, &mut model, &mut Rng(4), 80).await;
+        churn(&node, &mut model, &mut Dice::new(4), 80).await;
         model
     });
     close(&graph, pin);

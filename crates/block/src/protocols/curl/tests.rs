@@ -1,4 +1,3 @@
-use crate::formats::qcow2::tests::Rng;
 use crate::graph::{Graph, tests::graph};
 use crate::options::Options;
 use crate::{Node, Vault, types::IoResult};
@@ -6,14 +5,15 @@ use base::{Result, fail};
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use testkit::Dice;
 use testkit::certificates::Authority;
 use testkit::ftp::Ftp;
 use testkit::web::{SHORT, Shield, TOGETHER, Web};
 
 /// A megabyte and a bit, of no regularity.
 pub(super) fn content() -> Vec<u8> {
-    let mut rng = Rng(7);
-    (0..(1 << 20) + 700).map(|_| rng.next() as u8).collect()
+    let mut dice = Dice::new(7);
+    (0..(1 << 20) + 700).map(|_| dice.roll() as u8).collect()
 }
 
 fn web() -> (Web, Vec<u8>) {
@@ -61,10 +61,10 @@ fn a_file_is_read_in_any_order_and_a_little_ahead() {
         let mut all = vec![0; expected.len()];
         node.read(0, &mut all).await.unwrap();
         assert!(all == expected);
-        let mut rng = Rng(3);
+        let mut dice = Dice::new(3);
         for _ in 0..200 {
-            let at = rng.next() as usize % expected.len();
-            let len = 1 + rng.next() as usize % (expected.len() - at).min(100_000);
+            let at = dice.roll() as usize % expected.len();
+            let len = 1 + dice.roll() as usize % (expected.len() - at).min(100_000);
             let mut data = vec![0; len];
             node.read(at as u64, &mut data).await.unwrap();
             assert!(data == expected[at..at + len], "{at} {len}");

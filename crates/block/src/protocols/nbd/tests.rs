@@ -3,13 +3,14 @@ mod hostile;
 mod tls;
 
 use crate::export::{ExportSetup, Listen, Server, Tls};
-use crate::formats::qcow2::tests::{Rng, tool};
+use crate::formats::qcow2::tests::tool;
 use crate::graph::{Graph, tests::graph};
 use crate::options::Options;
 use crate::{Backend, Setup};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::Duration;
+use testkit::Dice;
 
 pub(super) fn serve(
     graph: &Arc<Graph>,
@@ -50,8 +51,8 @@ fn exports_are_read_by_the_usual_tools_and_by_ourselves() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_string();
     let (image, socket, copy) = (path("disk.raw"), path("sock"), path("copy.raw"));
-    let mut rng = Rng(1);
-    let mut data: Vec<u8> = (0..3 << 20).map(|_| rng.next() as u8).collect();
+    let mut dice = Dice::new(1);
+    let mut data: Vec<u8> = (0..3 << 20).map(|_| dice.roll() as u8).collect();
     data[1 << 20..2 << 20].fill(0);
     std::fs::write(&image, &data).unwrap();
     let owner = graph();

@@ -11,7 +11,7 @@ mod scenes;
 
 pub(crate) use recorder::RECORDER;
 
-use super::tests::{Rng, tool};
+use super::tests::tool;
 use crate::driver::Fix;
 use crate::graph::{Graph, Pin, Settings, tests::graph};
 use crate::options::Options;
@@ -20,6 +20,7 @@ use recorder::{LOGS, Log, Op, apply};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::Arc;
+use testkit::Dice;
 
 /// What the guest may rely on at a point of the log.
 struct Promise {
@@ -218,13 +219,13 @@ impl Stage {
 
     /// Cuts `cases` times.
     fn cut_often(&self, seed: u64, cases: u64) {
-        let (mut rng, graph) = (Rng(seed), graph());
+        let (mut dice, graph) = (Dice::new(seed), graph());
         let len = self.position() as u64;
         assert!(len > 20, "nothing was recorded");
         for case in 0..cases {
-            let position = rng.below(len + 1) as usize;
-            let lossy = rng.below(4) > 0;
-            let images = self.cut(position, || !lossy || rng.below(2) == 0);
+            let position = dice.below(len + 1) as usize;
+            let lossy = dice.below(4) > 0;
+            let images = self.cut(position, || !lossy || dice.below(2) == 0);
             self.judge(&graph, position, &images, case % 100 == 99);
         }
     }

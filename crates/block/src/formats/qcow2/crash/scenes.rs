@@ -1,26 +1,26 @@
 //! What is done to images while power may go.
 
-use super::super::tests::Rng;
 use super::*;
 use crate::DirtyBitmap;
 use crate::backend::{Backend, OnError, Setup as Drive};
 use crate::driver::Snapshot;
 use crate::graph::Node;
 use crate::jobs::{CommitSpec, Kind, MirrorSpec, MirrorSync, Setup, Status, StreamSpec};
+use testkit::Dice;
 
 const SIZE: u64 = 1 << 20;
 
 /// One random request; the disk's content follows.
-async fn request(stage: &mut Stage, node: &Arc<Node>, disk: &mut [u8], rng: &mut Rng) {
+async fn request(stage: &mut Stage, node: &Arc<Node>, disk: &mut [u8], dice: &mut Dice) {
     let size = disk.len() as u64;
-    let offset = rng.below(size);
-    let longest = if rng.below(3) == 0 { 100_000 } else { 5000 };
-    let len = (1 + rng.below(longest)).min(size - offset);
+    let offset = dice.below(size);
+    let longest = if dice.below(3) == 0 { 100_000 } else { 5000 };
+    let len = (1 + dice.below(longest)).min(size - offset);
     let range = offset as usize..(offset + len) as usize;
     stage.touch(offset, len);
-    match rng.below(9) {
+    match dice.below(9) {
         0..=5 => {
-            let data = vec![rng.next() as u8 | 1; len as usize];
+            let data = vec![dice.roll() as u8 | 1; len as usize];
             node.write(offset, &data, WriteFlags::empty()).await.unwrap();
             disk[range].copy_from_slice(&data);
         }
@@ -70,10 +70,10 @@ where
     stage
 }
 
-async fn snapshot(node: &Arc<Node>, rng: &mut Rng, name: String) {
+async fn snapshot(node: &Arc<Node>, dice: &mut Dice, name: String) {
     let facet = node.layer().snapshots().unwrap();
     let list = facet.list();
-    match rng.below(3) {
+    match dice.below(3) {
         0 if !list.is_empty() => facet.delete(&list[0].id).await.unwrap(),
         _ if list.len() < 4 => facet.create(Snapshot { name, ..Snapshot::default() }).await.unwrap(),
         _ => {}
@@ -86,12 +86,12 @@ fn requests_and_snapshots(name: &str, seed: u64, options: Value, snapshots: bool
     stage.begin(1);
     let pin = open(&stage, stage.tree(0));
     let stage = play(stage, pin, |mut stage, node| async move {
-        let (mut rng, mut disk) = (Rng(seed), vec![0; SIZE as usize]);
+        let (mut dice, mut disk) = (Dice::new(seed), vec![0; SIZE as usize]);
         for round in 0..150 {
-            match rng.below(8) {
+            match dice.below(8) {
                 0 => flush(&mut stage, &node, 0, &disk).await,
-                1 if snapshots && rng.below(2) == 0 => snapshot(&node, &mut rng, format!("s{round}")).await,
-                _ => request(&mut stage, &node, &mut disk, &mut rng).await,
+                1 if snapshots && dice.below(2) == 0 => snapshot(&node, &mut dice, format!("s{round}")).await,
+                _ => request(&mut stage, &node, &mut disk, &mut dice).await,
             }
         }
         stage
@@ -127,12 +127,12 @@ fn resizes() {
         stage.begin(1);
         let pin = open(&stage, stage.tree(0));
         let stage = play(stage, pin, |mut stage, node| async move {
-            let (mut rng, mut disk) = (Rng(seed), vec![0; SIZE as usize]);
+            let (mut dice, mut disk) = (Dice::new(seed), vec![0; SIZE as usize]);
             for round in 0..120 {
-                match rng.below(8) {
+                match dice.below(8) {
                     0 => flush(&mut stage, &node, 0, &disk).await,
                     1 => {
-                        let size = 512 * (1 + rng.below(2 * SIZE / 512));
+                        let size = 512 * (1 + dice.below(2 * SIZE / 512));
                         let old = disk.len() as u64;
                         // What is cut off or new may be either, as may the length.
                         stage.touch(size.min(old), size.max(old));
@@ -142,14 +142,14 @@ fn resizes() {
                         node.truncate(size, Truncate::default()).await.unwrap();
                         disk.resize(size as usize, 0);
                     }
-                    2 if round > 60 && rng.below(4) == 0 => {
+                    2 if round > 60 && dice.below(4) == 0 => {
                         // With a snapshot the image only grows or shrinks where that is allowed.
                         let facet = node.layer().snapshots().unwrap();
                         if let Some(one) = facet.list().first() {
                             facet.delete(&one.id).await.unwrap();
                         }
                     }
-                    _ => request(&mut stage, &node, &mut disk, &mut rng).await,
+                    _ => request(&mut stage, &node, &mut disk, &mut dice).await,
                 }
             }
             stage
@@ -173,11 +173,11 @@ fn an_external_data_file() {
         let drive = Backend::new(&stage.graph, Drive { name: "d".into(), ..Drive::default() }).unwrap();
         drive.insert(&pin).unwrap();
         let stage = play(stage, pin, |mut stage, node| async move {
-            let (mut rng, mut disk) = (Rng(40), vec![0; SIZE as usize]);
+            let (mut dice, mut disk) = (Dice::new(40), vec![0; SIZE as usize]);
             for _ in 0..150 {
-                match rng.below(8) {
+                match dice.below(8) {
                     0 => flush(&mut stage, &node, 0, &disk).await,
-                    _ => request(&mut stage, &node, &mut disk, &mut rng).await,
+                    _ => request(&mut stage, &node, &mut disk, &mut dice).await,
                 }
             }
             drive.delete();
@@ -204,9 +204,9 @@ fn persistent_bitmaps() {
         }
         let mut before = disk.clone();
         stage = play(stage, pin, |mut stage, node| async move {
-            let mut rng = Rng(50 + round);
+            let mut dice = Dice::new(50 + round);
             for _ in 0..12 {
-                request(&mut stage, &node, &mut before, &mut rng).await;
+                request(&mut stage, &node, &mut before, &mut dice).await;
                 flush(&mut stage, &node, 0, &before).await;
             }
             stage
@@ -214,11 +214,11 @@ fn persistent_bitmaps() {
         disk = stage.promises.last().unwrap().disk.clone();
     }
     stage.cut_often(51, cases());
-    let (mut rng, graph) = (Rng(52), graph());
+    let (mut dice, graph) = (Dice::new(52), graph());
     let mut trusted = 0;
     for _ in 0..cases() {
-        let position = rng.below(stage.position() as u64 + 1) as usize;
-        let images = stage.cut(position, || rng.below(2) == 0);
+        let position = dice.below(stage.position() as u64 + 1) as usize;
+        let images = stage.cut(position, || dice.below(2) == 0);
         std::fs::write(stage.path(0), &images[0]).unwrap();
         let pin = open_plain(&graph, &stage.path(0), true);
         let node = pin.clone();
@@ -261,7 +261,7 @@ fn open_chain(stage: &Stage) -> Pin {
 }
 
 /// Writes while a job runs; `ready` is told to complete.
-async fn alongside(stage: &mut Stage, drive: &Backend, root: usize, disk: &mut [u8], rng: &mut Rng) {
+async fn alongside(stage: &mut Stage, drive: &Backend, root: usize, disk: &mut [u8], dice: &mut Dice) {
     let job = stage.graph.jobs.get("j").unwrap();
     let mut told = false;
     for _ in 0..2000 {
@@ -271,14 +271,14 @@ async fn alongside(stage: &mut Stage, drive: &Backend, root: usize, disk: &mut [
         if let Some(node) = drive.node().filter(|_| !told) {
             // As requests of a guest: none is in flight when the graph changes.
             if let Ok(access) = drive.access(true, 0).await {
-                request(stage, &node, disk, rng).await;
-                if rng.below(3) == 0 {
+                request(stage, &node, disk, dice).await;
+                if dice.below(3) == 0 {
                     flush(stage, &node, root, disk).await;
                 }
                 drop(access);
             }
         }
-        if job.status() == Status::Ready && !told && rng.below(6) == 0 {
+        if job.status() == Status::Ready && !told && dice.below(6) == 0 {
             job.complete().unwrap();
             told = true;
         }
@@ -357,14 +357,14 @@ fn job(what: Job, name: &str, seed: u64) {
     let guest = drive.clone();
     let (top, to) = (pin.clone(), target.as_ref().map(|pin| (**pin).clone()));
     let mut stage = graph.block_on(async move {
-        let mut rng = Rng(seed);
+        let mut dice = Dice::new(seed);
         start(&stage, what, &top, to).await;
-        alongside(&mut stage, &guest, 2, &mut disk, &mut rng).await;
+        alongside(&mut stage, &guest, 2, &mut disk, &mut dice).await;
         let node = guest.node().unwrap();
         // Now on what the job left as the disk.
         for _ in 0..30 {
-            request(&mut stage, &node, &mut disk, &mut rng).await;
-            if rng.below(4) == 0 {
+            request(&mut stage, &node, &mut disk, &mut dice).await;
+            if dice.below(4) == 0 {
                 flush(&mut stage, &node, root, &disk).await;
             }
         }

@@ -3,11 +3,11 @@
 use super::super::replay::{Replayed, replay};
 use super::super::wire::*;
 use super::serve;
-use crate::formats::qcow2::tests::Rng;
 use crate::graph::tests::graph;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
+use testkit::Dice;
 
 fn reply(option: u32, code: u32, body: &[u8]) -> Vec<u8> {
     let mut out = REP_MAGIC.to_be_bytes().to_vec();
@@ -186,14 +186,14 @@ fn spoilt_transcripts_do_no_harm() {
         chunk(CHUNK_DONE, CHUNK_STATUS, 2, &status(7, &[(4096, 0)])),
     ]
     .concat();
-    let mut rng = Rng(7);
+    let mut dice = Dice::new(7);
     graph().block_on(async move {
         for _ in 0..3000 {
             let mut bytes = whole.clone();
-            for _ in 0..1 + rng.next() % 3 {
-                let at = rng.next() as usize % bytes.len();
-                match rng.next() % 3 {
-                    0 => bytes[at] ^= 1 << (rng.next() % 8),
+            for _ in 0..1 + dice.roll() % 3 {
+                let at = dice.roll() as usize % bytes.len();
+                match dice.roll() % 3 {
+                    0 => bytes[at] ^= 1 << (dice.roll() % 8),
                     1 => bytes.truncate(at.max(1)),
                     _ => drop(bytes.splice(at..(at + 4).min(bytes.len()), [0xff; 4])),
                 }
@@ -321,15 +321,15 @@ fn spoilt_clients_do_no_harm() {
         request(0, CMD_DISC, 5, 0, 0),
     ]
     .concat();
-    let mut rng = Rng(11);
+    let mut dice = Dice::new(11);
     owner.block_on(async move {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         for round in 0..2000 {
             let mut bytes = whole.clone();
-            for _ in 0..(round > 0) as u64 * (1 + rng.next() % 3) {
-                let at = rng.next() as usize % bytes.len();
-                match rng.next() % 2 {
-                    0 => bytes[at] ^= 1 << (rng.next() % 8),
+            for _ in 0..(round > 0) as u64 * (1 + dice.roll() % 3) {
+                let at = dice.roll() as usize % bytes.len();
+                match dice.roll() % 2 {
+                    0 => bytes[at] ^= 1 << (dice.roll() % 8),
                     _ => bytes.truncate(at.max(1)),
                 }
             }
