@@ -3,6 +3,7 @@
 mod links;
 mod loops;
 mod near;
+mod refused;
 mod returns;
 mod stack;
 mod strides;

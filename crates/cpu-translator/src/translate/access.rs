@@ -147,7 +147,11 @@ impl Builder {
                     self.code.load(T1, SHARED_AT + 8 * i32::from(member.group));
                     self.t1 = Some(member.group);
                 }
-                return Reached { at: self.member_address(source, i, place), site: None, resumes: true };
+                // What is not canonical may have the index of a page that is known: the host refuses it, at
+                // the first of the accesses.
+                let site = member.leader.then(|| self.refusable());
+                let at = self.member_address(source, i, place);
+                return Reached { at, site, resumes: site.is_none() };
             }
         }
         let free = self.keeps_flags(source);
@@ -449,6 +453,13 @@ impl Builder {
         self.code.group32(4, T1, 0xfff);
         self.code.group32(7, T1, 0x1000 - size as i32);
         self.code.jcc(7, slow);
+    }
+
+    /// A site for an access that the host may refuse: the interpreter executes the instruction.
+    fn refusable(&mut self) -> u32 {
+        let (site, label, restore) = (self.site(Kind::Interpret), self.code.label(), self.restores());
+        self.cold.push(Cold::Leave { label, site, reason: reason::SLOW, restore });
+        site
     }
 
     /// The host instruction that comes next may fault; it belongs to `site`.

@@ -18,6 +18,7 @@ pub const SPAN: i64 = 256;
 #[derive(Clone, Copy, Debug)]
 pub struct Member {
     pub group: u16,
+    /// It is the group's first.
     pub leader: bool,
     /// Offset of the access from the start of the group's span.
     pub offset: i32,
@@ -75,7 +76,7 @@ impl Group {
     /// Whose look-up is made before a loop.
     pub fn hoisted(write: bool) -> Group {
         let (span, min, max, members, last) = Default::default();
-        Group { span, write, kept: true, early: false, align: 1, anchor: 0, min, max, members, last }
+        Group { span, write, kept: true, early: true, align: 1, anchor: 0, min, max, members, last }
     }
 
     /// Whether an access at `offset`, which must be a multiple of `align`, can be if those here are.
@@ -338,7 +339,9 @@ impl Builder {
             }
             Class::Native if i.mnemonic() != Mnemonic::Lea => {
                 let size = i.memory_size().size() as u32;
-                if !has_memory(i) || size == 0 || size > 64 || self.is_odd(i) {
+                // With a mask an access may be none, so that it tells nothing of its address.
+                let masked = i.has_op_mask();
+                if !has_memory(i) || size == 0 || size > 64 || masked || self.is_odd(i) {
                     return None;
                 }
                 let write = self.writes_memory(i);

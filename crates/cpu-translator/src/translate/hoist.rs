@@ -117,8 +117,9 @@ impl Builder {
         };
         for (k, found) in found.into_iter().enumerate() {
             hoist.members[k] = found.and_then(|(access, align, moved)| {
+                let plans = hoist.plans.len();
                 let (group, offset) = plan(&mut hoist.plans, &strides, &access, align, moved)?;
-                Some(Member { group, leader: false, offset: offset as i32 })
+                Some(Member { group, leader: usize::from(group) == plans, offset: offset as i32 })
             });
         }
         (!hoist.plans.is_empty()).then(|| {
@@ -154,7 +155,8 @@ impl Builder {
             let whole = (address & 0xfff) + u64::from(size) <= 4096 && address.is_multiple_of(align.into());
             let write = self.writes_memory(i);
             let memory = super::groups::has_memory(i) && (1..=64).contains(&size);
-            return (memory && whole).then(|| (Access::constant(address, size, write), 1));
+            let all = !i.has_op_mask();
+            return (memory && whole && all).then(|| (Access::constant(address, size, write), 1));
         }
         self.access_of(i, class)
     }
