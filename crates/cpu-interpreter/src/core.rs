@@ -3,8 +3,9 @@
 use crate::flags::{self, mask};
 use crate::tlb::{TlbSet, View};
 use base::Result;
+use cpu::fault::vector;
 use cpu::paging::{self, CR0_AM, CR0_PE, CR4_SMAP, Paging};
-use cpu::state::{Segment, seg};
+use cpu::state::{PendingEvent, Segment, seg};
 use cpu::{CpuState, Fault, VcpuConfig};
 use memory::{FlatView, RamBlock};
 use std::sync::Arc;
@@ -270,6 +271,10 @@ impl Core {
         state.rip = self.rip;
         state.rflags = self.rflags();
         state.fpu = self.simd.state();
+        if self.pending_db != 0 && state.pending.is_none() {
+            state.dr[6] |= self.pending_db;
+            state.pending = Some(PendingEvent { vector: vector::DB, error_code: None, software: false });
+        }
         state
     }
 

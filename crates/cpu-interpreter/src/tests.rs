@@ -304,14 +304,50 @@ fn segment_limits_are_kept() {
     assert_eq!(guest.stepper.step(), Ok(()));
 }
 
-#[test]
-fn single_step_traps_after_each_instruction() {
-    // handler for #DB at 12000h: inc ebx; iretd    code: pushfd; or dword [esp],100h; popfd; nop; nop; and..; hlt
-    let mut guest = protected_guest(&[0x9c, 0x81, 0x0c, 0x24, 0, 1, 0, 0, 0x9d, 0x90, 0x90, 0xf4]);
+/// Steps two NOPs and a HLT; each trap increments EBX, the third is the last. A HLT and an INC EDX follow.
+fn stepping_guest() -> Guest {
+    // pushfd; or dword [esp],100h; popfd; nop; nop; hlt; hlt
+    let guest = protected_guest(&[0x9c, 0x81, 0x0c, 0x24, 0, 1, 0, 0, 0x9d, 0x90, 0x90, 0xf4, 0xf4]);
     guest.memory.store(0xa000 + 8, 8, 0x0001_8e00_0008_2000);
-    guest.memory.write(0x12000, &[0x43, 0xcf]);
-    let state = guest.run();
-    assert_eq!(state.gpr[3], 3, "two NOPs and the HLT");
+    // inc ebx; cmp ebx,3; jne out; jmp on; on: and dword [esp+8],~100h; out: iretd
+    let handler =
+        [0x43, 0x83, 0xfb, 3, 0x75, 0x0a, 0xeb, 0, 0x81, 0x64, 0x24, 8, 0xff, 0xfe, 0xff, 0xff, 0xcf];
+    guest.memory.write(0x12000, &handler);
+    guest
+}
+
+#[test]
+fn single_step_traps_after_each_instruction_and_ends_a_halt() {
+    let mut guest = stepping_guest();
+    let start = guest.stepper.state();
+    for round in 0..2 {
+        let state = guest.run();
+        assert_eq!(state.gpr[3], 3, "two NOPs and the HLT in round {round}");
+        assert_eq!(state.rip, start.rip + 13, "the second HLT in round {round}");
+        assert_eq!(state.dr[6] & 0x4000, 0x4000);
+        guest.stepper.load(&start).unwrap();
+    }
+}
+
+/// Whoever saves and loads the state between an instruction and its trap loses nothing.
+#[test]
+fn a_trap_that_is_due_is_part_of_the_state() {
+    use cpu::engine::DebugPlan;
+    let mut guest = stepping_guest();
+    let plan = DebugPlan { single_step: true, ..DebugPlan::default() };
+    guest.stepper.vcpu().set_debug(&plan).unwrap();
+    let mut due = 0;
+    for _ in 0..100 {
+        let exit = guest.stepper.vcpu().run();
+        let state = guest.stepper.state();
+        due += u32::from(state.pending.is_some());
+        guest.stepper.load(&state).unwrap();
+        if exit == Exit::Halted {
+            break;
+        }
+    }
+    let state = guest.stepper.state();
+    assert_eq!((due, state.gpr[3]), (3, 3));
     assert_eq!(state.dr[6] & 0x4000, 0x4000);
 }
 

@@ -338,7 +338,9 @@ impl InterpreterVcpu {
     pub(crate) fn attend_events(&mut self) -> Option<Exit> {
         let core = &mut self.core;
         if let Some(event) = core.st.pending.take() {
-            let fault = Fault { vector: event.vector, error: event.error_code, payload: core.st.cr2 };
+            // DR6 tells already what a debug exception was for.
+            let payload = if event.vector == vector::PF { core.st.cr2 } else { 0 };
+            let fault = Fault { vector: event.vector, error: event.error_code, payload };
             return self.deliver(fault);
         }
         match core.st.activity {
@@ -444,7 +446,13 @@ impl InterpreterVcpu {
                 core.st.rflags |= flags::RF;
             }
             match core.interrupt(fault.vector, fault.error, Source::Hardware) {
-                Ok(()) => return None,
+                Ok(()) => {
+                    // A trap after HLT ends it.
+                    if core.st.activity == Activity::Halted {
+                        core.st.activity = Activity::Running;
+                    }
+                    return None;
+                }
                 Err(second) => {
                     first = Some(fault);
                     fault = second;
