@@ -4,7 +4,6 @@
 use crate::case::{Case, Outcome};
 use iced_x86::{Decoder, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register};
 
-const PAGE_FAULT: u64 = 14;
 const SIMD_FAULT: u64 = 19;
 /// FSW.ES.
 const SUMMARY: u16 = 1 << 7;
@@ -28,6 +27,8 @@ pub struct Liberties {
     pub mxcsr: bool,
     /// A comparison of a string that stopped may have been noted.
     pub flags: bool,
+    /// The upper halves of RCX, RSI and RDI may be zero: a string instruction with 32-bit addresses.
+    pub halves: bool,
 }
 
 impl Liberties {
@@ -47,6 +48,7 @@ impl Liberties {
             x87: mentions_mmx(&i) && i.op0_kind() == OpKind::Memory,
             mxcsr: i.mnemonic() == Mnemonic::Vcvtps2ph,
             flags: is_scan(&i) && (i.has_rep_prefix() || i.has_repne_prefix()),
+            halves: is_narrow_string(&i),
         }
     }
 }
@@ -70,7 +72,7 @@ fn may_swap(i: &Instruction, silicon: &Outcome, engine: &Outcome) -> bool {
         Cmpsb | Cmpsw | Cmpsd | Cmpsq => i.is_string_instruction() && faults,
         // The target comes first in the manuals' operation, the push on AMD's silicon.
         Call => i.is_call_near_indirect() && faults && silicon.vector != engine.vector,
-        Vcvtps2ph => silicon.vector == SIMD_FAULT && engine.vector == PAGE_FAULT,
+        Vcvtps2ph => silicon.vector == SIMD_FAULT,
         // An operand that ends beyond the segment and begins on a bad page.
         _ => i.is_string_instruction() && faults && silicon.vector != engine.vector,
     }
@@ -78,6 +80,11 @@ fn may_swap(i: &Instruction, silicon: &Outcome, engine: &Outcome) -> bool {
 
 fn is_scan(i: &Instruction) -> bool {
     matches!(i.mnemonic(), Mnemonic::Scasb | Mnemonic::Scasw | Mnemonic::Scasd | Mnemonic::Scasq)
+}
+
+fn is_narrow_string(i: &Instruction) -> bool {
+    let narrow = |n| matches!(i.op_kind(n), OpKind::MemoryESEDI | OpKind::MemorySegESI);
+    (i.has_rep_prefix() || i.has_repne_prefix()) && (0..i.op_count()).any(narrow)
 }
 
 fn is_x87_store(i: &Instruction) -> bool {
