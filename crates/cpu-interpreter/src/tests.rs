@@ -304,7 +304,7 @@ fn segment_limits_are_kept() {
     assert_eq!(guest.stepper.step(), Ok(()));
 }
 
-/// Steps two NOPs and a HLT; each trap increments EBX, the third is the last. A HLT and an INC EDX follow.
+/// Steps two NOPs and a HLT; each trap increments EBX, the third is the last. Another HLT follows.
 fn stepping_guest() -> Guest {
     // pushfd; or dword [esp],100h; popfd; nop; nop; hlt; hlt
     let guest = protected_guest(&[0x9c, 0x81, 0x0c, 0x24, 0, 1, 0, 0, 0x9d, 0x90, 0x90, 0xf4, 0xf4]);
