@@ -61,10 +61,10 @@ impl Builder {
         }
     }
 
-    /// Whether an access needs no look-up of its own.
+    /// Whether an access needs no look-up of its own and cannot be refused: a group's first can.
     fn is_found(&self, member: Member) -> bool {
         let group = &self.groups[usize::from(member.group)];
-        (!member.leader || group.early) && (group.kept || self.t1 == Some(member.group))
+        !member.leader && (group.kept || self.t1 == Some(member.group))
     }
 
     fn uses_stack_pointer(&mut self, i: &Instruction) -> bool {
