@@ -89,13 +89,15 @@ impl Qcow2 {
             let stop = old.next_multiple_of(self.geometry.cluster_size());
             self.discard_guest(first, stop - first, true).await?;
         }
-        let inside = size.next_multiple_of(self.geometry.cluster_size()).min(old) - size;
-        if inside > 0 {
-            // What lies behind the end in the last cluster must not come back on growing.
-            let allocated = self.with(|meta| meta.lookup(size, inside)).await?;
-            if allocated.kind != Kind::Unallocated {
-                self.write_guest(size, &vec![0; inside as usize]).await?;
+        // What lies behind the end in the last cluster must not come back on growing.
+        let end = first.min(old);
+        let mut at = size;
+        while at < end {
+            let there = self.with(|meta| meta.lookup(at, end - at)).await?;
+            if there.kind != Kind::Unallocated {
+                self.write_guest(at, &vec![0; there.len as usize]).await?;
             }
+            at += there.len;
         }
         if let Some(data) = &self.data {
             data.truncate(size, Truncate::default()).await?;

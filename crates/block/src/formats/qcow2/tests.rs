@@ -313,6 +313,25 @@ fn sizes_change_both_ways() {
 }
 
 #[test]
+fn subclusters_behind_a_new_end_do_not_come_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, raw) = paths(&dir);
+    let graph = graph();
+    make(&graph, &image, json!({"extended_l2": "on", "size": 1 << 20}));
+    let pin = open(&graph, &image);
+    let node = pin.clone();
+    graph.block_on(async move {
+        // The new end lies in a subcluster that was never written.
+        node.write(6144, &[5; 4096], WriteFlags::empty()).await.unwrap();
+        for size in [4096, 1 << 20] {
+            node.truncate(size, Truncate::default()).await.unwrap();
+        }
+    });
+    close(&graph, pin);
+    judge(&image, &vec![0; 1 << 20], &raw);
+}
+
+#[test]
 fn a_version_2_image_grows_where_nothing_below_comes_to_light() {
     let dir = tempfile::tempdir().unwrap();
     let (image, below) = paths(&dir);
