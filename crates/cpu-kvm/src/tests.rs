@@ -142,7 +142,7 @@ fn real_mode() -> CpuState {
 
 impl Guest {
     /// Runs to HLT (or WAIT fails the test).
-    fn to_halt(&mut self) -> CpuState {
+    fn run_to_halt(&mut self) -> CpuState {
         self.watchdog(Duration::from_secs(20));
         assert_eq!(self.vcpu.run(), Exit::Halted);
         self.vcpu.save()
@@ -188,7 +188,7 @@ fn ports_in_all_sizes_and_strings() {
     ];
     let Some(mut guest) = guest(&code) else { return };
     guest.ram.write(0x2000, &[1, 2, 3, 4, 5, 6]);
-    let state = guest.to_halt();
+    let state = guest.run_to_halt();
     let read = u64::MAX;
     let expected = [
         (2, 1, 0x5a),
@@ -228,7 +228,7 @@ fn memory_devices_and_rom() {
         edit.io("device", 0xc0000, 0x1000, device.clone());
         edit.map("rom", 0xc1000, 0x1000, 1, Target::Rom { block: rom, offset: 0 });
     });
-    let state = guest.to_halt();
+    let state = guest.run_to_halt();
     assert_eq!(*device.0.lock().unwrap(), [(8, 1, 0x77), (0x10, 2, u64::MAX)]);
     assert_eq!(state.gpr[gpr::RAX] as u16, 0x2222);
     assert_eq!(state.gpr[gpr::RBX] as u16, 0x4242);
@@ -250,11 +250,11 @@ fn interrupts_wake_and_wait_for_the_window() {
     // sti; again: hlt; jmp again
     let Some(mut guest) = guest(&[0xfb, 0xf4, 0xeb, 0xfd]) else { return };
     handlers(&guest, &[0x20, 0x31]);
-    guest.to_halt();
+    guest.run_to_halt();
     for round in 1..=3u64 {
         guest.apic.vectors.lock().unwrap().extend([0x20, 0x31]);
         guest.link.post(Request::INTERRUPT);
-        guest.to_halt();
+        guest.run_to_halt();
         let count = |vector: u64| guest.memory.load(0x5000 + 4 * vector, 2);
         assert_eq!((count(0x20), count(0x31)), (round, round));
     }
@@ -265,7 +265,7 @@ fn interrupts_wake_and_wait_for_the_window() {
     state.rip = 0x1100;
     guest.vcpu.load(&state).unwrap();
     guest.apic.vectors.lock().unwrap().push_back(0x20);
-    let state = guest.to_halt();
+    let state = guest.run_to_halt();
     assert_eq!((state.rip, guest.memory.load(0x5080, 2)), (0x1105, 4));
     // A halted CPU with interrupts off stays halted.
     let mut state = real_mode();
@@ -273,7 +273,7 @@ fn interrupts_wake_and_wait_for_the_window() {
     state.rip = 0x1200;
     guest.vcpu.load(&state).unwrap();
     guest.apic.vectors.lock().unwrap().push_back(0x20);
-    guest.to_halt();
+    guest.run_to_halt();
     assert_eq!(guest.vcpu.run(), Exit::Halted);
     assert!(guest.apic.has_interrupt());
 }
@@ -282,9 +282,9 @@ fn interrupts_wake_and_wait_for_the_window() {
 fn nmi_wakes_a_halted_cpu() {
     let Some(mut guest) = guest(&[0xfa, 0xf4, 0xf4]) else { return };
     handlers(&guest, &[2]);
-    assert_eq!(guest.to_halt().rip, 0x1002);
+    assert_eq!(guest.run_to_halt().rip, 0x1002);
     guest.link.post(Request::NMI);
-    assert_eq!(guest.to_halt().rip, 0x1003);
+    assert_eq!(guest.run_to_halt().rip, 0x1003);
     assert_eq!(guest.memory.load(0x5008, 2), 1);
 }
 
@@ -312,7 +312,7 @@ fn kick_from_another_thread() {
 #[test]
 fn init_and_sipi() {
     let Some(mut guest) = guest(&[0xf4]) else { return };
-    guest.to_halt();
+    guest.run_to_halt();
     guest.link.post(Request::INIT);
     // The bootstrap processor starts anew at the top of memory, where nothing is.
     guest.watchdog(Duration::from_millis(200));
@@ -323,7 +323,7 @@ fn init_and_sipi() {
     assert_eq!(guest.vcpu.run(), Exit::Halted);
     guest.ram.write(0x7000, &[0xf4]);
     guest.link.post_sipi(7);
-    let state = guest.to_halt();
+    let state = guest.run_to_halt();
     assert_eq!((state.seg[seg::CS].selector, state.rip), (0x700, 1));
 }
 
@@ -351,7 +351,7 @@ fn debugging() {
     assert_eq!(guest.vcpu.run(), Exit::Debug);
     assert_eq!((guest.vcpu.save().rip, guest.memory.load(0x2000, 2)), (0x1008, 3));
     guest.vcpu.set_debug(&DebugPlan::default()).unwrap();
-    guest.to_halt();
+    guest.run_to_halt();
     let many = DebugPlan { breakpoints: vec![1, 2, 3, 4, 5], ..DebugPlan::default() };
     assert!(guest.vcpu.set_debug(&many).is_err());
 }
@@ -408,7 +408,7 @@ fn long_mode_and_msrs() {
     assert_eq!(back, CpuState { msr, xcr0: back.xcr0, ..state.clone() });
     assert_eq!(guest.vcpu.translate(0x1234), Some(0x1234));
     assert_eq!(guest.vcpu.translate(0x40_0000), None);
-    let after = guest.to_halt();
+    let after = guest.run_to_halt();
     assert_eq!(after.gpr[gpr::RBX], 0x1234_5678);
     assert_eq!(*guest.apic.msrs.lock().unwrap(), [(0x830, 0x1234_5678)]);
     assert_eq!((after.fpu.ymm[5], after.fpu.st[0]), (state.fpu.ymm[5], state.fpu.st[0]));
@@ -458,7 +458,7 @@ fn sse_registers() {
     let mut state = long_mode(&guest);
     state.gpr[8] = 0x1111_2222_3333_4444;
     guest.vcpu.load(&state).unwrap();
-    let after = guest.to_halt();
+    let after = guest.run_to_halt();
     assert_eq!(after.gpr[9], 0x2222_4444_6666_8888);
     assert_eq!(after.fpu.ymm[0][0], 0x2222_4444_6666_8888);
 }
@@ -494,7 +494,7 @@ fn read_tsc(guest: &mut Guest, offset: u64) -> (u64, u64, u64) {
     state.tsc_offset = offset;
     guest.vcpu.load(&state).unwrap();
     let before = guest.bus.tsc().wrapping_add(offset);
-    let state = guest.to_halt();
+    let state = guest.run_to_halt();
     let value = state.gpr[gpr::RDX] << 32 | state.gpr[gpr::RAX];
     assert_eq!(state.tsc_offset, offset);
     (before, value, guest.bus.tsc().wrapping_add(offset))
@@ -522,7 +522,7 @@ fn tsc_follows_the_machine_clock() {
         0x0f, 0x30, 0x0f, 0x31, 0xf4, // wrmsr; rdtsc; hlt
     ]);
     guest.vcpu.load(&real_mode()).unwrap();
-    let state = guest.to_halt();
+    let state = guest.run_to_halt();
     let value = state.gpr[gpr::RDX] << 32 | state.gpr[gpr::RAX];
     assert!(value < 100 * guest.bus.tsc_khz, "{value}");
     assert_eq!(state.tsc_offset, state.msr.tsc_adjust);
@@ -544,7 +544,7 @@ fn memory_changes_while_running() {
         }
         memory.edit(|edit| edit.map("over", 0x2000, 0x1000, 5, Target::Ram { block: other, offset: 0 }));
     });
-    guest.to_halt();
+    guest.run_to_halt();
     changer.join().unwrap();
 }
 
@@ -556,7 +556,7 @@ fn dirty_log_marks_watched_pages() {
         guest.ram.set_watch(page * 4096, Watch::MIGRATION);
     }
     guest.engine.set_dirty_logging(true).unwrap();
-    guest.to_halt();
+    guest.run_to_halt();
     guest.engine.collect_dirty().unwrap();
     assert_eq!(guest.ram.take_dirty(Watch::MIGRATION, 0) & 1 << 6, 1 << 6);
     assert_eq!(guest.ram.take_dirty(Watch::MIGRATION, 1), 0);

@@ -45,7 +45,7 @@ fn record(seed: u64, format: &'static str, mut options: serde_json::Value, path:
     let log = Log::default();
     LOGS.lock().insert(path.into(), log.clone());
     let at = graph.clone();
-    let run = graph.block_on(async move {
+    graph.block_on(async move {
         let pin = at.open(Options::json(tree), Settings::default()).await.unwrap();
         let mut dice = Dice::new(seed);
         let mut disk = below;
@@ -94,8 +94,7 @@ fn record(seed: u64, format: &'static str, mut options: serde_json::Value, path:
         at.collect().await;
         run.log = std::mem::take(&mut *log.lock());
         run
-    });
-    run
+    })
 }
 
 /// The file after a cut at `cut`: all before the last flush, of the rest what `keep` lets.

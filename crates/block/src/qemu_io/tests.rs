@@ -22,8 +22,7 @@ fn output_is_the_customary_one() {
             run(&disk, &line, &out).await;
             run(&disk, "aio_flush", &out).await;
         });
-        let text = text.lock().clone();
-        text
+        text.lock().clone()
     };
     let text = run_line("write -P 0x22 4k 8k");
     assert!(text.starts_with("wrote 8192/8192 bytes at offset 4096\n8 KiB, 1 ops; 00.0"), "{text}");

@@ -45,8 +45,7 @@ fn valid(graph: &Arc<Graph>, format: &'static str, id: u64) -> Vec<u8> {
         drop(pin);
         at.collect().await;
     });
-    let bytes = file.lock().clone();
-    bytes
+    file.lock().clone()
 }
 
 /// Where something stands in the image that is not the pattern of the data: a few bytes
