@@ -484,7 +484,12 @@ impl Code {
     /// Flags to AX; RAX is kept in its saved slot.
     pub fn flags_to_ax(&mut self) {
         self.store(crate::layout::RAX_SAVED, RAX);
-        self.raw(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+        self.lahf_seto();
+    }
+
+    /// `lahf; seto al`.
+    pub fn lahf_seto(&mut self) {
+        self.raw(&[0x9f, 0x0f, 0x90, 0xc0]);
     }
 
     /// Saves the flags in a slot of the state.
@@ -497,7 +502,7 @@ impl Code {
     /// Likewise where T0 is free: RAX waits there.
     pub fn save_flags_by_t0(&mut self) {
         self.mov(T0, RAX);
-        self.raw(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+        self.lahf_seto();
         self.store32(crate::layout::SAVED_FLAGS, RAX);
         self.mov(RAX, T0);
     }

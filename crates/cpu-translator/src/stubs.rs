@@ -193,7 +193,7 @@ fn mxcsr(code: &mut Code, op: u8, disp: i32) {
 
 fn leave(code: &mut Code) {
     code.store(GPR, RAX);
-    code.raw(&[0x9f, 0x0f, 0x90, 0xc0]); // lahf; seto al
+    code.lahf_seto();
     code.raw(&[0x0f, 0xb7, 0xc0]); // movzx eax, ax
     code.store(FLAGS, RAX);
     for reg in GUEST {

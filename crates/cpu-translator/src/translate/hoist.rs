@@ -401,9 +401,7 @@ impl Builder {
         }
         self.hoisted = false;
     }
-}
 
-impl Builder {
     /// The second body's groups: the hoisted ones, and behind them the first body's that have nothing
     /// to do with those.
     fn regroup(&mut self, hoist: &Hoist) {
