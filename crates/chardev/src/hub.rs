@@ -34,6 +34,13 @@ struct Slot {
     blocked: bool,
 }
 
+impl Slots {
+    /// The one with the input.
+    fn focused(&self) -> Option<&Slot> {
+        self.list.iter().find(|slot| Some(slot.tag) == self.focus)
+    }
+}
+
 impl Slot {
     fn front(&self) -> Option<Arc<dyn FrontEnd>> {
         self.front.as_ref()?.upgrade()
@@ -118,8 +125,7 @@ impl Hub {
     }
 
     fn focused(&self) -> Option<Arc<dyn FrontEnd>> {
-        let slots = self.slots.lock();
-        slots.list.iter().find(|s| Some(s.tag) == slots.focus)?.front()
+        self.slots.lock().focused()?.front()
     }
 
     pub fn focus(&self) -> Option<u32> {
@@ -168,8 +174,7 @@ impl Hub {
     pub fn can_receive(&self) -> usize {
         let front = {
             let slots = self.slots.lock();
-            let slot = slots.list.iter().find(|s| Some(s.tag) == slots.focus);
-            slot.filter(|s| s.told_open || !slots.open).and_then(Slot::front)
+            slots.focused().filter(|s| s.told_open || !slots.open).and_then(Slot::front)
         };
         front.map_or(0, |f| f.can_receive())
     }
