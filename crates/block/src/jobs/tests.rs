@@ -377,17 +377,20 @@ fn a_paused_job_stands_and_a_cancelled_one_says_so() {
     let _dir = bench.end();
 }
 
+/// A mirror of nothing to nowhere.
+async fn null_mirror(at: &Arc<Graph>) -> Arc<Job> {
+    let null = |name: &str| json!({"driver": "null-co", "size": 1 << 20, "node-name": name});
+    let source = at.add(Options::json(null("s"))).await.unwrap();
+    let target = at.add(Options::json(null("t"))).await.unwrap();
+    let spec = MirrorSpec::new(Setup::new(Kind::Mirror, "m"), source, target);
+    at.jobs.mirror(at, spec).await.unwrap()
+}
+
 #[test]
 fn a_job_is_told_of_as_paused_and_running_in_turn() {
     let mut bench = Bench::new();
     let at = bench.graph.clone();
-    let job = bench.graph.block_on(async move {
-        let null = |name: &str| json!({"driver": "null-co", "size": 1 << 20, "node-name": name});
-        let source = at.add(Options::json(null("s"))).await.unwrap();
-        let target = at.add(Options::json(null("t"))).await.unwrap();
-        let setup = Setup { block_job: true, ..Setup::new(Kind::Mirror, "m") };
-        at.jobs.mirror(&at, MirrorSpec::new(setup, source, target)).await.unwrap()
-    });
+    let job = bench.graph.block_on(async move { null_mirror(&at).await });
     job.begin();
     bench.wait("ready");
     for round in 0..4000 {
@@ -412,12 +415,8 @@ fn cancelling_all_does_not_wait_for_a_job_that_has_not_begun() {
     let mut bench = Bench::new();
     let at = bench.graph.clone();
     let took = bench.graph.block_on(async move {
-        let null = |name: &str| json!({"driver": "null-co", "size": 1 << 20, "node-name": name});
-        let source = at.add(Options::json(null("s"))).await.unwrap();
-        let target = at.add(Options::json(null("t"))).await.unwrap();
+        let job = null_mirror(&at).await;
         // It stands at its first piece when all are cancelled.
-        let job = at.jobs.mirror(&at, MirrorSpec::new(Setup::new(Kind::Mirror, "m"), source, target)).await;
-        let job = job.unwrap();
         job.hold();
         let asked = std::time::Instant::now();
         let later = async {
