@@ -257,6 +257,11 @@ impl Core {
         self.set_rflags(state.rflags);
         self.cpl = state.cpl();
         self.pending_db = 0;
+        if state.interrupt_shadow && state.pending.is_some_and(|event| event.vector == vector::DB) {
+            // It waits for one instruction more.
+            self.st.pending = None;
+            self.pending_db = state.dr[6] & 0xe00f;
+        }
         self.irq_hint = true;
         self.monitor = None;
         self.flush_tlbs(true);

@@ -351,6 +351,54 @@ fn a_trap_that_is_due_is_part_of_the_state() {
     assert_eq!(state.dr[6] & 0x4000, 0x4000);
 }
 
+/// Notes where a debug exception came (EBX) and the flags that were pushed (EDX).
+fn debugged_guest(code: &[u8], dr7: u64) -> Guest {
+    let mut guest = protected_guest(code);
+    guest.memory.store(0xa000 + 8, 8, 0x0001_8e00_0008_2000);
+    // mov ebx,[esp]; mov edx,[esp+8]; hlt
+    guest.memory.write(0x12000, &[0x8b, 0x1c, 0x24, 0x8b, 0x54, 0x24, 8, 0xf4]);
+    let mut state = guest.stepper.state();
+    (state.dr[0], state.dr[7]) = (0x30000, dr7);
+    guest.memory.store(0x30000, 8, 0x10);
+    guest.stepper.load(&state).unwrap();
+    guest
+}
+
+#[test]
+fn debug_exceptions_do_not_set_the_resume_flag() {
+    const RF: u64 = 1 << 16;
+    // mov [30000h],eax; nop; hlt
+    let code = [0xa3, 0, 0, 3, 0, 0x90, 0xf4];
+    let mut guest = debugged_guest(&code, 0xd0001);
+    let state = guest.run();
+    assert_eq!((state.gpr[3], state.gpr[2] & RF, state.dr[6] & 15), (CODE + 5, 0, 1));
+    let mut guest = debugged_guest(&code, 1);
+    let mut state = guest.stepper.state();
+    state.dr[0] = CODE + 5;
+    guest.stepper.load(&state).unwrap();
+    let state = guest.run();
+    assert_eq!((state.gpr[3], state.gpr[2] & RF, state.dr[6] & 15), (CODE + 5, 0, 1));
+}
+
+/// A data breakpoint of MOV SS is put off by an instruction, also if the state is saved and loaded.
+#[test]
+fn a_trap_that_waits_for_an_instruction_more_does_so_in_a_saved_state() {
+    use cpu::engine::DebugPlan;
+    // mov ss,[30000h]; inc ecx; inc ecx; hlt
+    let mut guest = debugged_guest(&[0x8e, 0x15, 0, 0, 3, 0, 0x41, 0x41, 0xf4], 0xf0001);
+    let plan = DebugPlan { single_step: true, ..DebugPlan::default() };
+    guest.stepper.vcpu().set_debug(&plan).unwrap();
+    let mut due = 0;
+    while guest.stepper.vcpu().run() != Exit::Halted {
+        let state = guest.stepper.state();
+        due += u32::from(state.pending.is_some());
+        guest.stepper.load(&state).unwrap();
+    }
+    let state = guest.stepper.state();
+    assert_eq!((due, state.gpr[1], state.gpr[3]), (2, 1, CODE + 7));
+    assert_eq!(state.dr[6] & 15, 1);
+}
+
 #[test]
 fn the_debugger_stops_and_steps() {
     use cpu::engine::DebugPlan;

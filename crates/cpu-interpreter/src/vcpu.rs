@@ -441,7 +441,8 @@ impl InterpreterVcpu {
                 _ => {}
             }
             let trap = matches!(fault.vector, vector::BP | vector::OF)
-                || fault.vector == vector::DB && fault.payload & 0xf == 0;
+                // Instruction breakpoints are faults, but do not set RF (SDM 3, 17.3.1.1).
+                || fault.vector == vector::DB && fault.payload & 1 << 13 == 0;
             if !trap && fault.vector != vector::DF {
                 core.st.rflags |= flags::RF;
             }
