@@ -283,12 +283,6 @@ impl Code {
         self.base_disp(reg, base, disp);
     }
 
-    pub fn load32_at(&mut self, reg: u8, base: u8, disp: i32) {
-        self.rex(false, reg, 0, base);
-        self.raw(&[0x8b]);
-        self.base_disp(reg, base, disp);
-    }
-
     /// `mov [base + disp], reg`, 64 bits.
     pub fn store_at(&mut self, base: u8, disp: i32, reg: u8) {
         self.rex(true, reg, 0, base);
@@ -378,14 +372,6 @@ impl Code {
             self.raw(&[0x81, 0xc0 | op << 3 | reg & 7]);
             self.imm32(value);
         }
-    }
-
-    /// `cmp dword [base], imm8`.
-    pub fn cmp32_at(&mut self, base: u8, value: i8) {
-        self.rex(false, 0, 0, base);
-        self.raw(&[0x83]);
-        self.base_disp(7, base, 0);
-        self.raw(&[value as u8]);
     }
 
     /// `cmp byte [base + disp], value`.

@@ -5,12 +5,8 @@ use crate::vcpu::TranslatorVcpu;
 use base::Result;
 use cpu::{Exit, Request, Window};
 use cpu_interpreter::Pause;
-use std::sync::atomic::AtomicU32;
 
-/// What counted code polls: requests wait for the end of the window.
-static NOTHING: AtomicU32 = AtomicU32::new(0);
-
-/// Counting, while a window runs.
+/// Counting, while a window runs. Counted code does not poll: requests wait for the window's end.
 #[derive(Debug, Default)]
 pub struct Counting {
     pub on: bool,
@@ -38,11 +34,9 @@ impl TranslatorVcpu {
             return Ok(Window { retired: 0, exit: Some(exit) });
         }
         self.counting.on = true;
-        self.state.get().link = std::ptr::from_ref(&NOTHING) as u64;
         let mut left = instructions.min(i64::MAX as u64);
         let mut later = Request::empty();
         let exit = self.window(&mut left, &mut later);
-        self.state.get().link = std::ptr::from_ref(self.interpreter.core().bus.link.cell()) as u64;
         self.counting.on = false;
         later |= self.interpreter.postpone();
         if !later.is_empty() {

@@ -24,8 +24,6 @@ pub struct State {
     pub saved_flags: u64,
     pub rax_saved: u64,
     pub spare: u64,
-    /// The request word of the vCPU's [`cpu::Link`].
-    pub link: u64,
     /// Bases of FS and GS.
     pub seg_base: [u64; 2],
     pub site: u32,
@@ -165,7 +163,6 @@ pub const FLAGS: i32 = offset_of!(State, flags) as i32;
 pub const SAVED_FLAGS: i32 = offset_of!(State, saved_flags) as i32;
 pub const RAX_SAVED: i32 = offset_of!(State, rax_saved) as i32;
 pub const SPARE: i32 = offset_of!(State, spare) as i32;
-pub const LINK: i32 = offset_of!(State, link) as i32;
 pub const SEG_BASE: i32 = offset_of!(State, seg_base) as i32;
 pub const SITE: i32 = offset_of!(State, site) as i32;
 pub const REASON: i32 = offset_of!(State, reason) as i32;
@@ -253,7 +250,9 @@ pub const EXITS: i32 = system(offset_of!(System, exits));
 
 /// Bytes of the shared state page.
 pub const STATE_SIZE: usize = 8192;
-const _: () = assert!(size_of::<State>() <= STATE_SIZE);
+/// Behind the state: not zero while something may be asked of the vCPU (see `tables::asked`).
+pub const ASKED: i32 = STATE_SIZE as i32 - 64;
+const _: () = assert!(size_of::<State>() <= ASKED as usize);
 /// Slots of look-ups that remember a page and its entry ([`crate::near`]): for reads, then for
 /// writes.
 pub const NEAR: i32 = STATE_SIZE as i32;

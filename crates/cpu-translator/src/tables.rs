@@ -503,6 +503,12 @@ fn code_slot(gs: usize, slot: u32) -> &'static AtomicU32 {
     }
 }
 
+/// Whether something may be asked of the vCPU, for its translated code; any thread may set it.
+pub fn asked(gs: usize) -> &'static AtomicU32 {
+    // SAFETY: an aligned word of the vCPU's state pages, which live as long as the vCPU.
+    unsafe { AtomicU32::from_ptr((gs + ASKED as usize) as *mut u32) }
+}
+
 /// The table entry of an indirect branch, also for other threads.
 pub fn branch_slot(gs: usize, slot: u32) -> &'static AtomicU64 {
     // SAFETY: an aligned word of the view's branch table, which lives as long as the vCPU.

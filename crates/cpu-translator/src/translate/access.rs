@@ -412,7 +412,8 @@ impl Builder {
             self.slot_index(from, write);
             return self.entry(write, miss, free);
         }
-        if free || self.pext {
+        // PEXT has the longer way to its result.
+        if free || self.pext && !self.steps[self.k].waits {
             self.code.pext(T1, from, MASK_INDEX);
         } else {
             self.code.page_index(T1, from);

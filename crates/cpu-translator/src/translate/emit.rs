@@ -62,13 +62,15 @@ impl Builder {
 
     /// Goes to `pending` if something is asked of the vCPU; `live`: flags stay. T0 changes.
     pub(super) fn poll(&mut self, live: bool, pending: Label) {
-        self.code.load(T1, LINK);
+        if self.counted {
+            return;
+        }
         if live {
             self.code.mov(T0, RCX);
-            self.code.load32_at(RCX, T1, 0);
+            self.code.load32(RCX, ASKED);
             self.rcx_test(pending);
         } else {
-            self.code.cmp32_at(T1, 0);
+            self.code.cmp32_gs(ASKED, 0);
             self.code.jcc(5, pending);
         }
     }

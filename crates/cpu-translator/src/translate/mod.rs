@@ -22,6 +22,7 @@ mod near;
 mod stack;
 mod system;
 mod trace;
+mod waits;
 mod x87;
 
 use crate::asm::{Code, Label};
@@ -102,6 +103,8 @@ struct Step {
     live_before: u32,
     live_after: u32,
     member: Option<groups::Member>,
+    /// Its address comes from memory.
+    waits: bool,
 }
 
 /// Where the guest's flags are.
@@ -242,6 +245,7 @@ impl Builder {
         self.far.clear();
         self.far.extend_from_slice(far.unwrap_or_default());
         self.liveness(source);
+        self.find_waits(source);
         if source.key & key::PLAIN == 0 {
             self.find_groups();
             self.find_loop(source);

@@ -77,6 +77,7 @@ impl Builder {
                 live_before: flags::ALL,
                 live_after: flags::ALL,
                 member: None,
+                waits: false,
             });
             if crosses {
                 break;

@@ -16,8 +16,7 @@ use crate::near::Filled;
 use crate::shared::{Peer, Shared, StatePage};
 use crate::signals;
 use crate::system;
-use crate::tables::Tables;
-use crate::tables::branch_slot;
+use crate::tables::{self, Tables, branch_slot};
 use crate::translate::{Builder, LARGEST, Source, TAIL, crosses, key};
 use base::Result;
 use cpu::engine::DebugPlan;
@@ -29,7 +28,7 @@ use iced_x86::{Instruction, Mnemonic};
 use memory::{RamBlock, UNWATCHED, Watch};
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 /// Places of which is remembered what was found there.
 const PLACES: usize = 512;
@@ -99,7 +98,6 @@ impl TranslatorVcpu {
         };
         let tables = Tables::new(shared.form, stubs.exits[reason::INDIRECT as usize])?;
         let mut state = StatePage::new(&tables);
-        state.get().link = std::ptr::from_ref(link.cell()) as u64;
         state.get().host_mxcsr = 0x1f80;
         state.get().masks = MASK;
         state.get().fars = FAR_LIMIT as u64;
@@ -119,6 +117,9 @@ impl TranslatorVcpu {
         let time = shared.clone();
         interpreter.core_mut().counter = Some(Box::new(move || time.time.read()));
         interpreter.core_mut().heat_limit = shared.warm.load(Ordering::Relaxed);
+        let asked = tables::asked(peer.gs[0]);
+        asked.store(1, Ordering::SeqCst);
+        peer.link.set_kicker(move || asked.store(1, Ordering::SeqCst));
         let form = shared.form;
         Ok(TranslatorVcpu {
             interpreter,
@@ -339,6 +340,20 @@ impl TranslatorVcpu {
         core.rip = rip;
     }
 
+    /// Translated code need not look if nothing is asked any more.
+    fn look_who_asks(&mut self) {
+        let asked = tables::asked(self.gs);
+        if asked.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        // Whoever asks does so before he sets this.
+        asked.store(0, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        if !self.peer.link.requests().is_empty() {
+            asked.store(1, Ordering::SeqCst);
+        }
+    }
+
     /// Runs translated code from `host`; `false`: it was flushed meanwhile.
     fn enter(&mut self, host: usize) -> bool {
         let gs = self.tables.gs(self.interpreter.core().view);
@@ -348,6 +363,7 @@ impl TranslatorVcpu {
             unsafe { std::arch::asm!("wrgsbase {}", in(reg) gs, options(nomem, nostack, preserves_flags)) };
             self.gs = gs;
         }
+        self.look_who_asks();
         let inside = self.peer.inside.load(Ordering::Relaxed);
         self.peer.inside.store(inside + 1, Ordering::SeqCst);
         let revoked = self.shared.revoked.load(Ordering::SeqCst);
@@ -532,6 +548,7 @@ impl Drop for TranslatorVcpu {
         if std::env::var_os("RYOKAN_JIT_COUNTS").is_some() {
             eprintln!("{:?} fills {} flushes {}", self.counts, self.tables.fills, self.tables.flushes);
         }
+        self.peer.link.set_kicker(|| ());
         self.shared.leave(&self.peer);
     }
 }
