@@ -3,6 +3,7 @@
 use base::Mutex;
 use std::cell::Cell;
 use std::ops::{Deref, DerefMut};
+use std::sync::OnceLock;
 
 /// Bytes kept at most for all, and in the longest buffer that is kept.
 const KEEP: usize = 8 << 20;
@@ -48,6 +49,17 @@ impl Lent {
         self.start = (self.start + start).min(self.store.len());
         self.len = len.min(self.store.len() - self.start);
     }
+}
+
+/// A MiB of zeroes. It begins with a page: where the kernel copies from memory that was never
+/// touched it stops at the end of a page, and should the process be killed there, no sector is torn.
+pub fn zeroes() -> &'static [u8] {
+    const PAGE: usize = 4096;
+    const LEN: usize = 1 << 20;
+    static ZEROES: OnceLock<Vec<u8>> = OnceLock::new();
+    let store = ZEROES.get_or_init(|| vec![0; LEN + PAGE]);
+    let start = store.as_ptr().align_offset(PAGE).min(PAGE);
+    &store[start..start + LEN]
 }
 
 /// A buffer of `len` bytes with any content: whoever takes it fills it.
@@ -159,6 +171,12 @@ impl std::fmt::Debug for Lent {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn zeroes_begin_with_a_page() {
+        let zeroes = super::zeroes();
+        assert!(zeroes.as_ptr().align_offset(4096) == 0 && zeroes.iter().all(|byte| *byte == 0));
+    }
+
     #[test]
     fn buffers_have_the_length_asked_for_whatever_is_spare() {
         for len in [1, 65536, 1_234_567, 1_000_000, 3 << 20, 100, 0, 70_000] {

@@ -31,7 +31,7 @@ fn open(open: &mut Open) -> Fut<'_, Result<Arc<dyn Layer>>> {
             }
         };
         // Everybody who writes below must be kept out while a piece is copied.
-        file.node().track();
+        file.track();
         Ok(Arc::new(CopyOnRead { file, bottom }) as Arc<dyn Layer>)
     })
 }
@@ -110,11 +110,6 @@ impl Layer for CopyOnRead {
 
     fn discard<'a>(&'a self, offset: u64, len: u64) -> Fut<'a, IoResult> {
         self.file.discard(offset, len)
-    }
-
-    fn close(&self) -> Fut<'_, IoResult> {
-        self.file.node().untrack();
-        self.flush()
     }
 
     fn child_perm(&self, _role: Role, read_only: bool, perm: Perm, shared: Perm) -> (Perm, Perm) {

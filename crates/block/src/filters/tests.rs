@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 const SIZE: usize = 4 << 20;
 
@@ -459,6 +460,39 @@ fn read_above_the_bottom(wrap: fn(Value) -> Value) {
     let own = |at| bench.status(&top, at, 65536).unwrap().flags.contains(StatusFlags::ALLOCATED);
     assert!(!own(0), "below the bottom nothing is copied");
     assert!(own(1 << 20));
+}
+
+/// Whether a write to `by` waits for whoever keeps others out of the range in `node`.
+fn waits(bench: &Bench, node: &Arc<Node>, by: &Arc<Node>) -> bool {
+    let (node, by) = (node.clone(), by.clone());
+    bench.graph.block_on(async move {
+        let alone = node.exclusive(0, 512).await;
+        let mut write = std::pin::pin!(by.write(0, &[1; 512], WriteFlags::empty()));
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut write).await;
+        drop(alone);
+        let waited = early.is_err();
+        match early {
+            Ok(done) => done.unwrap(),
+            Err(_) => write.await.unwrap(),
+        }
+        waited
+    })
+}
+
+/// What is put between the filter and its image, as snapshots are, is watched like the image was.
+#[test]
+fn copy_on_read_keeps_writers_out_of_what_it_stands_on_now() {
+    let bench = Bench::new();
+    let [old, new] = ["old", "new"].map(|name| bench.add(name, plain(&bench.file(name, 1))));
+    let filter = bench.add("cor", json!({"driver": "copy-on-read", "file": "old"}));
+    assert!(waits(&bench, &old, &filter));
+    let child = filter.child(Role::FILTER).unwrap();
+    bench.graph.redirect(&child, &new).unwrap();
+    assert!(waits(&bench, &new, &filter));
+    assert!(!waits(&bench, &old, &old));
+    drop((child, filter));
+    bench.delete("cor");
+    assert!(!waits(&bench, &new, &new));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use base::Mutex;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// Who holds an edge.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +49,30 @@ pub(crate) struct Edge {
     pub perm: Mutex<(Perm, Perm)>,
     /// How many rely on it leading where it does.
     pub frozen: AtomicUsize,
+    /// The node that it leads to is tracked; see [`Child::track`].
+    tracks: AtomicBool,
+}
+
+impl Edge {
+    /// Leads to `node` from now on, which is drained.
+    pub(super) fn lead_to(&self, node: &Arc<Node>) {
+        let tracks = self.tracks.load(Ordering::Acquire);
+        if tracks {
+            node.track();
+        }
+        let old = self.target.swap(node.clone());
+        if tracks {
+            old.untrack();
+        }
+    }
+}
+
+impl Drop for Edge {
+    fn drop(&mut self) {
+        if *self.tracks.get_mut() {
+            self.target.load().untrack();
+        }
+    }
 }
 
 impl Child {
@@ -62,12 +86,20 @@ impl Child {
             holder: ArcSwapOption::empty(),
             perm: Mutex::new((Perm::empty(), Perm::all())),
             frozen: AtomicUsize::new(0),
+            tracks: AtomicBool::new(false),
         }))
     }
 
     /// The node it leads to now.
     pub fn node(&self) -> Arc<Node> {
         self.0.target.load_full()
+    }
+
+    /// Has the node that it leads to, also later, tracked ([`Node::track`]) while the edge lives.
+    pub(crate) fn track(&self) {
+        if !self.0.tracks.swap(true, Ordering::AcqRel) {
+            self.node().track();
+        }
     }
 
     /// "file", "backing", "children.0" ...

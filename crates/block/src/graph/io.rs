@@ -8,9 +8,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::{Notify, RwLock};
 
-/// Zeroes are written from buffers of at most this length where the layer has nothing better.
-const ZERO_CHUNK: u64 = 1 << 20;
-
 /// What became of a range.
 #[derive(Clone, Copy)]
 pub enum Change<'a> {
@@ -354,10 +351,10 @@ impl Node {
         if flags.contains(ZeroFlags::NO_FALLBACK) {
             return Err(errno(libc::ENOTSUP));
         }
-        let zeroes = vec![0; len.min(ZERO_CHUNK) as usize];
+        let zeroes = crate::buffers::zeroes();
         let mut at = offset;
         while at < offset + len {
-            let piece = (offset + len - at).min(ZERO_CHUNK) as usize;
+            let piece = (offset + len - at).min(zeroes.len() as u64) as usize;
             self.write_bounced(at, &zeroes[..piece], align).await?;
             at += piece as u64;
         }

@@ -108,7 +108,7 @@ impl Graph {
             let old = child.node();
             old.parents.lock().retain(|edge| !std::ptr::eq(edge.as_ptr(), Arc::as_ptr(&child.0)));
             to.parents.lock().push(Arc::downgrade(&child.0));
-            child.0.target.store(to.clone());
+            child.0.lead_to(to);
         }
         Ok(())
     }
