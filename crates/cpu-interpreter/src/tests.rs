@@ -400,6 +400,18 @@ fn a_trap_that_waits_for_an_instruction_more_does_so_in_a_saved_state() {
 }
 
 #[test]
+fn a_masked_access_beyond_canonical_addresses_is_no_page_fault() {
+    // vpcmpeqd xmm1,xmm1,xmm1; vmaskmovps xmm0,xmm1,[rax]
+    let mut guest = Guest::long(&[0xc5, 0xf1, 0x76, 0xc9, 0xc4, 0xe2, 0x71, 0x2c, 0x00]);
+    let mut state = guest.stepper.state();
+    (state.cr4, state.xcr0) = (state.cr4 | 1 << 18, 7);
+    state.gpr[0] = 0x7fff_ffff_fff8;
+    guest.stepper.load(&state).unwrap();
+    assert_eq!(guest.stepper.step(), Ok(()));
+    assert_eq!(guest.stepper.step(), Err(Fault::GP0));
+}
+
+#[test]
 fn the_debugger_stops_and_steps() {
     use cpu::engine::DebugPlan;
     let mut guest = Guest::long(&[0x90, 0x90, 0xff, 0xc0, 0x88, 0x03, 0xf4]);

@@ -40,8 +40,8 @@ impl Liberties {
             return Liberties::default();
         }
         Liberties {
-            all: is_pending(&i, silicon),
-            fault: may_swap(&i, silicon, engine),
+            all: is_pending(&i, silicon) || is_out_of_bounds(&i, silicon),
+            fault: may_swap(&i, silicon, engine) || may_wrap(&i, case, silicon),
             offset: i.has_op_mask(),
             memory: is_x87_store(&i) || i.is_call_near_indirect(),
             vectors: gather(&i),
@@ -62,6 +62,18 @@ fn instruction(case: &Case, outcome: &Outcome) -> Instruction {
 /// A store of the x87 that raises an unmasked exception is not made, so that it need not fault.
 fn is_pending(i: &Instruction, silicon: &Outcome) -> bool {
     is_x87_store(i) && silicon.registers.fsw & SUMMARY != 0
+}
+
+/// Intel's BOUND looks at the upper bound only where the lower one holds.
+fn is_out_of_bounds(i: &Instruction, silicon: &Outcome) -> bool {
+    const BR: u64 = 5;
+    i.mnemonic() == Mnemonic::Bound && silicon.vector == BR
+}
+
+/// In 32-bit code what reaches beyond 4 GiB may violate the limit or wrap around (SDM 3, 5.3): random
+/// indices do.
+fn may_wrap(i: &Instruction, case: &Case, silicon: &Outcome) -> bool {
+    case.bits == 32 && i.is_vsib() && matches!(silicon.vector, 12..=14)
 }
 
 /// CMPS touches its operands in either order, and so on.

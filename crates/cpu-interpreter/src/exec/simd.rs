@@ -154,7 +154,12 @@ impl Core {
         byte_mask: u64,
         operand: &mut Operand,
     ) -> Result<(), Fault> {
-        for k in (0..size).filter(|k| byte_mask >> k & 1 != 0) {
+        let bytes = || (0..size).filter(|k| byte_mask >> k & 1 != 0);
+        // Limits and canonical addresses come before pages.
+        for k in bytes() {
+            self.linear(segment, offset.wrapping_add(k as u64), 1, write)?;
+        }
+        for k in bytes() {
             let at = self.linear(segment, offset.wrapping_add(k as u64), 1, write)?;
             if write {
                 self.probe_write(at, 1)?;
