@@ -317,6 +317,13 @@ impl Code {
         self.raw(&[rex, 0xf6, 0xc0 | reg & 7, value]);
     }
 
+    /// `test reg, value`, 64 bits.
+    pub fn test64(&mut self, reg: u8, value: i32) {
+        self.rex(true, 0, 0, reg);
+        self.raw(&[0xf7, 0xc0 | reg & 7]);
+        self.imm32(value);
+    }
+
     /// SHL or SHR of a 32-bit register.
     pub fn shift32(&mut self, reg: u8, left: bool, count: u8) {
         self.rex(false, 0, 0, reg);

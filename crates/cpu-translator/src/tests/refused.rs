@@ -1,5 +1,5 @@
 //! Addresses that are not canonical but have the index of a page that the tables know: the guest
-//! gets the same exception as on the interpreter.
+//! gets the same exception as on the interpreter. And addresses that are not aligned.
 
 use super::{CODE, Guest, STACK};
 use cpu::CpuState;
@@ -128,5 +128,23 @@ fn a_loop_ends_where_canonical_addresses_end() {
         (state.gpr[6], state.gpr[7]) = (0x7fff_ffff_c000, 0xffff_8000_0000_0000);
         state.gpr[1] = 5000;
         assert_eq!(same(code, &[state.clone(), state.clone(), state]), vector::GP);
+    }
+}
+
+/// Also where the page is the one of the last time, and of other pages.
+#[test]
+fn what_must_be_aligned_is_refused_elsewhere() {
+    // movaps xmm0,[rbx]; hlt, and of 32 bytes: vmovaps ymm0,[rbx]; hlt
+    for (code, by) in [(&[0x0f, 0x28, 0x03, 0xf4][..], 8), (&[0xc5, 0xfc, 0x28, 0x03, 0xf4], 16)] {
+        for last in [DATA + by, DATA + 0x1000 - by, DATA + 0x3000 + by] {
+            let at = |rbx| {
+                let mut state = start();
+                state.gpr[3] = rbx;
+                state
+            };
+            let mut states: Vec<CpuState> = (0..20).map(|n| at(DATA + 32 * n)).collect();
+            states.push(at(last));
+            assert_eq!(same(code, &states), vector::GP);
+        }
     }
 }

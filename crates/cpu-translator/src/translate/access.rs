@@ -388,7 +388,7 @@ impl Builder {
     }
 
     /// Goes to `other` unless `register` is a multiple of `align`.
-    fn low_bits(&mut self, register: u8, align: u32, other: Label, free: bool) {
+    pub(super) fn low_bits(&mut self, register: u8, align: u32, other: Label, free: bool) {
         if free {
             self.code.pext(T1, register, mask_below(align));
             self.zero_test(T1, other);

@@ -366,8 +366,8 @@ impl Builder {
                     self.crossing(linear, size, slow, free);
                     self.code.jmp(back);
                 }
-                Cold::Far { label, back, linear, slot, size, write, ways } => {
-                    self.far((label, back), linear, (slot, size, write), ways);
+                Cold::Far { label, back, linear, slot, size, align, write, ways } => {
+                    self.far((label, back), linear, (slot, size, align, write), ways);
                 }
                 Cold::Miss { label, site, restore, from } => {
                     self.code.bind(label);

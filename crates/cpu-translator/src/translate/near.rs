@@ -76,15 +76,21 @@ impl Builder {
             self.code.lea(T1, linear.register, linear.disp);
         }
         self.code.op_gs(0x2b, T1, slot);
-        if align > 1 {
-            self.code.test8(T1, (align - 1) as u8);
-            self.code.jcc(5, ways.slow);
+        if align == size && size > 1 {
+            // Both at once; what is not aligned is found out behind the block.
+            self.code.test64(T1, !(4096 - size as i32));
+            self.code.jcc(5, label);
+        } else {
+            if align > 1 {
+                self.code.test8(T1, (align - 1) as u8);
+                self.code.jcc(5, ways.slow);
+            }
+            self.code.group64(7, T1, 4096 - size as i32);
+            self.code.jcc(7, label);
         }
-        self.code.group64(7, T1, 4096 - size as i32);
-        self.code.jcc(7, label);
         self.code.load(T1, slot + 8);
         self.code.bind(back);
-        self.cold.push(Cold::Far { label, back, linear, slot, size, write, ways });
+        self.cold.push(Cold::Far { label, back, linear, slot, size, align, write, ways });
     }
 
     /// Behind the block: asks the tables and fills the slot.
@@ -92,15 +98,17 @@ impl Builder {
         &mut self,
         (label, back): (Label, Label),
         linear: Linear,
-        (slot, size, write): (i32, u32, bool),
+        (slot, size, align, write): (i32, u32, u32, bool),
         ways: Ways,
     ) {
         self.code.bind(label);
         if linear != MADE {
             self.code.lea(T0, linear.register, linear.disp);
         }
-        if size > 1 {
-            self.crossing(MADE, size, ways.slow, false);
+        match size {
+            1 => {}
+            _ if align == size => self.low_bits(T0, align, ways.slow, false),
+            _ => self.crossing(MADE, size, ways.slow, false),
         }
         self.index(MADE, write, ways.miss, false);
         self.code.store(slot + 8, T1);
