@@ -41,7 +41,7 @@ impl Liberties {
         }
         Liberties {
             all: is_pending(&i, silicon) || is_out_of_bounds(&i, silicon),
-            fault: may_swap(&i, silicon, engine) || may_wrap(&i, case, silicon),
+            fault: may_swap(&i, silicon, engine) || may_wrap(&i, case, silicon, engine),
             offset: i.has_op_mask(),
             memory: is_x87_store(&i) || i.is_call_near_indirect(),
             vectors: gather(&i),
@@ -70,10 +70,20 @@ fn is_out_of_bounds(i: &Instruction, silicon: &Outcome) -> bool {
     i.mnemonic() == Mnemonic::Bound && silicon.vector == BR
 }
 
-/// In 32-bit code what reaches beyond 4 GiB may violate the limit or wrap around (SDM 3, 5.3): random
-/// indices do.
-fn may_wrap(i: &Instruction, case: &Case, silicon: &Outcome) -> bool {
-    case.bits == 32 && i.is_vsib() && matches!(silicon.vector, 12..=14)
+/// In 32-bit code what reaches beyond 4 GiB may violate the limit or wrap around (SDM 3, 5.3).
+fn may_wrap(i: &Instruction, case: &Case, silicon: &Outcome, engine: &Outcome) -> bool {
+    let either = matches!(silicon.vector, 12..=14) && silicon.vector != engine.vector;
+    if case.bits != 32 || !either {
+        return false;
+    }
+    let value = |r: Register| match r.is_gpr() {
+        true => engine.registers.gpr[r.full_register().number()] as u32,
+        false => 0,
+    };
+    let index = value(i.memory_index()).wrapping_mul(i.memory_index_scale());
+    let at = value(i.memory_base()).wrapping_add(index).wrapping_add(i.memory_displacement64() as u32);
+    // Where indices lie in a vector any may be such a one.
+    i.is_vsib() || at.checked_add((i.memory_size().size() as u32).saturating_sub(1)).is_none()
 }
 
 /// CMPS touches its operands in either order, and so on.

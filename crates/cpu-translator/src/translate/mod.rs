@@ -121,7 +121,16 @@ enum Cold {
     /// An access that is not aligned: exact test, then back.
     Unaligned { label: Label, back: Label, linear: Linear, slow: Label, size: u32, free: bool },
     /// An access that left the page of its slot.
-    Far { label: Label, back: Label, linear: Linear, slot: i32, size: u32, align: u32, write: bool, ways: near::Ways },
+    Far {
+        label: Label,
+        back: Label,
+        linear: Linear,
+        slot: i32,
+        size: u32,
+        align: u32,
+        write: bool,
+        ways: near::Ways,
+    },
     /// An indirect branch that came to the wrong block.
     Away { label: Label, rip: u64 },
     /// RCX is in T0.
