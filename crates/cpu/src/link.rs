@@ -38,7 +38,8 @@ pub struct Link {
     waiting: AtomicBool,
     park: StdMutex<()>,
     wake: Condvar,
-    kicker: Mutex<Option<Kicker>>,
+    /// And the number that it was given.
+    kicker: Mutex<(u64, Option<Kicker>)>,
     kicks: AtomicBool,
     a20_masked: AtomicBool,
 }
@@ -57,7 +58,7 @@ impl Link {
         }
         if old & request.bits() != request.bits()
             && self.kicks.load(Ordering::Acquire)
-            && let Some(kick) = &*self.kicker.lock()
+            && let Some(kick) = &self.kicker.lock().1
         {
             kick();
         }
@@ -113,9 +114,48 @@ impl Link {
         !self.a20_masked.load(Ordering::SeqCst)
     }
 
-    /// What interrupts a vCPU inside the host kernel (KVM: a signal and `immediate_exit`).
-    pub fn set_kicker(&self, kick: impl Fn() + Send + Sync + 'static) {
-        *self.kicker.lock() = Some(Box::new(kick));
+    /// What interrupts a vCPU that does not look at the requests all the time: one inside the host
+    /// kernel (KVM: a signal and `immediate_exit`) or in translated code. Returns its number.
+    pub fn set_kicker(&self, kick: impl Fn() + Send + Sync + 'static) -> u64 {
+        let mut kicker = self.kicker.lock();
+        *kicker = (kicker.0 + 1, Some(Box::new(kick)));
         self.kicks.store(true, Ordering::Release);
+        kicker.0
+    }
+
+    /// That vCPU is gone; another one's stays.
+    pub fn forget_kicker(&self, number: u64) {
+        let mut kicker = self.kicker.lock();
+        if kicker.0 == number {
+            kicker.1 = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
+
+    #[test]
+    fn who_is_gone_takes_no_one_elses_kicker_away() {
+        let link = Link::new();
+        let kicks = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
+        let numbers = [0, 1].map(|n| {
+            let kicks = kicks.clone();
+            link.set_kicker(move || {
+                kicks[n].fetch_add(1, Ordering::SeqCst);
+            })
+        });
+        let kick = || {
+            link.post(Request::NMI);
+            link.take(Request::NMI);
+            [0, 1].map(|n| kicks[n].load(Ordering::SeqCst))
+        };
+        link.forget_kicker(numbers[0]);
+        assert_eq!(kick(), [0, 1]);
+        link.forget_kicker(numbers[1]);
+        assert_eq!(kick(), [0, 1]);
     }
 }

@@ -52,6 +52,8 @@ pub struct TranslatorVcpu {
     pub(crate) interpreter: InterpreterVcpu,
     pub(crate) shared: Arc<Shared>,
     peer: Arc<Peer>,
+    /// Number of what sets its word in `tables::asked`.
+    kicker: u64,
     pub(crate) tables: Tables,
     pub(crate) state: StatePage,
     builder: Builder,
@@ -119,13 +121,14 @@ impl TranslatorVcpu {
         interpreter.core_mut().heat_limit = shared.warm.load(Ordering::Relaxed);
         let asked = tables::asked(peer.gs[0]);
         asked.store(1, Ordering::SeqCst);
-        peer.link.set_kicker(move || asked.store(1, Ordering::SeqCst));
+        let kicker = peer.link.set_kicker(move || asked.store(1, Ordering::SeqCst));
         let form = shared.form;
         Ok(TranslatorVcpu {
             interpreter,
             generation: shared.generation.load(Ordering::SeqCst),
             shared,
             peer,
+            kicker,
             tables,
             state,
             builder: Builder::new(form),
@@ -548,7 +551,7 @@ impl Drop for TranslatorVcpu {
         if std::env::var_os("RYOKAN_JIT_COUNTS").is_some() {
             eprintln!("{:?} fills {} flushes {}", self.counts, self.tables.fills, self.tables.flushes);
         }
-        self.peer.link.set_kicker(|| ());
+        self.peer.link.forget_kicker(self.kicker);
         self.shared.leave(&self.peer);
     }
 }
