@@ -48,7 +48,11 @@ impl KvmVcpu {
         let area = RunArea::new(&mut fd, engine.run_size);
         let kick = Arc::new(Kick::new(area.immediate_exit()));
         let for_link = kick.clone();
-        config.bus.link.set_kicker(move || for_link.kick());
+        config.bus.link.set_kicker(move |new| {
+            if new {
+                for_link.kick();
+            }
+        });
         let signature = model.signature();
         let state = CpuState::reset(config.bus.apic.is_bootstrap(), signature);
         let mut vcpu = KvmVcpu {

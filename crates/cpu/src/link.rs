@@ -28,7 +28,8 @@ bitflags! {
     }
 }
 
-type Kicker = Box<dyn Fn() + Send + Sync>;
+/// Told whether what is asked is new.
+type Kicker = Box<dyn Fn(bool) + Send + Sync>;
 
 /// The mailbox of one vCPU. `post` may be called from any thread, with any lock held.
 #[derive(Default)]
@@ -56,11 +57,11 @@ impl Link {
             drop(self.park.lock().unwrap_or_else(PoisonError::into_inner));
             self.wake.notify_all();
         }
-        if old & request.bits() != request.bits()
-            && self.kicks.load(Ordering::Acquire)
+        if self.kicks.load(Ordering::Acquire)
             && let Some(kick) = &self.kicker.lock().1
         {
-            kick();
+            // Who asked the same before may not have come to this yet.
+            kick(old & request.bits() != request.bits());
         }
     }
 
@@ -115,8 +116,9 @@ impl Link {
     }
 
     /// What interrupts a vCPU that does not look at the requests all the time: one inside the host
-    /// kernel (KVM: a signal and `immediate_exit`) or in translated code. Returns its number.
-    pub fn set_kicker(&self, kick: impl Fn() + Send + Sync + 'static) -> u64 {
+    /// kernel (KVM: a signal and `immediate_exit`) or in translated code. It is told whether what is
+    /// asked is new. Returns its number.
+    pub fn set_kicker(&self, kick: impl Fn(bool) + Send + Sync + 'static) -> u64 {
         let mut kicker = self.kicker.lock();
         *kicker = (kicker.0 + 1, Some(Box::new(kick)));
         self.kicks.store(true, Ordering::Release);
@@ -144,7 +146,7 @@ mod tests {
         let kicks = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
         let numbers = [0, 1].map(|n| {
             let kicks = kicks.clone();
-            link.set_kicker(move || {
+            link.set_kicker(move |_| {
                 kicks[n].fetch_add(1, Ordering::SeqCst);
             })
         });

@@ -121,7 +121,7 @@ impl TranslatorVcpu {
         interpreter.core_mut().heat_limit = shared.warm.load(Ordering::Relaxed);
         let asked = tables::asked(peer.gs[0]);
         asked.store(1, Ordering::SeqCst);
-        let kicker = peer.link.set_kicker(move || asked.store(1, Ordering::SeqCst));
+        let kicker = peer.link.set_kicker(move |_| asked.store(1, Ordering::SeqCst));
         let form = shared.form;
         Ok(TranslatorVcpu {
             interpreter,
