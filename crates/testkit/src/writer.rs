@@ -118,6 +118,13 @@ impl Writer {
     pub fn moment(&self, bytes: &[u8]) -> Vec<u64> {
         moment(self.plan, bytes).unwrap_or_else(|e| panic!("{}: {e}", self.disk))
     }
+
+    /// An image is as so many requests of each thread leave it. ([`Writer::moment`] does not know of the
+    /// last ones if they wrote zeros over zeros.)
+    #[track_caller]
+    pub fn is_after(&self, done: &[u64], bytes: &[u8]) {
+        is_after(self.plan, done, bytes).unwrap_or_else(|e| panic!("{}: {e}", self.disk));
+    }
 }
 
 fn numbers(list: Option<&str>) -> Vec<u64> {
@@ -174,6 +181,17 @@ pub fn moment(plan: Plan, bytes: &[u8]) -> Result<Vec<u64>> {
     Ok(record.done)
 }
 
+fn is_after(plan: Plan, done: &[u64], bytes: &[u8]) -> Result<()> {
+    let (found, wanted) = (found(plan, bytes)?, after(plan, done).last);
+    match found.iter().zip(&wanted).position(|(have, want)| have != want) {
+        None => Ok(()),
+        Some(at) => Err(format!(
+            "block {at} is of request {} and should be of {} after {done:?}",
+            found[at], wanted[at]
+        )),
+    }
+}
+
 /// A disk holds at least so many requests of each thread, and of later ones any. (For plans
 /// without zeros.)
 pub fn holds(plan: Plan, bytes: &[u8], done: &[u64]) -> Result<()> {
@@ -209,6 +227,7 @@ mod tests {
             let record = after(PLAN, &done);
             let told = moment(PLAN, &disk(&record)).unwrap();
             assert_eq!(after(PLAN, &told).last, record.last);
+            assert_eq!(is_after(PLAN, &done, &disk(&record)), Ok(()));
         }
     }
 
@@ -218,6 +237,7 @@ mod tests {
         let (early, late) = (after(plan, &[50, 50]), after(plan, &[60, 50]));
         let good = disk(&late);
         assert_eq!(moment(plan, &good), Ok(vec![60, 50]));
+        assert!(is_after(plan, &[61, 50], &good).is_err() && is_after(plan, &[60, 49], &good).is_err());
         let changed = (0..64).find(|at| early.last[*at] != late.last[*at] && late.last[*at] != 60).unwrap();
         let place = changed * BLOCK..(changed + 1) * BLOCK;
         let mut stale = good.clone();
