@@ -196,7 +196,7 @@ pub fn enter(core: &mut Core, cache: &Cache, block: u32) -> Stop {
 #[inline(always)]
 pub fn enter_head<'a>(core: &mut Core, cache: &'a Cache, head: &'a Head, block: u32) -> Stop {
     core.budget -= i64::from(head.count);
-    if core.budget < 0 || core.bus.link.cell().load(Ordering::Relaxed) != 0 {
+    if core.budget < 0 || !core.bus.link.requests().is_empty() {
         core.budget += i64::from(head.count);
         core.rip = head.rip;
         return Stop::Poll;

@@ -75,15 +75,10 @@ impl Link {
         self.sipi_vector.load(Ordering::Acquire)
     }
 
-    /// What is asked now. Engines poll [`Link::cell`] against zero at block boundaries.
+    /// What is asked now. Engines look at block boundaries whether that is anything.
     #[inline(always)]
     pub fn requests(&self) -> Request {
         Request::from_bits_retain(self.requests.load(Ordering::Acquire))
-    }
-
-    /// The request word itself, for generated code.
-    pub fn cell(&self) -> &AtomicU32 {
-        &self.requests
     }
 
     /// Takes (clears) the given requests; returns those that were set.

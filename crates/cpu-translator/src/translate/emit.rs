@@ -2,7 +2,7 @@
 
 use super::access::{MADE, Reached, Where, slot};
 use super::class::alignment;
-use super::groups::Member;
+use super::groups::{Member, writes};
 use super::{Builder, Class, Cold, From, Source};
 use crate::asm::*;
 use crate::cache::{Cache, Kind};
@@ -230,10 +230,7 @@ impl Builder {
             }
             let number = r.full_register().number() as u8;
             let access = info.op_access(n);
-            let writes = matches!(
-                access,
-                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-            );
+            let writes = writes(access);
             let reads = access != OpAccess::Write || r.size() < 4;
             let entry = found[usize::from(number - T0)].get_or_insert((number, (false, false)));
             entry.1 = (entry.1.0 | reads, entry.1.1 | writes);

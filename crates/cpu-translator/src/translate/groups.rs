@@ -392,10 +392,7 @@ impl Builder {
     pub(super) fn writes_memory(&mut self, i: &Instruction) -> bool {
         let info = self.info.info(i);
         let n = (0..i.op_count()).find(|&n| i.op_kind(n) == OpKind::Memory).unwrap_or(0);
-        matches!(
-            info.op_access(n),
-            OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-        )
+        writes(info.op_access(n))
     }
 
     /// What the step does to the registers.
@@ -450,15 +447,16 @@ impl Builder {
         }
         let info = self.info.info(i);
         for used in info.used_registers() {
-            let writes = matches!(
-                used.access(),
-                OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-            );
-            if writes && used.register().is_gpr() {
+            if writes(used.access()) && used.register().is_gpr() {
                 values.fresh(used.register().full_register().number());
             }
         }
     }
+}
+
+/// Whether an operand or register that is accessed so may change.
+pub fn writes(access: OpAccess) -> bool {
+    matches!(access, OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite)
 }
 
 pub fn has_memory(i: &Instruction) -> bool {

@@ -1,5 +1,6 @@
 //! Accesses whose addresses come from memory: what follows waits for each step of their look-ups.
 
+use super::groups::writes;
 use super::{Builder, Class, Source};
 use iced_x86::OpAccess;
 
@@ -36,14 +37,12 @@ impl Builder {
             !matches!(used.access(), OpAccess::Write | OpAccess::CondWrite | OpAccess::NoMemAccess)
         });
         for used in info.used_registers() {
-            let bits = bit(used.register());
-            match used.access() {
-                OpAccess::Read | OpAccess::CondRead => read |= bits,
-                OpAccess::Write => written |= bits,
-                OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => {
-                    (read, written) = (read | bits, written | bits);
-                }
-                _ => {}
+            let (bits, access) = (bit(used.register()), used.access());
+            if access != OpAccess::Write {
+                read |= bits;
+            }
+            if writes(access) {
+                written |= bits;
             }
         }
         match from_memory || read & loaded != 0 {
