@@ -350,9 +350,21 @@ impl Code {
 
     /// `mov to, 12 | 36 << 8; bextr to, from, to`: bits 12 to 47 of `from`, which is another one.
     pub fn page_index(&mut self, to: u8, from: u8) {
-        self.constant(to, 12 | 36 << 8);
+        self.page_index_by(to, to, from);
+    }
+
+    /// Likewise; `by`, not `from`, changes too.
+    pub fn page_index_by(&mut self, by: u8, to: u8, from: u8) {
+        self.constant(by, 12 | 36 << 8);
         let first = (!to & 8) << 4 | 0x40 | (!from & 8) << 2 | 2;
-        self.raw(&[0xc4, first, 0x80 | (!to & 15) << 3, 0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
+        self.raw(&[0xc4, first, 0x80 | (!by & 15) << 3, 0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
+    }
+
+    /// `mov reg, [a]`, 64 bits.
+    pub fn load_address(&mut self, reg: u8, a: &Address) {
+        self.rex(true, reg, a.index.unwrap_or(4), a.base.unwrap_or(0));
+        self.raw(&[0x8b]);
+        self.address_bytes(reg, a);
     }
 
     /// `not reg`: no flags.

@@ -258,6 +258,9 @@ const _: () = assert!(size_of::<State>() <= ASKED as usize);
 pub const NEAR: i32 = STATE_SIZE as i32;
 pub const NEAR_SIZE: i32 = 16;
 pub const NEAR_SLOTS: u32 = 512;
+/// The GS base itself.
+pub const SELF: i32 = NEAR + 2 * NEAR_SLOTS as i32 * NEAR_SIZE;
+const _: () = assert!(SELF + 8 <= INDIRECT);
 /// Code map: for a hash of a linear page, the id of its present (linear, physical) pair.
 pub const CODE_MAP: i32 = 0xa_0000;
 pub const CODE_MAP_SLOTS: usize = 1 << 16;

@@ -264,6 +264,10 @@ impl Tables {
         };
         tables.forget_code_everywhere();
         tables.prepare_slots();
+        for gs in tables.all_views() {
+            // SAFETY: an aligned word of the view, which nobody else knows yet.
+            unsafe { ((gs + SELF as usize) as *mut u64).write(gs as u64) };
+        }
         if form == Form::Hashed {
             for space in &tables.spaces {
                 for write in [false, true] {

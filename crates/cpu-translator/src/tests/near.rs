@@ -105,3 +105,34 @@ fn code_that_is_found_running_remembers_its_pages() {
     let (blocks, given_up) = engine.0.cache().near.counts();
     assert!(blocks > 0 && given_up == 0, "{blocks} {given_up}");
 }
+
+/// A list over two pages, until its accesses go to the tables at once; then on to a page that was
+/// not known.
+#[test]
+fn each_item_of_a_list_is_found_by_the_one_before() {
+    // mov rax,[rax+rbx*2+8]; and mov rdx,rax; cmpxchg [rdx],rdi, which reads RAX as well and writes.
+    let bodies: [(&[u8], u64); 3] = [
+        (&[0x48, 0x8b, 0x44, 0x58, 0x08], 0x28),
+        // mov rsi,[rax]; mov rax,[rax+8]: one look-up.
+        (&[0x48, 0x8b, 0x30, 0x48, 0x8b, 0x40, 0x08], 8),
+        (&[0x48, 0x89, 0xc2, 0x48, 0x0f, 0xb1, 0x3a], 0),
+    ];
+    for (body, offset) in bodies {
+        let back = (-(body.len() as i64 + 6)) as u8;
+        let code = [body, &[0x48, 0x83, 0xc1, 0xff, 0x75, back, 0xf4][..]].concat();
+        let mut state = long_mode_state(CODE, STACK, 0);
+        (state.gpr[0], state.gpr[1], state.gpr[3]) = (PAGE, 1_000_000, 0x10);
+        let mut guest = Guest::with(&state, &code);
+        guest.memory.store(PAGE + offset, 8, OTHER);
+        guest.memory.store(OTHER + offset, 8, PAGE);
+        assert_eq!(guest.run().gpr[0], PAGE);
+        assert_eq!(guest.engine.as_ref().unwrap().0.cache().near.counts(), (1, 1));
+        let (unknown, last) = (0x40_0000, 0x50_0010);
+        guest.memory.store(OTHER + offset, 8, unknown);
+        guest.memory.store(unknown + offset, 8, last);
+        let mut state = guest.vcpu.save();
+        state.gpr[1] = 3;
+        guest.vcpu.load(&state).unwrap();
+        assert_eq!(guest.again(CODE).gpr[0], last, "{body:x?}");
+    }
+}

@@ -3,6 +3,7 @@
 
 use super::groups::is_scratch;
 use super::near::Ways;
+use super::waits::Origin;
 use super::{Builder, Cold, From, Source};
 use crate::asm::{Address, Label, RSP, T0, T1};
 use crate::cache::Kind;
@@ -38,6 +39,22 @@ pub struct Linear {
 
 /// The address was made in T0.
 pub const MADE: Linear = Linear { register: T0, disp: 0 };
+
+/// What is looked up.
+#[derive(Clone, Copy)]
+pub struct Sought {
+    pub linear: Linear,
+    /// The look-up begins with the page that this slot remembers.
+    slot: Option<i32>,
+    /// The next round waits for the look-up; and this is how its address is made again.
+    again: Option<Address>,
+}
+
+impl Sought {
+    pub fn plainly(linear: Linear) -> Sought {
+        Sought { linear, slot: None, again: None }
+    }
+}
 
 /// Place of guest register `n` in the state page.
 pub fn slot(n: u8) -> i32 {
@@ -133,11 +150,13 @@ impl Builder {
                     }
                 };
                 let what = (span, align, write, table);
-                let site = self.lead(member.group, (linear, slot), what, retry, free);
+                let again = self.again(i, place, -member.offset).filter(|_| slot.is_none() && !free);
+                let site = self.lead(member.group, Sought { linear, slot, again }, what, retry, free);
                 // T0 is the start of the span: an address that takes code is not made again.
                 let at = if base.is_some() {
                     self.member_address(source, i, place)
                 } else {
+                    self.make_again(again);
                     Address { base: Some(T0), index: Some(T1), scale: 0, disp: member.offset - 1 }
                 };
                 return Reached { at, site: Some(site), resumes: false };
@@ -173,7 +192,9 @@ impl Builder {
                 MADE
             }
         };
-        let site = self.look_up((linear, slot), (size, align), write, retry, free);
+        let again = self.again(i, place, 0).filter(|_| slot.is_none() && !free);
+        let sought = Sought { linear, slot, again };
+        let site = self.look_up(sought, (size, align), write, retry, free);
         let at = Address { base: Some(linear.register), index: Some(T1), scale: 0, disp: linear.disp - 1 };
         Reached { at, site: Some(site), resumes: true }
     }
@@ -197,6 +218,33 @@ impl Builder {
         }
     }
 
+    /// The address of the present access plus `more` as a sum of registers, if the next round waits for
+    /// what is read there.
+    fn again(&self, i: &Instruction, place: Where, more: i32) -> Option<Address> {
+        if self.steps[self.k].address != Origin::Itself || self.word != 8 || self.form != Form::Flat {
+            return None;
+        }
+        let (base, index) = (i.memory_base(), i.memory_index());
+        let plain = |r: Register| r == Register::None || r.is_gpr64() && !is_scratch(r);
+        let sum = place == Where::Operand
+            && plain(base)
+            && plain(index)
+            && !matches!(i.memory_segment(), Register::FS | Register::GS);
+        let number = |r: Register| (r != Register::None).then(|| r.number() as u8);
+        sum.then(|| Address {
+            base: number(base),
+            index: number(index),
+            scale: i.memory_index_scale().trailing_zeros() as u8,
+            disp: (i.memory_displacement64() as i32).wrapping_add(more),
+        })
+    }
+
+    fn make_again(&mut self, address: Option<Address>) {
+        if let Some(address) = address {
+            self.code.lea_address(true, T0, &address);
+        }
+    }
+
     /// T0 = the address plus `more`.
     fn address_of(&mut self, source: &Source, i: &Instruction, place: Where, more: i32) {
         match place {
@@ -217,7 +265,7 @@ impl Builder {
     fn lead(
         &mut self,
         group: u16,
-        (linear, slot): (Linear, Option<i32>),
+        Sought { linear, slot, again }: Sought,
         (span, align, write, table): (u32, u32, bool, bool),
         retry: u32,
         free: bool,
@@ -242,14 +290,15 @@ impl Builder {
                 if span > align {
                     self.within_page(linear, span, other, free);
                 }
-                self.index(linear, table, miss, free);
+                self.find_entry(linear, again, table, (miss, free));
             }
         }
         if self.groups[usize::from(group)].kept {
             self.code.store(SHARED_AT + 8 * i32::from(group), T1);
         }
         self.t1 = Some(group);
-        self.cold.push(Cold::Leave { label: miss, site, reason: reason::MISS, restore });
+        let from = again.map_or(From::Linear(MADE), From::Sum);
+        self.cold.push(Cold::Miss { label: miss, site, restore, from });
         self.cold.push(Cold::Plain { label: other, site: plain, restore, counted: self.counted });
         let slow = self.code.label();
         self.cold.push(Cold::Leave { label: slow, site, reason: reason::SLOW, restore });
@@ -284,7 +333,7 @@ impl Builder {
                 }
                 (None, at) => self.code.lea_address(self.word == 8, T0, &at),
             }
-            self.lead(early.group, (linear, slot), what, retry, false);
+            self.lead(early.group, Sought { linear, slot, again: None }, what, retry, false);
         }
     }
 
@@ -343,7 +392,7 @@ impl Builder {
     /// Looks up the page of `linear` for `size` bytes; the result is in T1. Returns the access's site.
     pub(super) fn look_up(
         &mut self,
-        (linear, slot): (Linear, Option<i32>),
+        Sought { linear, slot, again }: Sought,
         (size, align): (u32, u32),
         write: bool,
         retry: u32,
@@ -365,10 +414,14 @@ impl Builder {
         } else {
             self.within_page(linear, size, slow, free);
         }
-        self.index(linear, write, miss, free);
+        self.find_entry(linear, again, write, (miss, free));
         let here = self.here();
         self.site_mut(site).once = here;
-        self.cold.push(Cold::Miss { label: miss, site, restore, from: From::Linear(linear) });
+        let from = again.map_or(From::Linear(linear), From::Sum);
+        self.cold.push(Cold::Miss { label: miss, site, restore, from });
+        if linear == MADE {
+            self.make_again(again);
+        }
         site
     }
 
@@ -413,7 +466,7 @@ impl Builder {
             return self.entry(write, miss, free);
         }
         // PEXT has the longer way to its result.
-        if free || self.pext && !self.steps[self.k].waits {
+        if free || self.pext && self.steps[self.k].address == Origin::Registers {
             self.code.pext(T1, from, MASK_INDEX);
         } else {
             self.code.page_index(T1, from);
@@ -422,6 +475,30 @@ impl Builder {
             self.code.not(T1);
         }
         self.entry(write, miss, free);
+    }
+
+    /// [`index`](Self::index), or what takes the fewest cycles if the address can be made again: T0
+    /// changes then.
+    fn find_entry(
+        &mut self,
+        linear: Linear,
+        again: Option<Address>,
+        write: bool,
+        (miss, free): (Label, bool),
+    ) {
+        if again.is_none() {
+            return self.index(linear, write, miss, free);
+        }
+        // The GS base as a segment base would be added to the address, which takes longer.
+        self.code.page_index_by(T1, T0, linear.register);
+        if write {
+            self.code.not(T0);
+        }
+        self.code.load(T1, SELF);
+        let disp = if write { WRITE_TABLE } else { READ_TABLE };
+        self.code.load_address(T1, &Address { base: Some(T1), index: Some(T0), scale: 3, disp });
+        self.code.test8(T1, 1);
+        self.code.jcc(4, miss);
     }
 
     fn slot_index(&mut self, from: u8, write: bool) {

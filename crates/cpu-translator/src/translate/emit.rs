@@ -375,6 +375,7 @@ impl Builder {
                         From::Address(address) => self.code.constant(T0, address),
                         From::Linear(linear) if linear != MADE => self.code.mov(T0, linear.register),
                         From::Linear(_) => {}
+                        From::Sum(address) => self.code.lea_address(true, T0, &address),
                     }
                     self.code.store_imm32(SITE, site);
                     self.jump_out(cache, cache.stubs.exits[reason::MISS as usize]);

@@ -32,7 +32,7 @@ const SOON: u32 = 2;
 /// Most bytes that an address may move per round.
 const FARTHEST: i64 = 4096 / 16;
 /// Most instructions of such a loop.
-const LONGEST: usize = 48;
+pub const LONGEST: usize = 48;
 
 /// Look-ups of a loop, by their place in [`State::shared`].
 pub struct Hoist {

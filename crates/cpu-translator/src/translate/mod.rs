@@ -25,7 +25,7 @@ mod trace;
 mod waits;
 mod x87;
 
-use crate::asm::{Code, Label};
+use crate::asm::{Address, Code, Label};
 use crate::cache::{Block, Cache, Kind, NONE, Site, Stage};
 use crate::tables::Form;
 use access::Linear;
@@ -103,8 +103,8 @@ struct Step {
     live_before: u32,
     live_after: u32,
     member: Option<groups::Member>,
-    /// Its address comes from memory.
-    waits: bool,
+    /// Where its address comes from, as far as that matters.
+    address: waits::Origin,
 }
 
 /// Where the guest's flags are.
@@ -153,6 +153,8 @@ enum From {
     Address(u64),
     /// Without a constant to add.
     Linear(Linear),
+    /// Of registers.
+    Sum(Address),
 }
 
 pub struct Builder {
@@ -254,11 +256,11 @@ impl Builder {
         self.far.clear();
         self.far.extend_from_slice(far.unwrap_or_default());
         self.liveness(source);
-        self.find_waits(source);
         if source.key & key::PLAIN == 0 {
             self.find_groups();
             self.find_loop(source);
         }
+        self.find_waits(source);
         let (poll, body) = self.head(source);
         for k in 0..self.steps.len() {
             self.k = k;

@@ -2,7 +2,7 @@
 //! page (`layout::State`: system flags, segment bases, the views' GS bases) and is brought
 //! to the interpreter's at the next exit (`crate::system`).
 
-use super::access::{MADE, Where, slot};
+use super::access::{MADE, Sought, Where, slot};
 use super::emit::host_form;
 use super::groups::is_scratch;
 use super::{Builder, Class, Cold, FlagsAt, Source, key};
@@ -283,7 +283,7 @@ impl Builder {
             self.code.raw(&[0x4f, 0x8d, 0x14, 0x9a]); // lea r10, [r10 + r11 * 4]
         }
         let write = i.mnemonic() != Mnemonic::Bt;
-        let site = self.look_up((MADE, None), (size, 1), write, retry, false);
+        let site = self.look_up(Sought::plainly(MADE), (size, 1), write, retry, false);
         self.code.lea_sum(T0, T0, T1, -1);
         to_scratch(&mut self.code);
         self.code.group32(4, T1, 8 * size as i32 - 1);

@@ -77,7 +77,7 @@ impl Builder {
                 live_before: flags::ALL,
                 live_after: flags::ALL,
                 member: None,
-                waits: false,
+                address: super::waits::Origin::Registers,
             });
             if crosses {
                 break;

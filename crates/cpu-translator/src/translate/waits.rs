@@ -2,7 +2,37 @@
 
 use super::groups::writes;
 use super::{Builder, Class, Source};
-use iced_x86::OpAccess;
+use iced_x86::{OpAccess, Register};
+
+/// What the address of an access comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Registers,
+    /// It, or what it is made from, was read from memory.
+    Memory,
+    /// Likewise, by the same instruction in the loop's last round.
+    Itself,
+}
+
+/// The general registers that an instruction reads and writes, as bits.
+#[derive(Clone, Copy)]
+struct Uses {
+    read: u16,
+    written: u16,
+    address: u16,
+    /// It reads memory.
+    loads: bool,
+}
+
+impl Uses {
+    /// Registers that depend on something behind the instruction, if `before` did before it.
+    fn follow(&self, before: u16, starts: bool) -> u16 {
+        match starts || self.read & before != 0 {
+            true => before | self.written,
+            false => before & !self.written,
+        }
+    }
+}
 
 impl Builder {
     /// Finds them, in a block that runs often.
@@ -14,40 +44,58 @@ impl Builder {
             Class::Branch | Class::Loop | Class::Jump => last.i.near_branch_target() == source.rip,
             _ => false,
         });
-        // The registers, as bits, whose values come from memory.
+        let uses: Vec<Uses> = (0..self.steps.len()).map(|k| self.uses(k)).collect();
         let mut loaded = 0;
         for _ in 0..if back { 2 } else { 1 } {
-            for k in 0..self.steps.len() {
-                loaded = self.follow_loaded(k, loaded);
+            for (step, uses) in self.steps.iter_mut().zip(&uses) {
+                if loaded & uses.address != 0 {
+                    step.address = Origin::Memory;
+                }
+                loaded = uses.follow(loaded, uses.loads);
+            }
+        }
+        if back && uses.len() <= super::hoist::LONGEST {
+            for k in 0..uses.len() {
+                let round = uses[k + 1..].iter().chain(&uses[..k]);
+                let loaded = round.fold(uses[k].written, |loaded, uses| uses.follow(loaded, false));
+                if uses[k].loads && loaded & uses[k].address != 0 {
+                    let leader = self.leader(k);
+                    self.steps[leader].address = Origin::Itself;
+                }
             }
         }
     }
 
-    /// `loaded` after step `k`, which is looked at.
-    fn follow_loaded(&mut self, k: usize, loaded: u16) -> u16 {
+    /// The step whose look-up step `k` uses.
+    fn leader(&self, k: usize) -> usize {
+        let Some(member) = self.steps[k].member else { return k };
+        let leads = |step: &super::Step| {
+            step.member.is_some_and(|other| other.leader && other.group == member.group)
+        };
+        self.steps.iter().position(leads).unwrap_or(k)
+    }
+
+    fn uses(&mut self, k: usize) -> Uses {
         let i = self.steps[k].i;
-        let bit = |register: iced_x86::Register| match register.is_gpr() {
+        let bit = |register: Register| match register.is_gpr() {
             true => 1u16 << register.full_register().number(),
             false => 0,
         };
-        self.steps[k].waits = loaded & (bit(i.memory_base()) | bit(i.memory_index())) != 0;
-        let (mut read, mut written) = (0, 0);
         let info = self.info.info(&i);
-        let from_memory = info.used_memory().iter().any(|used| {
+        let loads = info.used_memory().iter().any(|used| {
             !matches!(used.access(), OpAccess::Write | OpAccess::CondWrite | OpAccess::NoMemAccess)
         });
+        let address = bit(i.memory_base()) | bit(i.memory_index());
+        let mut uses = Uses { read: 0, written: 0, address, loads };
         for used in info.used_registers() {
             let (bits, access) = (bit(used.register()), used.access());
             if access != OpAccess::Write {
-                read |= bits;
+                uses.read |= bits;
             }
             if writes(access) {
-                written |= bits;
+                uses.written |= bits;
             }
         }
-        match from_memory || read & loaded != 0 {
-            true => loaded | written,
-            false => loaded & !written,
-        }
+        uses
     }
 }
