@@ -24,8 +24,10 @@ const HOT: u32 = 32;
 const ROUNDS: i32 = 1024;
 /// Fewer are not worth it.
 const FEWEST: i32 = 5;
-/// Rounds by the first body before the second is tried: at first, and after it could not be.
+/// Rounds by the first body before the second is tried: as many as cost what looking ahead does, fewer
+/// where look-ups have to spare flags; and after it could not be.
 const WARM: u32 = 8;
+const WARM_DEAR: u32 = 2;
 const PAUSE: u32 = 24;
 /// Likewise where the pages of the second body ended.
 const SOON: u32 = 2;
@@ -174,7 +176,16 @@ impl Builder {
     /// At the start of the first body's rounds.
     pub(super) fn begin_rounds(&mut self) {
         if self.hoist.is_some() || self.warming {
-            self.code.store_imm32(TURNS, if self.warming { HOT } else { WARM });
+            let dear = |hoist: &Hoist| {
+                let spares = self.steps.iter().zip(&hoist.members);
+                spares.into_iter().any(|(step, member)| member.is_some() && step.live_before != 0)
+            };
+            let turns = match &self.hoist {
+                None => HOT,
+                Some(hoist) if dear(hoist) => WARM_DEAR,
+                Some(_) => WARM,
+            };
+            self.code.store_imm32(TURNS, turns);
             let places = Places { inner: self.code.label(), top: self.code.label() };
             self.code.bind(places.inner);
             self.places = Some(places);
