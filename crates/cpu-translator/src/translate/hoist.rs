@@ -26,7 +26,7 @@ const ROUNDS: i32 = 1024;
 const FEWEST: i32 = 5;
 /// Rounds by the first body before the second is tried: as many as cost what looking ahead does, fewer
 /// where look-ups have to spare flags; and after it could not be.
-const WARM: u32 = 8;
+const WARM: u32 = 4;
 const WARM_DEAR: u32 = 2;
 const PAUSE: u32 = 24;
 /// Likewise where the pages of the second body ended.
