@@ -257,7 +257,7 @@ const _: () = assert!(size_of::<State>() <= ASKED as usize);
 /// writes.
 pub const NEAR: i32 = STATE_SIZE as i32;
 pub const NEAR_SIZE: i32 = 16;
-pub const NEAR_SLOTS: u32 = 512;
+pub const NEAR_SLOTS: u32 = 3072;
 /// The GS base itself.
 pub const SELF: i32 = NEAR + 2 * NEAR_SLOTS as i32 * NEAR_SIZE;
 const _: () = assert!(SELF + 8 <= INDIRECT);

@@ -69,9 +69,8 @@ impl Builder {
     /// The step whose look-up step `k` uses.
     fn leader(&self, k: usize) -> usize {
         let Some(member) = self.steps[k].member else { return k };
-        let leads = |step: &super::Step| {
-            step.member.is_some_and(|other| other.leader && other.group == member.group)
-        };
+        let leads =
+            |step: &super::Step| step.member.is_some_and(|other| other.leader && other.group == member.group);
         self.steps.iter().position(leads).unwrap_or(k)
     }
 
