@@ -1,8 +1,9 @@
 //! The guest's time-stamp counter as a line over the host's, so that RDTSC needs no clock.
 //!
 //! All vCPUs of a machine read the same line. Every [`PERIOD`] a new one is laid from the
-//! present point of the old one towards the virtual clock: the counter never goes back and
-//! stays within a microsecond of the clock.
+//! present point of the old one towards the virtual clock: the counter stays within a
+//! microsecond of the clock, and does not go back (but for some nanoseconds between two
+//! processors, if the host holds a thread up in the very moment when it lays a line).
 
 use cpu::CpuBus;
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -19,13 +20,13 @@ pub struct Line {
     offset: AtomicU64,
 }
 
-/// Lines that are kept: a vCPU takes up a new one long before its old one is written again.
-const LINES: usize = 64;
+/// Lines that are kept: no vCPU is held up for so long (50 s) that its line is written again.
+const LINES: usize = 1024;
 /// Nanoseconds of the clock between lines.
 const PERIOD: u64 = 50_000_000;
 /// Host ticks by which a line begins before its first use, for counters that are not quite
 /// the same on all processors.
-const MARGIN: u64 = 1 << 20;
+const MARGIN: u64 = 1 << 32;
 /// Host ticks of the first measurement.
 const MEASURE: u64 = 5_000_000;
 /// Nanoseconds between line and clock that say that the clock stood still.
@@ -33,7 +34,7 @@ const FAR: u64 = 1_000_000;
 
 /// The lines of a machine.
 pub struct Time {
-    lines: Box<[Line; LINES]>,
+    lines: Box<[Line]>,
     /// The present line; null: none.
     now: AtomicPtr<Line>,
     /// Host counter from which the next line is due.
@@ -73,7 +74,7 @@ impl Line {
 impl Time {
     pub fn new() -> Time {
         Time {
-            lines: Box::new(std::array::from_fn(|_| Line::default())),
+            lines: (0..LINES).map(|_| Line::default()).collect(),
             now: AtomicPtr::default(),
             due: AtomicU64::new(0),
             shown: AtomicU64::new(0),
@@ -93,9 +94,16 @@ impl Time {
         unsafe { self.now.load(Ordering::Acquire).as_ref() }
     }
 
-    /// The guest's counter now.
+    /// The guest's counter now. The thread may be held up anywhere while another one lays lines: what
+    /// counts is that the line is the present one still when all was read.
     pub fn read(&self) -> Option<u64> {
-        Some(self.line()?.at(host_counter()))
+        loop {
+            let line = self.line()?;
+            let value = line.at(host_counter());
+            if std::ptr::eq(self.now.load(Ordering::Acquire), line) {
+                return Some(value);
+            }
+        }
     }
 
     /// A vCPU goes on (or begins): a first line, or one that follows the clock again after it
@@ -163,7 +171,10 @@ impl Time {
         let by = i128::from(rate) * i128::from(off) / period;
         let most = i128::from(rate / 20);
         let slope = (i128::from(rate) + by.clamp(-most, most)).clamp(1, i128::from(u64::MAX)) as u64;
-        self.lay(host, value, slope, bus);
+        // From a moment as late as can be: until the new line is the present one, others read the old one
+        // beyond it, and may be ahead of a slower one.
+        let host = host_counter();
+        self.lay(host, line.at(host), slope, bus);
     }
 
     /// A line through (`host`, `value`); the lock is held.
@@ -205,4 +216,59 @@ fn slope(bus: &CpuBus, host: u64, clock: u64) -> Option<u64> {
         return None;
     }
     Some(((guest << 64) / u128::from(host)) as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tests::{CODE, Guest, STACK};
+    use cpu_interpreter::testing::{long_mode_state, quiet_bus};
+    use memory::{AddressSpace, SpaceKind};
+    use std::sync::atomic::AtomicBool;
+
+    /// A guest reads its counter while lines are laid every millisecond, by so many threads that the host
+    /// takes the processor from each of them for longer now and then.
+    #[test]
+    fn a_reader_that_is_held_up_sees_no_other_time() {
+        // cmp rcx,1 (its flags are wanted behind RDTSC) or nop; rdtsc; jz +0; shl rdx,32; or rax,rdx;
+        // mov r8,rax; sub r8,rbx; add r8,rsi; cmp r8,rdi; ja out; mov rbx,rax; dec rcx; jnz; out: hlt
+        let code = |live: bool| {
+            let first: &[u8] = if live { &[0x48, 0x83, 0xf9, 0x01] } else { &[0x0f, 0x1f, 0x40, 0x00] };
+            let branch: &[u8] = if live { &[0x74, 0x00] } else { &[0x66, 0x90] };
+            let rest = [
+                0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0x49, 0x89, 0xc0, 0x49, 0x29, 0xd8, 0x49, 0x01,
+                0xf0, 0x49, 0x39, 0xf8, 0x77, 0x08, 0x48, 0x89, 0xc3, 0x48, 0xff, 0xc9, 0x75, 0xdb, 0xf4,
+            ];
+            // rdtsc; shl rdx,32; or rax,rdx; mov rbx,rax
+            let begin = [0x0f, 0x31, 0x48, 0xc1, 0xe2, 0x20, 0x48, 0x09, 0xd0, 0x48, 0x89, 0xc3];
+            [&begin, first, &[0x0f, 0x31][..], branch, &rest].concat()
+        };
+        for live in [false, true] {
+            let mut state = long_mode_state(CODE, STACK, 0);
+            // From one reading to the next a minute at most, and 10 ms back: lines are laid by far too often.
+            (state.gpr[1], state.gpr[6], state.gpr[7]) = (3_000_000, 10_000_000, 60_000_000_000);
+            let mut guest = Guest::with(&state, &code(live));
+            let done = AtomicBool::new(false);
+            let shared = guest.shared();
+            let end = std::thread::scope(|scope| {
+                for _ in 0..2 * std::thread::available_parallelism().map_or(2, usize::from) {
+                    scope.spawn(|| {
+                        let bus = quiet_bus(AddressSpace::new(SpaceKind::Memory));
+                        let mut last = host_counter();
+                        while !done.load(Ordering::SeqCst) {
+                            if host_counter() - last > 2_000_000 {
+                                last = host_counter();
+                                shared.time.due.store(0, Ordering::Relaxed);
+                                shared.time.steer(&bus);
+                            }
+                        }
+                    });
+                }
+                let end = guest.run();
+                done.store(true, Ordering::SeqCst);
+                end
+            });
+            assert_eq!(end.gpr[1], 0, "{live}: {:#x} after {:#x}", end.gpr[0], end.gpr[3]);
+        }
+    }
 }

@@ -10,6 +10,7 @@ mod strides;
 mod strings;
 mod system;
 
+use crate::shared::Shared;
 use crate::{Options, Translator};
 use cpu::cpuid::CpuidTable;
 use cpu::{CpuState, Engine, Exit, Link, Vcpu, VcpuConfig};
@@ -78,6 +79,11 @@ impl Guest {
         state.activity = cpu::state::Activity::Running;
         self.vcpu.load(&state).unwrap();
         self.run()
+    }
+
+    /// What the engine's vCPUs share.
+    pub fn shared(&self) -> Arc<Shared> {
+        self.engine.as_ref().unwrap().0.clone()
     }
 
     /// Pages whose blocks compare their bytes.

@@ -84,7 +84,7 @@ impl Builder {
         self.t1 = None;
         self.forget_state();
         match i.mnemonic() {
-            Rdtsc | Rdtscp => self.counter(i.mnemonic() == Rdtscp),
+            Rdtsc | Rdtscp => self.counter(source, i.mnemonic() == Rdtscp),
             Cpuid => self.identify(),
             Pause => self.pause(),
             Pushfq => self.push_flags(source, i),
@@ -125,12 +125,16 @@ impl Builder {
         }
     }
 
-    fn counter(&mut self, with_id: bool) {
+    /// RDTSC and RDTSCP by the machine's line (see [`crate::time`]), as [`crate::time::Time::read`] does.
+    fn counter(&mut self, source: &Source, with_id: bool) {
         const RDX: u8 = 2;
+        let live = self.keeps_flags(source);
+        let again = self.code.label();
         let code = &mut self.code;
-        code.raw(&[0x0f, 0x31]); // rdtsc
+        code.bind(again);
         code.load(T1, COUNTER);
         code.load_at(T1, T1, 0);
+        code.raw(&[0x0f, 0x31]); // rdtsc
         code.raw(&[0xc4, 0xe3, 0xfb, 0xf0, 0xd2, 32]); // rorx rdx, rdx, 32
         code.raw(&[0x48, 0x8d, 0x14, 0x10]); // lea rdx, [rax + rdx]
         code.load_at(RAX, T1, 0);
@@ -138,6 +142,18 @@ impl Builder {
         code.raw(&[0xc4, 0xc2, 0xfb, 0xf6, 0x53, 8]); // mulx rdx, rax, [r11 + 8]
         code.load_at(RAX, T1, 16);
         code.raw(&[0x48, 0x8d, 0x14, 0x10]);
+        // Another line may have been laid meanwhile, or this one anew.
+        code.load(T0, COUNTER);
+        code.load_at(T0, T0, 0);
+        if live {
+            code.not(T1);
+            code.lea_sum(T0, T0, T1, 1);
+            self.zero_test(T0, again);
+        } else {
+            code.op_registers(0x39, T1, T0);
+            code.jcc(5, again);
+        }
+        let code = &mut self.code;
         code.load(RAX, COUNTER_OFFSET);
         code.raw(&[0x48, 0x8d, 0x14, 0x10]);
         code.mov32(RAX, RDX);
