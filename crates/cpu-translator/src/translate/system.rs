@@ -147,8 +147,10 @@ impl Builder {
         code.load_at(T0, T0, 0);
         if live {
             code.not(T1);
-            code.lea_sum(T0, T0, T1, 1);
-            self.zero_test(T0, again);
+            code.lea_sum(T1, T0, T1, 1);
+            code.mov(T0, RCX);
+            code.mov(RCX, T1);
+            self.rcx_test(again);
         } else {
             code.op_registers(0x39, T1, T0);
             code.jcc(5, again);
