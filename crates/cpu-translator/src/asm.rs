@@ -360,13 +360,6 @@ impl Code {
         self.raw(&[0xc4, first, 0x80 | (!by & 15) << 3, 0xf7, 0xc0 | (to & 7) << 3 | from & 7]);
     }
 
-    /// `mov reg, [a]`, 64 bits.
-    pub fn load_address(&mut self, reg: u8, a: &Address) {
-        self.rex(true, reg, a.index.unwrap_or(4), a.base.unwrap_or(0));
-        self.raw(&[0x8b]);
-        self.address_bytes(reg, a);
-    }
-
     /// `not reg`: no flags.
     pub fn not(&mut self, reg: u8) {
         self.rex(true, 0, 0, reg);

@@ -496,7 +496,7 @@ impl Builder {
         }
         self.code.load(T1, SELF);
         let disp = if write { WRITE_TABLE } else { READ_TABLE };
-        self.code.load_address(T1, &Address { base: Some(T1), index: Some(T0), scale: 3, disp });
+        self.code.op_at(true, 0x8b, T1, &Address { base: Some(T1), index: Some(T0), scale: 3, disp });
         self.code.test8(T1, 1);
         self.code.jcc(4, miss);
     }

@@ -177,8 +177,8 @@ impl Builder {
     pub(super) fn begin_rounds(&mut self) {
         if self.hoist.is_some() || self.warming {
             let dear = |hoist: &Hoist| {
-                let spares = self.steps.iter().zip(&hoist.members);
-                spares.into_iter().any(|(step, member)| member.is_some() && step.live_before != 0)
+                let mut accesses = self.steps.iter().zip(&hoist.members);
+                accesses.any(|(step, member)| member.is_some() && step.live_before != 0)
             };
             let turns = match &self.hoist {
                 None => HOT,
